@@ -1,0 +1,12 @@
+"""editjax: learn to edit audio from (raw recording, edited track) pairs, and edit new recordings.
+
+    recording → audio → mel → model → pointers → EditList → render → edited file (+ timeline, picture, report)
+    pairs → align → pointers, labels → shards → Grain → train → checkpoint → export → model bundle
+
+Array names end in their axes:
+B batch · T raw frame · N edit step · L landmark · F mel bin · D width · H heads · K head width · C channel ·
+S sample · W window · G global token · J jump · Z latent.
+Scalar names end in their unit: `_hz _s _db _frames _samples`.
+"""
+
+__version__ = "0.1.0"
