@@ -1,0 +1,98 @@
+"""Layers shared by the model families: normalisation, rotary positions, windowed attention, feed-forward.
+
+Linen in its pure style: parameters only, no other collections; randomness and caches are arguments.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from editjax.attention import Window, attend
+
+ROTARY_BASE = 10_000.0
+
+
+def rotary(x_BTHK, position_BT):
+    """Rotate head channels by position (Su et al. 2021, RoFormer), so that products see only differences.
+
+    x: (batch, tokens, heads, head width), positions: (batch or 1, tokens) in frames of the attending level.
+    """
+    half = x_BTHK.shape[-1] // 2
+    rate_R = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTR = position_BT.astype(jnp.float32)[:, :, None] * rate_R[None, None, :]
+    cos, sin = jnp.cos(angle_BTR)[:, :, None, :], jnp.sin(angle_BTR)[:, :, None, :]
+    a, b = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
+
+
+def frame_mask(frames_B, n_frames: int):
+    """Validity of each frame, (batch, frames) bool."""
+    return jnp.arange(n_frames)[None, :] < frames_B[:, None]
+
+
+def masked(x_BTD, mask_BT):
+    """Zero the frames outside the mask."""
+    return jnp.where(mask_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
+
+
+class Norm(nn.Module):
+    """Root-mean-square normalisation with a learned scale, computed in float32."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.RMSNorm(dtype=jnp.float32, name="scale")(x.astype(jnp.float32)).astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """Normalised feed-forward residual branch."""
+
+    width: int
+    expansion: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        h = Norm(self.dtype, name="norm")(x)
+        h = nn.gelu(nn.Dense(self.width * self.expansion, dtype=self.dtype, name="up")(h))
+        return nn.Dense(self.width, dtype=self.dtype, name="down")(h)
+
+
+class WindowAttention(nn.Module):
+    """Residual branch: attention to a window of frames and to global tokens, rotary positions for both."""
+
+    width: int
+    heads: int
+    window: Window
+    kind: str = "block"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD, frames_B, globals_BGD=None, global_position_BG=None, global_valid_BG=None):
+        def split(x):
+            return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
+
+        h = Norm(self.dtype, name="norm")(x_BTD)
+        q, k, v = (
+            split(a) for a in jnp.split(nn.Dense(3 * self.width, dtype=self.dtype, name="qkv")(h), 3, -1)
+        )
+        position_1T = jnp.arange(x_BTD.shape[1])[None, :]
+        q, k = rotary(q, position_1T), rotary(k, position_1T)
+        global_k = global_v = None
+        if globals_BGD is not None:
+            g = Norm(self.dtype, name="global_norm")(globals_BGD)
+            g = nn.Dense(2 * self.width, dtype=self.dtype, name="global_kv")(g)
+            global_k, global_v = (split(a) for a in jnp.split(g, 2, -1))
+            global_k = rotary(global_k, global_position_BG)
+        out = attend(
+            q,
+            k,
+            v,
+            window=self.window,
+            frames_B=frames_B,
+            global_k_BGHK=global_k,
+            global_v_BGHK=global_v,
+            global_valid_BG=global_valid_BG,
+            kind=self.kind,
+        )
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(x_BTD.shape))
