@@ -1,0 +1,398 @@
+"""What an edit list says: pointers, operations, labels and figures of one edit.
+
+In come pointers (the raw frame each edited frame plays) or an `EditList`; out goes the same edit in another
+view. Pointers survive the round trip exactly: the nominal fields carry them, whatever the renderer does to
+`start` and `stop` to make joins inaudible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from editjax.edit_list import EditList, Segment, Source, read_edits, write_edits
+from editjax.errors import DataError
+from editjax.mel import FrameGrid
+
+__all__ = [
+    "PAD",
+    "STOP",
+    "UNALIGNED",
+    "EditLabel",
+    "EditList",
+    "Operation",
+    "Segment",
+    "Source",
+    "Summary",
+    "beat_labels",
+    "cut_spans",
+    "duration_samples",
+    "from_operations",
+    "from_pointers",
+    "identity",
+    "kept_mask_frames",
+    "operations",
+    "played_spans",
+    "pointers_by_time",
+    "read_edits",
+    "structure_of",
+    "summary",
+    "to_pointers",
+    "write_edits",
+]
+
+STOP = -2
+PAD = -1
+UNALIGNED = -3
+
+EFFECT_GAIN_DB = 1.0
+"""Gains smaller than this match levels; larger ones are heard as an effect."""
+
+
+class EditLabel(IntEnum):
+    """What an edit does to a beat of the raw recording."""
+
+    CUT = 0
+    KEEP = 1
+    LOOP = 2
+    FADE_IN = 3
+    FADE_OUT = 4
+    EFFECT = 5
+    TRANSITION = 6
+    PAD = 7
+
+
+class Operation(NamedTuple):
+    """One step of an edit: `kind` acts on source samples [start, stop) at output sample `at`.
+
+    COPY plays new material, LOOP plays what was heard before, REORDER plays new material from before the
+    furthest point reached. CUT is never played; `at` is where it would have followed. FADE_IN and FADE_OUT
+    span the fade. A TRANSITION leaves the source at `start` and enters it at `stop`.
+    """
+
+    kind: str
+    start: int
+    stop: int
+    at: int
+
+
+class Summary(NamedTuple):
+    """An edit in figures: counts, and seconds of source kept and cut, of output heard more than once."""
+
+    input_s: float
+    output_s: float
+    clips: int
+    cuts: int
+    smallest_clip_s: float
+    largest_clip_s: float
+    median_clip_s: float
+    smallest_cut_s: float
+    largest_cut_s: float
+    median_cut_s: float
+    kept_s: float
+    cut_s: float
+    looped_s: float
+
+
+def identity(source: Source) -> EditList:
+    """The edit that plays the whole source once."""
+    whole = Segment(0, source.frames, 0, source.frames)
+    return EditList(source, (whole,) if source.frames else (), {"name": "identity"})
+
+
+def from_pointers(
+    pointers_N: np.ndarray,
+    source: Source,
+    grid: FrameGrid,
+    scores: Sequence[float] | np.ndarray | None = None,
+    reasons: Sequence[str] | None = None,
+    editor: dict[str, Any] | None = None,
+) -> EditList:
+    """Turns raw frame numbers (N,) into segments, one per run of consecutive frames.
+
+    Everything from the first STOP on and every PAD is dropped; UNALIGNED frames end a run and are noted in
+    the editor's `unaligned`. `scores` and `reasons` (N,) give each segment those of its first frame: of the
+    jump. Raises DataError if a pointer is outside the source.
+    """
+    pointers_N = np.asarray(pointers_N)
+    _check_pointers(pointers_N, grid.frames_in(source.frames))
+    stops = np.flatnonzero(pointers_N == STOP)
+    rows = np.arange(stops[0] if stops.size else pointers_N.size)
+    rows = rows[pointers_N[rows] != PAD]
+    segments: list[Segment] = []
+    unaligned: list[list[int]] = []
+    for run in _runs(pointers_N[rows]):
+        row = rows[run.start]
+        first, last = int(pointers_N[row]), int(pointers_N[rows[run.stop - 1]])
+        if first == UNALIGNED:
+            unaligned.append([len(segments), run.stop - run.start])
+            continue
+        start = int(grid.sample_of_frame(first))
+        stop = min(int(grid.sample_of_frame(last + 1)), source.frames)
+        score = None if scores is None else float(scores[row])
+        segments.append(Segment(start, stop, start, stop, 0, 0, 0.0, score, reasons[row] if reasons else ""))
+    notes = dict(editor or {})
+    if unaligned:
+        notes["unaligned"] = unaligned
+    return EditList(source, tuple(segments), notes)
+
+
+def to_pointers(edit_list: EditList, grid: FrameGrid) -> np.ndarray:
+    """The raw frames an edit plays, int32 (N,), without STOP; the exact inverse of `from_pointers`.
+
+    A segment plays the frames whose first sample lies in its nominal span, so that neighbours never share
+    one.
+    """
+    gaps: dict[int, int] = {}
+    for index, frames in edit_list.editor.get("unaligned", ()):
+        gaps[index] = gaps.get(index, 0) + frames
+    parts = []
+    for index, segment in enumerate(edit_list.segments):
+        parts.append(np.full(gaps.get(index, 0), UNALIGNED, np.int32))
+        first, last = grid.frames_in(segment.nominal_start), grid.frames_in(segment.nominal_stop)
+        parts.append(np.arange(first, last, dtype=np.int32))
+    parts.append(np.full(gaps.get(len(edit_list.segments), 0), UNALIGNED, np.int32))
+    return np.concatenate(parts)
+
+
+def pointers_by_time(edit_list: EditList, grid: FrameGrid) -> np.ndarray:
+    """The raw frame nearest to what sounds at each frame of the rendered file, int32 (N,).
+
+    N is the frame count of the rendered file, also for cuts between frames, where `to_pointers` may differ by
+    a frame per segment; within a segment pointers advance by one. `unaligned` notes are ignored: nothing
+    renders them.
+    """
+    last = grid.frames_in(edit_list.source.frames) - 1
+    half_hop = int(grid.sample_of_frame(1)) // 2
+    parts, at = [np.zeros(0, np.int32)], 0
+    for segment in edit_list.segments:
+        length = segment.stop - segment.start
+        first_row, stop_row = grid.frames_in(at), grid.frames_in(at + length)
+        heard = segment.start + int(grid.sample_of_frame(first_row)) - at
+        first = grid.frame_of_sample(heard + half_hop)
+        parts.append(np.minimum(first + np.arange(stop_row - first_row), last).astype(np.int32))
+        at += length
+    return np.concatenate(parts)
+
+
+def duration_samples(edit_list: EditList) -> int:
+    """Length of the rendered edit: Σ(stop − start)."""
+    return sum(segment.stop - segment.start for segment in edit_list.segments)
+
+
+def played_spans(edit_list: EditList) -> list[tuple[int, int]]:
+    """Source spans heard at least once, disjoint and ascending."""
+    spans: list[tuple[int, int]] = []
+    for start, stop in sorted((segment.start, segment.stop) for segment in edit_list.segments):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], stop))
+        else:
+            spans.append((start, stop))
+    return spans
+
+
+def cut_spans(edit_list: EditList) -> list[tuple[int, int]]:
+    """Source spans never heard, disjoint and ascending: the complement of `played_spans`."""
+    edges = [0, *(edge for span in played_spans(edit_list) for edge in span), edit_list.source.frames]
+    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def summary(edit_list: EditList) -> Summary:
+    """Counts and lengths for the report of an edit; lengths are 0 where there is nothing to measure."""
+    rate = edit_list.source.sample_rate
+    clips_s = [(segment.stop - segment.start) / rate for segment in edit_list.segments]
+    cuts_s = [(stop - start) / rate for start, stop in cut_spans(edit_list)]
+    output_s, cut_s = duration_samples(edit_list) / rate, sum(cuts_s)
+    kept_s = edit_list.source.frames / rate - cut_s
+    return Summary(
+        edit_list.source.frames / rate,
+        output_s,
+        len(clips_s),
+        len(cuts_s),
+        *_spread(clips_s),
+        *_spread(cuts_s),
+        kept_s,
+        cut_s,
+        max(0.0, output_s - kept_s),
+    )
+
+
+def kept_mask_frames(pointers_N: np.ndarray, n_frames: int) -> np.ndarray:
+    """Whether each raw frame is played at least once, bool (T,); sentinels are ignored."""
+    return _counts(pointers_N, n_frames) > 0
+
+
+def structure_of(pointers_N: np.ndarray, n_frames: int) -> np.ndarray:
+    """What becomes of each raw frame, int32 (T,): 0 cut, 1 kept, 2 looped (played more than once)."""
+    return np.minimum(_counts(pointers_N, n_frames), 2).astype(np.int32)
+
+
+def beat_labels(
+    edit: np.ndarray | EditList,
+    beat_frames: np.ndarray,
+    n_frames: int,
+    *,
+    grid: FrameGrid | None = None,
+    effects: Sequence[tuple[int, int]] = (),
+    n_beats: int | None = None,
+) -> np.ndarray:
+    """The `EditLabel` of each raw beat, uint8 (beats,): the one most of its frames carry, the larger at a
+    tie.
+
+    Pointers (N,) give CUT, KEEP and LOOP; an EditList also the rest: FADE_IN and FADE_OUT over its fades,
+    TRANSITION over the two fades that meet at a join, EFFECT where the gain is at least `EFFECT_GAIN_DB` off,
+    and over `effects` (source samples) as far as they are played. A beat lasts to the next one, the last to
+    `n_frames`; frames before the first beat belong to none. With `n_beats` the answer is cut or filled with
+    PAD to that length.
+    """
+    if isinstance(edit, EditList):
+        labels_T = _frame_labels(edit, grid or FrameGrid(edit.source.sample_rate), n_frames, effects)
+    else:
+        labels_T = structure_of(edit, n_frames)
+    edges = np.append(np.asarray(beat_frames, np.int64), n_frames)
+    votes = np.zeros((edges.size, len(EditLabel)), np.int64)
+    beat_of_T = np.searchsorted(edges, np.arange(n_frames), side="right") - 1
+    inside = beat_of_T >= 0
+    np.add.at(votes, (beat_of_T[inside], labels_T[inside]), 1)
+    winners = (len(EditLabel) - 1 - votes[:-1, ::-1].argmax(axis=1)).astype(np.uint8)
+    winners[votes[:-1].sum(axis=1) == 0] = EditLabel.PAD
+    if n_beats is None:
+        return winners
+    return np.append(winners, np.full(n_beats, EditLabel.PAD, np.uint8))[:n_beats]
+
+
+def operations(edit_list: EditList) -> list[Operation]:
+    """The edit as operations in output order, in nominal samples: a view, `from_operations` inverts it."""
+    plays = _plays(edit_list)
+    cuts = _cuts(edit_list)
+    fades = _fades(edit_list)
+    rank = {"CUT": 0, "TRANSITION": 1, "COPY": 2, "LOOP": 2, "REORDER": 2, "FADE_IN": 3, "FADE_OUT": 3}
+    return sorted([*plays, *cuts, *fades], key=lambda operation: (operation.at, rank[operation.kind]))
+
+
+def from_operations(
+    steps: Iterable[Operation], source: Source, editor: dict[str, Any] | None = None
+) -> EditList:
+    """The edit list whose COPY, LOOP and REORDER operations are `steps`; contiguous ones are one segment.
+
+    CUT follows from what is not played. Fades, transitions and gains are the segments' own and not restored.
+    """
+    spans: list[tuple[int, int]] = []
+    plays = (step for step in steps if step.kind in ("COPY", "LOOP", "REORDER"))
+    for step in sorted(plays, key=lambda step: step.at):
+        if spans and spans[-1][1] == step.start:
+            spans[-1] = (spans[-1][0], step.stop)
+        else:
+            spans.append((step.start, step.stop))
+    return EditList(source, tuple(Segment(*span, *span) for span in spans), dict(editor or {}))
+
+
+def _check_pointers(pointers_N: np.ndarray, n_frames: int) -> None:
+    if pointers_N.ndim != 1 or pointers_N.dtype.kind not in "iu":
+        raise DataError(
+            f"pointers are {pointers_N.dtype} of shape {pointers_N.shape}; give integers of shape (N,)"
+        )
+    if pointers_N.size and (pointers_N.max() >= n_frames or pointers_N.min() < UNALIGNED):
+        raise DataError(
+            f"pointers reach from {pointers_N.min()} to {pointers_N.max()} but the source has frames 0 to "
+            f"{n_frames - 1}; make them with the same hop and sample rate"
+        )
+
+
+def _counts(pointers_N: np.ndarray, n_frames: int) -> np.ndarray:
+    """How often each raw frame is played, int64 (T,)."""
+    pointers_N = np.asarray(pointers_N)
+    stops = np.flatnonzero(pointers_N == STOP)
+    played = pointers_N[: stops[0] if stops.size else None]
+    return np.bincount(played[played >= 0], minlength=n_frames)[:n_frames]
+
+
+def _frame_labels(
+    edit_list: EditList, grid: FrameGrid, n_frames: int, effects: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """The label of each raw frame, int32 (T,); where several apply the last painted of the order below
+    wins."""
+    labels_T = structure_of(to_pointers(edit_list, grid), n_frames)
+    played_T = labels_T > 0
+
+    def paint(start: int, stop: int, label: EditLabel) -> None:
+        rows = slice(grid.frames_in(start), grid.frames_in(stop))
+        labels_T[rows][played_T[rows]] = label
+
+    louder = [s for s in edit_list.segments if abs(s.gain_db) >= EFFECT_GAIN_DB]
+    for start, stop in [*effects, *((s.nominal_start, s.nominal_stop) for s in louder)]:
+        paint(start, stop, EditLabel.EFFECT)
+    segments = edit_list.segments
+    for before, segment, after in zip([None, *segments], segments, [*segments[1:], None], strict=False):
+        into = EditLabel.TRANSITION if before and before.fade_out else EditLabel.FADE_IN
+        out_of = EditLabel.TRANSITION if after and after.fade_in else EditLabel.FADE_OUT
+        paint(segment.nominal_start, segment.nominal_start + segment.fade_in, into)
+        paint(segment.nominal_stop - segment.fade_out, segment.nominal_stop, out_of)
+    return labels_T
+
+
+def _runs(pointers_N: np.ndarray) -> list[slice]:
+    """Maximal runs of pointers that advance by one, or that are all UNALIGNED."""
+    steps = np.diff(pointers_N.astype(np.int64))
+    gap = pointers_N == UNALIGNED
+    joined = np.where(gap[:-1] | gap[1:], gap[:-1] & gap[1:], steps == 1)
+    edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), pointers_N.size]
+    return [slice(start, stop) for start, stop in pairwise(edges) if stop > start]
+
+
+def _spread(lengths_s: list[float]) -> tuple[float, float, float]:
+    return (min(lengths_s), max(lengths_s), float(np.median(lengths_s))) if lengths_s else (0.0, 0.0, 0.0)
+
+
+def _plays(edit_list: EditList) -> list[Operation]:
+    """COPY, LOOP and REORDER: each segment split where what it plays begins or ceases to be heard before."""
+    spans = [(segment.nominal_start, segment.nominal_stop) for segment in edit_list.segments]
+    edges = sorted({edge for span in spans for edge in span})
+    index = {edge: i for i, edge in enumerate(edges)}
+    heard = np.zeros(len(edges), bool)
+    plays, at, furthest = [], 0, 0
+    for start, stop in spans:
+        first, last = index[start], index[stop]
+        pieces = heard[first:last]
+        turns = [0, *(np.flatnonzero(pieces[1:] != pieces[:-1]) + 1).tolist(), last - first]
+        for left, right in pairwise(turns):
+            a, b = edges[first + left], edges[first + right]
+            kind = "LOOP" if pieces[left] else "REORDER" if a < furthest else "COPY"
+            plays.append(Operation(kind, a, b, at + a - start))
+            furthest = max(furthest, b)
+        heard[first:last] = True
+        at += stop - start
+    return plays
+
+
+def _cuts(edit_list: EditList) -> list[Operation]:
+    nominal = edit_list._replace(
+        segments=tuple(s._replace(start=s.nominal_start, stop=s.nominal_stop) for s in edit_list.segments)
+    )
+    ends: dict[int, int] = {0: 0}
+    at = 0
+    for segment in nominal.segments:
+        at += segment.stop - segment.start
+        ends.setdefault(segment.stop, at)
+    return [Operation("CUT", start, stop, ends[start]) for start, stop in cut_spans(nominal)]
+
+
+def _fades(edit_list: EditList) -> list[Operation]:
+    fades, at, fading = [], 0, False
+    segments = edit_list.segments
+    for i, segment in enumerate(segments):
+        following = segments[i + 1] if i + 1 < len(segments) else None
+        start, stop = segment.nominal_start, segment.nominal_stop
+        if segment.fade_in and not fading:
+            fades.append(Operation("FADE_IN", start, start + segment.fade_in, at))
+        at += stop - start
+        fading = bool(segment.fade_out and following and following.fade_in)
+        if fading and following:
+            fades.append(Operation("TRANSITION", stop, following.nominal_start, at))
+        elif segment.fade_out:
+            fades.append(Operation("FADE_OUT", stop - segment.fade_out, stop, at - segment.fade_out))
+    return fades
