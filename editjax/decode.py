@@ -1,0 +1,117 @@
+"""Trained parameters + mel → pointers: the whole decoding loop runs on the device.
+
+A `lax.while_loop` over steps with ring-buffer caches; it ends when every recording of the batch has stopped.
+Greedy by default; with a temperature it samples, drawing noise per step, so that a seed fixes the edit.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from editjax.edits import PAD, STOP
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, call
+
+
+class Decoded(NamedTuple):
+    """Pointers (B, N) int32 ending in STOP where the model stopped, PAD after; log-probability of each step's
+    choice (B, N); steps taken before the stop (B,)."""
+
+    pointers_BN: jax.Array
+    log_p_BN: jax.Array
+    steps_B: jax.Array
+
+
+class Carry(NamedTuple):
+    """Loop state: few packed arrays, because XLA pays per leaf."""
+
+    index: jax.Array
+    state_B3: jax.Array  # pointer, run, stopped
+    caches: tuple
+    pointers_BN: jax.Array
+    log_p_BN: jax.Array
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, target_B):
+    """Encoded recording and the keys that decoding reads."""
+    encoded = call(settings, params, "encode", mel_BTF, frames_B, phase_BT3, target_B)
+    return encoded, call(settings, params, "keys", encoded)
+
+
+@partial(jax.jit, static_argnames=("settings", "max_steps"))
+def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, temperature, key) -> Decoded:
+    """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`."""
+    batch = keys.n_frames_B.shape[0]
+    cache = jnp.zeros((batch, settings.decoder_window, 2 * settings.width), jnp.dtype(settings.dtype))
+    start = Carry(
+        jnp.zeros((), jnp.int32),
+        jnp.tile(jnp.array([[-1, 0, 0]], jnp.int32), (batch, 1)),
+        (cache,) * settings.decoder_layers,
+        jnp.full((batch, max_steps), PAD, jnp.int32),
+        jnp.zeros((batch, max_steps), jnp.float32),
+    )
+
+    def going(carry: Carry):
+        return (carry.index < max_steps) & ~carry.state_B3[:, 2].astype(bool).all()
+
+    def advance(carry: Carry):
+        pointer_B, run_B, stopped_B = carry.state_B3.T
+        index_B1 = jnp.full((batch, 1), carry.index, jnp.int32)
+        step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
+        h, caches = call(settings, params, "step", keys, step, carry.caches)
+        noise = jax.random.fold_in(key, carry.index)
+        next_B, log_p_B = choose(settings, params, keys, h, pointer_B, temperature, noise)
+        stopped = stopped_B.astype(bool)
+        jumped = next_B != pointer_B + 1
+        written = jnp.where(stopped, PAD, next_B)
+        now_stopped = stopped | (next_B == STOP)
+        state = jnp.stack(
+            [
+                jnp.where(now_stopped, pointer_B, next_B),
+                jnp.where(jumped, 0, run_B + 1),
+                now_stopped.astype(jnp.int32),
+            ],
+            axis=1,
+        )
+        return Carry(
+            carry.index + 1,
+            state,
+            caches,
+            jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.index)),
+            jax.lax.dynamic_update_slice(
+                carry.log_p_BN, jnp.where(stopped, 0.0, log_p_B)[:, None], (0, carry.index)
+            ),
+        )
+
+    end = jax.lax.while_loop(going, advance, start)
+    return Decoded(end.pointers_BN, end.log_p_BN, (end.pointers_BN >= 0).sum(1))
+
+
+def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperature, key):
+    """Next pointer (or STOP) and its log-probability, (B,) each: mode, and for a jump bar → beat → frame."""
+    pointer_B1 = pointer_B[:, None]
+    key_mode, key_bar, key_beat, key_frame = jax.random.split(key, 4)
+
+    def ask(method, *args):
+        return call(settings, params, method, *args)
+
+    mode, mode_p = _pick(ask("modes", h_B1D, pointer_B1, keys.n_frames_B), temperature, key_mode)
+    bar, bar_p = _pick(ask("bars", h_B1D, pointer_B1, keys), temperature, key_bar)
+    beat, beat_p = _pick(ask("beats", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
+    beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
+    frame, frame_p = _pick(ask("frames", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
+    target = beat * settings.frames_per_beat + frame
+    pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
+    log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
+    return pointer[:, 0].astype(jnp.int32), log_p[:, 0]
+
+
+def _pick(logits, temperature, key):
+    """Argmax of logits plus Gumbel noise scaled by the temperature (Gumbel-max trick): 0 is greedy."""
+    logits = logits.astype(jnp.float32)
+    noise = jax.random.gumbel(key, logits.shape) * temperature
+    index = jnp.argmax(logits + noise, axis=-1)
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return index, jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]

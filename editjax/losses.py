@@ -1,0 +1,157 @@
+"""Exact negative log-likelihood of an edit under the pointer network, and the dense losses beside it.
+
+The likelihood factorises into modes at every step and targets at jumps only, so the target softmaxes are evaluated
+for the few jumps, gathered to a static number per example, and never for all steps × all frames.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from editjax.edits import STOP, UNALIGNED
+from editjax.models.layers import frame_mask
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, call
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the losses; `max_jumps` bounds the jumps of an example that are trained on."""
+
+    sequence: float = 1.0
+    structure: float = 1.0
+    length: float = 0.1
+    max_jumps: int = 64
+
+
+class Targets(NamedTuple):
+    """Teacher-forcing view of pointer sequences, (B, N) each.
+
+    `step`: decoder inputs; `pointer`: raw frame to play; `mode`: advance, jump or stop; `counted`: steps in the
+    likelihood (padding and unaligned frames are not).
+    """
+
+    step: Step
+    pointer_BN: jax.Array
+    mode_BN: jax.Array
+    counted_BN: jax.Array
+
+
+def targets(pointers_BN, steps_B, target_B) -> Targets:
+    """Inputs and targets of every step from pointers that end in STOP and are padded with PAD.
+
+    An unaligned frame leaves the loss, and the step after it continues from the last aligned pointer.
+    """
+    n_steps = pointers_BN.shape[1]
+    index_BN = jnp.broadcast_to(jnp.arange(n_steps)[None, :], pointers_BN.shape)
+    aligned = pointers_BN >= 0
+    last_BN = jax.lax.cummax(jnp.where(aligned, index_BN, -1), axis=1)
+    carried = jnp.take_along_axis(pointers_BN, jnp.maximum(last_BN, 0), axis=1)
+    carried = jnp.where(last_BN >= 0, carried, -1)
+    before_BN = jnp.pad(carried, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    advance = pointers_BN == before_BN + 1
+    mode_BN = jnp.where(pointers_BN == STOP, STOP_MODE, jnp.where(advance, ADVANCE, JUMP))
+    jumped = (mode_BN == JUMP) & aligned
+    since_BN = jax.lax.cummax(jnp.where(jumped, index_BN, -1), axis=1)
+    since_BN = jnp.pad(since_BN, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    run_BN = index_BN - 1 - since_BN
+    counted = frame_mask(steps_B, n_steps) & (pointers_BN != UNALIGNED)
+    return Targets(Step(before_BN, run_BN, index_BN, target_B), pointers_BN, mode_BN, counted)
+
+
+class SequenceNll(NamedTuple):
+    """Sums per example (B,): mode and target parts, and their counts."""
+
+    mode_B: jax.Array
+    bar_B: jax.Array
+    beat_B: jax.Array
+    frame_B: jax.Array
+    jumps_B: jax.Array
+    jumps_exact_B: jax.Array
+
+
+def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, max_jumps: int) -> SequenceNll:
+    """Exact −log p of each sequence, in nats: `mode + bar + beat + frame`.
+
+    Jumps beyond `max_jumps` in an example are left out of the target parts.
+    """
+
+    def ask(method, *args):
+        return call(settings, params, method, *args)
+
+    h_BND = ask("states", keys, t.step, steps_B)
+    mode_logits = ask("modes", h_BND, t.step.pointer_BN, keys.n_frames_B)
+    mode_BN = jnp.where(t.counted_BN, _nll(mode_logits, t.mode_BN), 0.0)
+
+    jump_BN = (t.mode_BN == JUMP) & t.counted_BN
+    count = min(max_jumps, jump_BN.shape[1])
+    _, where_BJ = jax.lax.top_k(jnp.where(jump_BN, -t.step.index_BN, -jump_BN.shape[1]), count)
+    real_BJ = jnp.take_along_axis(jump_BN, where_BJ, axis=1)
+    h_BJD = jnp.take_along_axis(h_BND, where_BJ[..., None], axis=1)
+    before_BJ = jnp.take_along_axis(t.step.pointer_BN, where_BJ, axis=1)
+    target_BJ = jnp.where(real_BJ, jnp.take_along_axis(t.pointer_BN, where_BJ, axis=1), 0)
+    bar_BJ, beat_BJ = target_BJ // settings.frames_per_bar, target_BJ // settings.frames_per_beat
+    per_bar = settings.frames_per_bar // settings.frames_per_beat
+    parts = (
+        (ask("bars", h_BJD, before_BJ, keys), bar_BJ),
+        (ask("beats", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
+        (ask("frames", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
+    )
+    bar_B, beat_B, frame_B = (
+        jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts
+    )
+    exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
+    return SequenceNll(mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), exact_BJ.sum(1))
+
+
+def _nll(logits, label):
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(log_p, label[..., None], axis=-1)[..., 0]
+
+
+def structure_loss(logits_BTS, structure_BT):
+    """Cross-entropy of cut / keep / loop per raw frame, averaged over labelled frames (label −1 is none)."""
+    labelled = structure_BT >= 0
+    nll_BT = _nll(logits_BTS, jnp.maximum(structure_BT, 0))
+    return jnp.where(labelled, nll_BT, 0.0).sum() / jnp.maximum(labelled.sum(), 1).astype(jnp.float32)
+
+
+def length_loss(log_length_B, steps_B):
+    """Squared error of the log length: 0.1 means about 37 % off."""
+    return jnp.mean((log_length_B - jnp.log(jnp.maximum(steps_B - 1, 1).astype(jnp.float32))) ** 2)
+
+
+def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings):
+    """(loss, metrics) of a `data.Batch`.
+
+    The sequence part is nats per event (jumps and the stop), because events are what there is to learn: 97–99 %
+    of the steps advance.
+    """
+    encoded = call(
+        settings, params, "encode", batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
+    )
+    keys = call(settings, params, "keys", encoded)
+    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
+    nll = sequence_nll(settings, params, keys, t, batch.steps_B, weights.max_jumps)
+    jumps = jnp.maximum(nll.jumps_B.sum(), 1).astype(jnp.float32)
+    events = jumps + batch.steps_B.shape[0]
+    sequence = (nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B).sum() / events
+    structure = structure_loss(encoded.structure_BTS, batch.structure_BT)
+    length = length_loss(encoded.log_length_B, batch.steps_B)
+    loss = weights.sequence * sequence + weights.structure * structure + weights.length * length
+    kept = jnp.argmax(encoded.structure_BTS, -1) > 0
+    labelled = batch.structure_BT >= 0
+    both = (kept & (batch.structure_BT > 0)).sum().astype(jnp.float32)
+    either = ((kept & labelled) | (batch.structure_BT > 0)).sum().astype(jnp.float32)
+    return loss, {
+        "sequence": sequence,
+        "mode_nll": nll.mode_B.sum() / events,
+        "bar_nll": nll.bar_B.sum() / jumps,
+        "beat_nll": nll.beat_B.sum() / jumps,
+        "frame_nll": nll.frame_B.sum() / jumps,
+        "jump_exact": nll.jumps_exact_B.sum().astype(jnp.float32) / jumps,
+        "structure": structure,
+        "structure_iou": both / jnp.maximum(either, 1.0),
+        "length": length,
+    }

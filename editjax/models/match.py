@@ -1,0 +1,119 @@
+"""Where is the music of this moment heard again? Blockwise search for repeated performances.
+
+Choosing takes is content matching at a distance: two takes of a passage form a diagonal in the self-similarity of
+the recording, at any offset. Similarities are computed a block of rows at a time, averaged along the diagonal,
+and only the best few places of each row are kept: memory is O(n), never n².
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from editjax.models.layers import frame_mask
+from editjax.models.level import running_sum
+
+STEP_FRAMES = 8  # 5.4 steps a second
+BANDS = 32
+MEAN_STEPS = 11  # 2 s
+DIAGONAL_STEPS = 16  # 3 s, a power of two
+CELL_STEPS = 8  # at most one candidate a cell of 1.5 s
+APART_STEPS = 16  # a match is at least this far away
+ROW_BLOCK = 128
+NOT_A_MATCH = -2.0
+
+
+class Matches(NamedTuple):
+    """The best matching places of every step: `K` later ones, then `K` earlier ones.
+
+    place_BMK int32: matching step; score_BMK: mean similarity along the diagonal, in [−1, 1];
+    here_BMK: similarity of the two steps alone; valid_BMK: false where there are fewer places.
+    """
+
+    place_BMK: jax.Array
+    score_BMK: jax.Array
+    here_BMK: jax.Array
+    valid_BMK: jax.Array
+
+
+def fingerprints(x_BTF, frames_B):
+    """Unit vectors of spectral shape, (B, M, 32), one per 8 frames, the running mean of 2 s taken out.
+
+    Without that subtraction the timbre that all takes share hides the notes. Steps beyond the recording, and
+    steps without spectral change, are zero.
+    """
+    batch, n_frames, n_bins = x_BTF.shape
+    n_steps = -(-n_frames // STEP_FRAMES)
+    mask_BT = frame_mask(frames_B, n_frames)
+    x_BTF = jnp.where(mask_BT[..., None], x_BTF, 0.0)
+    x_BTF = jnp.pad(x_BTF, ((0, 0), (0, n_steps * STEP_FRAMES - n_frames), (0, 0)))
+    x_BMG = x_BTF.reshape(batch, n_steps, STEP_FRAMES, BANDS, n_bins // BANDS).mean((2, 4))
+    mask_BM = frame_mask(-(-frames_B // STEP_FRAMES), n_steps)
+    count_BM = jnp.maximum(running_sum(mask_BM.astype(jnp.float32), MEAN_STEPS), 1.0)
+    total_BMG = jnp.moveaxis(jax.vmap(lambda a: running_sum(a, MEAN_STEPS), 2)(x_BMG), 0, 2)
+    u_BMG = jnp.where(mask_BM[..., None], x_BMG - total_BMG / count_BM[..., None], 0.0)
+    return u_BMG / (jnp.linalg.norm(u_BMG, axis=-1, keepdims=True) + 0.05)
+
+
+def find_matches(u_BMG, steps_B, count: int) -> Matches:
+    """The `count` best later and the `count` best earlier places of every step of each example."""
+    found = [_find(u, n, count) for u, n in zip(u_BMG, steps_B, strict=True)]
+    return Matches(*(jnp.stack(parts) for parts in zip(*found, strict=True)))
+
+
+def _find(u_MG, n_valid, count: int) -> Matches:
+    n_steps = u_MG.shape[0]
+    half = DIAGONAL_STEPS // 2
+    n_cells = -(-n_steps // CELL_STEPS)
+    rows = min(ROW_BLOCK, n_steps)
+    n_blocks = -(-n_steps // rows)
+    columns = n_cells * CELL_STEPS
+    u_rows = jnp.pad(u_MG, ((half, half + n_blocks * rows - n_steps), (0, 0)))
+    u_columns = jnp.pad(u_MG, ((half, half + columns - n_steps), (0, 0)))
+
+    def one_block(index):
+        first = index * rows
+        slab = jax.lax.dynamic_slice_in_dim(u_rows, first, rows + DIAGONAL_STEPS, axis=0)
+        score_RM = _diagonal_mean(slab @ u_columns.T)[:rows, :columns]
+        row_R1, column_1M = first + jnp.arange(rows)[:, None], jnp.arange(columns)[None, :]
+        valid_RM = (row_R1 < n_valid) & (column_1M < n_valid)
+        later = jnp.where(valid_RM & (column_1M >= row_R1 + APART_STEPS), score_RM, NOT_A_MATCH)
+        earlier = jnp.where(valid_RM & (column_1M <= row_R1 - APART_STEPS), score_RM, NOT_A_MATCH)
+        return tuple(
+            jnp.concatenate(pair, axis=-1)
+            for pair in zip(_best(later, count), _best(earlier, count), strict=True)
+        )
+
+    score, place = jax.lax.map(one_block, jnp.arange(n_blocks))
+    score_MK = score.reshape(n_blocks * rows, 2 * count)[:n_steps]
+    place_MK = place.reshape(n_blocks * rows, 2 * count)[:n_steps]
+    valid_MK = score_MK > NOT_A_MATCH
+    here_MK = jnp.einsum("mg,mkg->mk", u_MG, u_MG[place_MK])
+    zero = jnp.zeros(())
+    return Matches(
+        place_MK, jnp.where(valid_MK, score_MK, zero), jnp.where(valid_MK, here_MK, zero), valid_MK
+    )
+
+
+def _diagonal_mean(similarity_RM):
+    """Mean of DIAGONAL_STEPS entries down each diagonal, by doubling."""
+    total, span = similarity_RM, 1
+    while span < DIAGONAL_STEPS:
+        total = total[:-span, :-span] + total[span:, span:]
+        span *= 2
+    return total / DIAGONAL_STEPS
+
+
+def _best(score_RM, count: int):
+    """The best cell maxima of each row: (scores, places), both (R, count)."""
+    cells_RCS = score_RM.reshape(score_RM.shape[0], -1, CELL_STEPS)
+    peak_RC = cells_RCS.max(-1)
+    column_C = jnp.arange(peak_RC.shape[1])[None, :]
+    scores, places = [], []
+    for _ in range(count):
+        cell_R1 = jnp.argmax(peak_RC, axis=-1)[:, None]
+        scores.append(jnp.take_along_axis(peak_RC, cell_R1, axis=-1)[:, 0])
+        within_R = jnp.argmax(jnp.take_along_axis(cells_RCS, cell_R1[..., None], axis=1)[:, 0], axis=-1)
+        places.append(cell_R1[:, 0] * CELL_STEPS + within_R)
+        peak_RC = jnp.where(column_C == cell_R1, NOT_A_MATCH, peak_RC)
+    return jnp.stack(scores, -1), jnp.stack(places, -1).astype(jnp.int32)

@@ -1,0 +1,401 @@
+"""The pointer network: which raw frame comes next in the edit?
+
+A sequence of pointers is factorised exactly. At each step, from the decoder state: advance (previous + 1), jump or
+stop; a jump picks bar, then beat in the bar, then frame in the beat. Every raw frame is reachable, previous + 1 is
+excluded from jumps, so the probabilities of all sequences sum to one (pointer networks: Vinyals et al. 2015).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from editjax.attention import Window, attend
+from editjax.models.encoder import LANDMARK_FRAMES, Encoded, Encoder
+from editjax.models.layers import Mlp, Norm, frame_mask, rotary
+
+ADVANCE, JUMP, STOP_MODE = 0, 1, 2
+NEVER = -1e9
+DISTANCE_BUCKETS = 24
+ADVANCE_BIAS = 5.0
+
+
+@dataclass(frozen=True)
+class PointerSettings:
+    """Architecture of the pointer network; mel and beat settings as it was trained with.
+
+    Window sizes are in units of their level: landmarks (4 frames), frames, decoder steps. `max_globals` bounds
+    the pooled bar tokens of the encoder, so that its cost grows with the length and not with its square.
+    """
+
+    n_mels: int = 128
+    floor_db: float = -80.0
+    ceiling_db: float = 40.0
+    frames_per_beat: int = 43
+    frames_per_bar: int = 172
+    width: int = 128
+    heads: int = 2
+    landmark_layers: int = 4
+    landmark_window: int = 48
+    frame_width: int = 64
+    frame_heads: int = 1
+    frame_layers: int = 1
+    frame_window: int = 32
+    expansion: int = 2
+    max_globals: int = 256
+    matches: int = 4
+    decoder_layers: int = 1
+    decoder_window: int = 64
+    look_back: int = 4
+    look_ahead: int = 12
+    attention: str = "block"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.frames_per_bar % self.frames_per_beat or self.frames_per_bar % LANDMARK_FRAMES:
+            raise ValueError("frames_per_bar must be a multiple of frames_per_beat and of 4")
+
+
+class Keys(NamedTuple):
+    """What decoding reads at every step, computed once per recording and loop-invariant.
+
+    `around` and `bars` hold, per decoder layer, keys and values side by side (B, L or V, 2 · width).
+    """
+
+    frames_BTD: jax.Array
+    around: tuple[jax.Array, ...]
+    bars: tuple[jax.Array, ...]
+    bar_keys_BVD: jax.Array
+    beat_keys_BUD: jax.Array
+    frame_keys_BTD: jax.Array
+    bars_BVD: jax.Array
+    beats_BUD: jax.Array
+    n_frames_B: jax.Array
+
+
+class Step(NamedTuple):
+    """The input of one decoding step, or of all at once: (B, N) each.
+
+    `pointer`: raw frame played before (−1 at the start); `run`: steps since the last jump; `index`: the step;
+    target_B: wanted length in frames, 0 when none is asked.
+    """
+
+    pointer_BN: jax.Array
+    run_BN: jax.Array
+    index_BN: jax.Array
+    target_B: jax.Array
+
+
+def take(x_BTD, index_BN):
+    """Rows of each example at `index`, (B, N, D); indices outside give zero."""
+    inside = (index_BN >= 0) & (index_BN < x_BTD.shape[1])
+    rows = jnp.take_along_axis(x_BTD, jnp.where(inside, index_BN, 0)[..., None], axis=1)
+    return jnp.where(inside[..., None], rows, jnp.zeros((), x_BTD.dtype))
+
+
+def _favour_advance(key, shape, dtype=jnp.float32):
+    return jnp.zeros(shape, dtype).at[ADVANCE].set(ADVANCE_BIAS)
+
+
+class CrossAttention(nn.Module):
+    """Residual branch: the landmarks around the pointer and all bars of the recording."""
+
+    settings: PointerSettings
+
+    def setup(self):
+        s = self.settings
+        dtype = jnp.dtype(s.dtype)
+        self.norm = Norm(dtype, name="norm")
+        self.query = nn.Dense(s.width, dtype=dtype, name="query")
+        self.around = nn.Dense(2 * s.width, dtype=dtype, name="around")
+        self.bars = nn.Dense(2 * s.width, dtype=dtype, name="bars")
+        self.out = nn.Dense(s.width, dtype=dtype, name="out")
+        span = s.look_back + 1 + s.look_ahead
+        self.offset = self.param("offset", nn.initializers.normal(0.02), (s.heads, span))
+
+    def keys(self, encoded: Encoded):
+        """Keys and values of landmarks and bars, the bars' keys rotated by their position."""
+        bars = self.bars(encoded.bars_BVD)
+        k, v = jnp.split(bars, 2, -1)
+        position_1V = jnp.arange(bars.shape[1], dtype=jnp.float32)[None, :] + 0.5
+        k = rotary(self._heads(k), position_1V).reshape(k.shape)
+        return self.around(encoded.landmarks_BLD), jnp.concatenate([k, v], -1)
+
+    def __call__(self, x_BND, pointer_BN, around_BLE, bars_BVE, n_frames_B):
+        s = self.settings
+        q_BNHK = self._heads(self.query(self.norm(x_BND)))
+        offsets_W = jnp.arange(-s.look_back, s.look_ahead + 1)
+        place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // LANDMARK_FRAMES + offsets_W[None, None, :]
+        n_landmarks_B = -(-n_frames_B // LANDMARK_FRAMES)
+        seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
+        near = take(around_BLE, place_BNW.reshape(place_BNW.shape[0], -1)).reshape(*place_BNW.shape, -1)
+        near_k, near_v = (a.reshape(*a.shape[:-1], s.heads, -1) for a in jnp.split(near, 2, -1))
+        far_k, far_v = (self._heads(a) for a in jnp.split(bars_BVE, 2, -1))
+        scale = q_BNHK.shape[-1] ** -0.5
+        near_logits = jnp.einsum("bnhk,bnwhk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
+        near_logits = near_logits * scale + self.offset[None, None]
+        near_logits = jnp.where(seen_BNW[:, :, None, :], near_logits, NEVER)
+        bar_position_BN = jnp.maximum(pointer_BN, 0).astype(jnp.float32) / s.frames_per_bar
+        q_far = rotary(q_BNHK, bar_position_BN)
+        far_logits = jnp.einsum("bnhk,bvhk->bnhv", q_far, far_k, preferred_element_type=jnp.float32) * scale
+        bar_B1V = frame_mask(-(-n_frames_B // s.frames_per_bar), bars_BVE.shape[1])[:, None, None, :]
+        far_logits = jnp.where(bar_B1V, far_logits, NEVER)
+        weights = jax.nn.softmax(jnp.concatenate([near_logits, far_logits], -1), axis=-1).astype(x_BND.dtype)
+        span = near_logits.shape[-1]
+        out = jnp.einsum("bnhw,bnwhk->bnhk", weights[..., :span], near_v)
+        out = out + jnp.einsum("bnhv,bvhk->bnhk", weights[..., span:], far_v)
+        return self.out(out.reshape(x_BND.shape))
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.settings.heads, -1)
+
+
+class SelfAttention(nn.Module):
+    """Residual branch over the last `decoder_window` steps; `step` keeps them in a ring buffer."""
+
+    settings: PointerSettings
+
+    def setup(self):
+        dtype = jnp.dtype(self.settings.dtype)
+        self.norm = Norm(dtype, name="norm")
+        self.qkv = nn.Dense(3 * self.settings.width, dtype=dtype, name="qkv")
+        self.out = nn.Dense(self.settings.width, dtype=dtype, name="out")
+
+    def __call__(self, x_BND, index_BN, steps_B):
+        q, k, v = self._project(x_BND, index_BN)
+        window = Window(self.settings.decoder_window - 1, 0)
+        out = attend(q, k, v, window=window, frames_B=steps_B, kind=self.settings.attention)
+        return self.out(out.reshape(x_BND.shape))
+
+    def step(self, x_B1D, index_B1, cache_BWE):
+        """One step; the cache holds keys and values of the last steps, slot = step modulo window."""
+        window = self.settings.decoder_window
+        q, k, v = self._project(x_B1D, index_B1)
+        batch = x_B1D.shape[0]
+        entry_B1E = jnp.concatenate([k, v], -1).reshape(batch, 1, -1)
+        slot_1W = jnp.arange(window)[None, :]
+        cache_BWE = jnp.where((slot_1W == index_B1 % window)[..., None], entry_B1E, cache_BWE)
+        keys = cache_BWE.reshape(batch, window, self.settings.heads, -1)
+        k_BWHK, v_BWHK = jnp.split(keys, 2, -1)
+        logits = jnp.einsum("bqhk,bwhk->bhqw", q, k_BWHK, preferred_element_type=jnp.float32)
+        filled = (slot_1W <= index_B1)[:, None, None, :]
+        logits = jnp.where(filled, logits * q.shape[-1] ** -0.5, NEVER)
+        out = jnp.einsum("bhqw,bwhk->bqhk", jax.nn.softmax(logits, -1).astype(x_B1D.dtype), v_BWHK)
+        return self.out(out.reshape(x_B1D.shape)), cache_BWE
+
+    def _project(self, x_BND, index_BN):
+        qkv = self.qkv(self.norm(x_BND))
+        q, k, v = (a.reshape(*a.shape[:-1], self.settings.heads, -1) for a in jnp.split(qkv, 3, -1))
+        return rotary(q, index_BN), rotary(k, index_BN), v
+
+
+class Decoder(nn.Module):
+    """Decoder states and the three levels of pointer logits."""
+
+    settings: PointerSettings
+
+    def setup(self):
+        s = self.settings
+        dtype = jnp.dtype(s.dtype)
+        self.enter = nn.Dense(s.width, dtype=dtype, name="enter")
+        self.selfs = [SelfAttention(s, name=f"self_{i}") for i in range(s.decoder_layers)]
+        self.crosses = [CrossAttention(s, name=f"cross_{i}") for i in range(s.decoder_layers)]
+        self.mlps = [Mlp(s.width, s.expansion, dtype, name=f"mlp_{i}") for i in range(s.decoder_layers)]
+        self.norm = Norm(dtype, name="norm")
+        # Advancing is 97–99 % of the steps: start there, or the first thousand steps only learn that.
+        self.mode = nn.Dense(3, dtype=jnp.float32, name="mode", bias_init=_favour_advance)
+        self.bar_query = nn.Dense(s.width, dtype=dtype, name="bar_query")
+        self.bar_key = nn.Dense(s.width, dtype=dtype, name="bar_key")
+        self.bar_distance = nn.Dense(DISTANCE_BUCKETS, dtype=jnp.float32, name="bar_distance")
+        self.beat_query = nn.Dense(s.width, dtype=dtype, name="beat_query")
+        self.beat_key = nn.Dense(s.width, dtype=dtype, name="beat_key")
+        self.frame_query = nn.Dense(s.width, dtype=dtype, name="frame_query")
+        self.frame_key = nn.Dense(s.width, dtype=dtype, name="frame_key")
+
+    def keys(self, encoded: Encoded) -> Keys:
+        """Everything the steps read, computed once."""
+        pairs = [cross.keys(encoded) for cross in self.crosses]
+        return Keys(
+            encoded.frames_BTD,
+            tuple(a for a, _ in pairs),
+            tuple(b for _, b in pairs),
+            self.bar_key(encoded.bars_BVD),
+            self.beat_key(encoded.beats_BUD),
+            self.frame_key(encoded.frames_BTD),
+            encoded.bars_BVD,
+            encoded.beats_BUD,
+            encoded.n_frames_B,
+        )
+
+    def __call__(self, keys: Keys, step: Step, steps_B):
+        """All steps at once (teacher forcing): states (B, N, width)."""
+        x = self._inputs(keys, step)
+        for i, (attention, mlp) in enumerate(zip(self.selfs, self.mlps, strict=True)):
+            x = x + attention(x, step.index_BN, steps_B)
+            x = x + self.crosses[i](x, step.pointer_BN, keys.around[i], keys.bars[i], keys.n_frames_B)
+            x = x + mlp(x)
+        return self.norm(x)
+
+    def step(self, keys: Keys, step: Step, caches):
+        """One step: state (B, 1, width) and the new caches, a tuple with one ring buffer per layer."""
+        x, new = self._inputs(keys, step), []
+        for i, (attention, mlp) in enumerate(zip(self.selfs, self.mlps, strict=True)):
+            out, cache = attention.step(x, step.index_BN, caches[i])
+            new.append(cache)
+            x = x + out
+            x = x + self.crosses[i](x, step.pointer_BN, keys.around[i], keys.bars[i], keys.n_frames_B)
+            x = x + mlp(x)
+        return self.norm(x), tuple(new)
+
+    def mode_logits(self, h_BND, pointer_BN, n_frames_B):
+        """Logits of advance, jump, stop: (B, N, 3); advance past the last frame is impossible."""
+        logits = self.mode(h_BND.astype(jnp.float32))
+        past_end = pointer_BN + 1 >= n_frames_B[:, None]
+        return logits.at[..., ADVANCE].set(jnp.where(past_end, NEVER, logits[..., ADVANCE]))
+
+    def bar_logits(self, h_BJD, pointer_BJ, keys: Keys):
+        """Logits over the bars, (B, J, V): content, plus a term for the signed distance from the pointer."""
+        s = self.settings
+        n_bars = keys.bar_keys_BVD.shape[1]
+        content = self._dots(self.bar_query(h_BJD), keys.bar_keys_BVD, "bjd,bvd->bjv")
+        away = jnp.arange(n_bars)[None, None, :] - (jnp.maximum(pointer_BJ, 0) // s.frames_per_bar)[..., None]
+        distance_BJC = self.bar_distance(h_BJD.astype(jnp.float32))
+        logits = content + jnp.take_along_axis(distance_BJC, distance_bucket(away), axis=-1)
+        room = self._room(jnp.arange(n_bars)[None, None, :], s.frames_per_bar, pointer_BJ, keys.n_frames_B)
+        return jnp.where(room > 0, logits, NEVER)
+
+    def beat_logits(self, h_BJD, bar_BJ, pointer_BJ, keys: Keys):
+        """Logits over the beats of the chosen bar, (B, J, beats per bar)."""
+        s = self.settings
+        count = s.frames_per_bar // s.frames_per_beat
+        beat_BJC = bar_BJ[..., None] * count + jnp.arange(count)[None, None, :]
+        query = self.beat_query(jnp.concatenate([h_BJD, take(keys.bars_BVD, bar_BJ)], -1))
+        flat = take(keys.beat_keys_BUD, beat_BJC.reshape(beat_BJC.shape[0], -1))
+        logits = self._dots(query, flat.reshape(*beat_BJC.shape, -1), "bjd,bjcd->bjc")
+        room = self._room(beat_BJC, s.frames_per_beat, pointer_BJ, keys.n_frames_B)
+        return jnp.where(room > 0, logits, NEVER)
+
+    def frame_logits(self, h_BJD, beat_BJ, pointer_BJ, keys: Keys):
+        """Logits over the frames of the chosen beat, (B, J, frames per beat)."""
+        count = self.settings.frames_per_beat
+        frame_BJC = beat_BJ[..., None] * count + jnp.arange(count)[None, None, :]
+        query = self.frame_query(jnp.concatenate([h_BJD, take(keys.beats_BUD, beat_BJ)], -1))
+        flat = take(keys.frame_keys_BTD, frame_BJC.reshape(frame_BJC.shape[0], -1))
+        logits = self._dots(query, flat.reshape(*frame_BJC.shape, -1), "bjd,bjcd->bjc")
+        allowed = (frame_BJC < keys.n_frames_B[:, None, None]) & (frame_BJC != pointer_BJ[..., None] + 1)
+        return jnp.where(allowed, logits, NEVER)
+
+    def _dots(self, query, key, subscripts: str):
+        scale = self.settings.width**-0.5
+        return jnp.einsum(subscripts, query, key, preferred_element_type=jnp.float32) * scale
+
+    @staticmethod
+    def _room(span_BJC, size: int, pointer_BJ, n_frames_B):
+        """How many frames of a span a jump may land on: the valid ones, without previous + 1."""
+        room = jnp.clip(n_frames_B[:, None, None] - span_BJC * size, 0, size)
+        follower = pointer_BJ[..., None] + 1
+        holds = (follower // size == span_BJC) & (follower < n_frames_B[:, None, None])
+        return room - holds.astype(room.dtype)
+
+    def _inputs(self, keys: Keys, step: Step):
+        dtype = jnp.dtype(self.settings.dtype)
+        here = take(keys.frames_BTD, step.pointer_BN)
+        following = take(keys.frames_BTD, step.pointer_BN + 1)
+        progress = step_features(step).astype(dtype)
+        return self.enter(jnp.concatenate([here, following, progress], -1))
+
+
+def step_features(step: Step):
+    """Numbers that tell a step where it is: (B, N, 7) float32.
+
+    Start flag, just jumped, log run length; and when a length is asked: its flag, the share and the logarithm of
+    what remains, and whether the target is passed.
+    """
+    run = step.run_BN.astype(jnp.float32)
+    asked = (step.target_B > 0)[:, None]
+    target = jnp.where(asked, step.target_B[:, None], 1.0)
+    left = jnp.where(asked, target - step.index_BN.astype(jnp.float32), 0.0)
+    parts = [
+        (step.pointer_BN < 0).astype(jnp.float32),
+        (step.run_BN == 0).astype(jnp.float32),
+        jnp.log1p(run) / 5.0,
+        jnp.broadcast_to(asked, run.shape).astype(jnp.float32),
+        jnp.clip(left / target, -1.0, 1.0),
+        jnp.sign(left) * jnp.log1p(jnp.abs(left)) / 5.0,
+        (left < 0).astype(jnp.float32),
+    ]
+    return jnp.stack(parts, -1)
+
+
+def distance_bucket(away):
+    """Signed distance in bars → bucket: exact up to ±4, then by powers of two."""
+    size = jnp.abs(away)
+    power = 4 + jnp.floor(jnp.log2(jnp.maximum(size, 4).astype(jnp.float32) / 4.0)).astype(jnp.int32)
+    magnitude = jnp.minimum(jnp.where(size < 4, size, power), DISTANCE_BUCKETS // 2 - 1)
+    return jnp.where(away < 0, magnitude + DISTANCE_BUCKETS // 2, magnitude)
+
+
+class PointerModel(nn.Module):
+    """Encoder and decoder under one parameter tree."""
+
+    settings: PointerSettings
+
+    def setup(self):
+        self.encoder = Encoder(self.settings, name="encoder")
+        self.decoder = Decoder(self.settings, name="decoder")
+
+    def encode(self, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
+        return self.encoder(mel_BTF, frames_B, phase_BT3, target_B)
+
+    def keys(self, encoded: Encoded) -> Keys:
+        return self.decoder.keys(encoded)
+
+    def states(self, keys: Keys, step: Step, steps_B):
+        return self.decoder(keys, step, steps_B)
+
+    def step(self, keys: Keys, step: Step, caches):
+        return self.decoder.step(keys, step, caches)
+
+    def modes(self, h_BND, pointer_BN, n_frames_B):
+        return self.decoder.mode_logits(h_BND, pointer_BN, n_frames_B)
+
+    def bars(self, h_BJD, pointer_BJ, keys: Keys):
+        return self.decoder.bar_logits(h_BJD, pointer_BJ, keys)
+
+    def beats(self, h_BJD, bar_BJ, pointer_BJ, keys: Keys):
+        return self.decoder.beat_logits(h_BJD, bar_BJ, pointer_BJ, keys)
+
+    def frames(self, h_BJD, beat_BJ, pointer_BJ, keys: Keys):
+        return self.decoder.frame_logits(h_BJD, beat_BJ, pointer_BJ, keys)
+
+    def __call__(self, mel_BTF, frames_B, phase_BT3, target_B, step: Step, steps_B):
+        """Touch every parameter once, for initialisation."""
+        encoded = self.encode(mel_BTF, frames_B, phase_BT3, target_B)
+        keys = self.keys(encoded)
+        h = self.states(keys, step, steps_B)
+        zero = jnp.zeros_like(step.pointer_BN)
+        return (
+            self.modes(h, step.pointer_BN, frames_B),
+            self.bars(h, step.pointer_BN, keys),
+            self.beats(h, zero, step.pointer_BN, keys),
+            self.frames(h, zero, step.pointer_BN, keys),
+        )
+
+
+def init(settings: PointerSettings, key):
+    """Fresh parameters: a nested dict of float32 arrays."""
+    n_frames = settings.frames_per_bar
+    one = jnp.ones((1,), jnp.int32)
+    zero = jnp.zeros((1, 2), jnp.int32)
+    step = Step(zero, zero, zero, jnp.zeros((1,)))
+    mel = jnp.zeros((1, n_frames, settings.n_mels))
+    phase = jnp.zeros((1, n_frames, 3))
+    variables = PointerModel(settings).init(key, mel, one * n_frames, phase, jnp.zeros((1,)), step, one * 2)
+    return variables["params"]
+
+
+def call(settings: PointerSettings, params, method, *args):
+    """Apply one method of the model to its parameters, e.g. `call(settings, params, "encode", …)`."""
+    return PointerModel(settings).apply({"params": params}, *args, method=method)
