@@ -1,0 +1,343 @@
+"""A recording session on a time line: material and settings come in, the raw recording and its log go out.
+
+A musician records the sections of one piece, each in one to five attempts: false starts, spoiled takes (complete or
+broken off), superseded good takes, and the good take that counts. In some sections a failed attempt comes after it,
+so that "the last thing played" is not the answer. Between attempts there is dead air, talk, noise, noodling,
+count-ins and, where sections are recorded out of order, slates (k beeps before every attempt at section k). The
+spread of takes follows real editing sessions: most of what is recorded is never used, and attempts often follow
+each other without a silence.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from editjax import studio
+from editjax.performance import (
+    FAULT_SHARES,
+    FAULTS,
+    LEAD_IN_S,
+    Room,
+    Take,
+    TakePlan,
+    block_power,
+    loudness,
+)
+
+PAUSE_DB = -30.0
+MIN_PAUSE_S = 0.3
+MAX_ATTEMPTS = 5
+MUSIC_KINDS = ("take", "superseded", "spoiled", "false_start")
+
+
+@dataclass(frozen=True)
+class SimulateSettings:
+    """What sessions are like; shares are probabilities, lengths are of the raw recording.
+
+    `styles` are the edits made of every session; with `style_weights` (one per style) each session gets one of them.
+    `split` restricts a folder of recordings to train, valid or test ("" takes all); `recorded_share` of the
+    sessions play recordings where there are any, the rest are synthesised.
+    """
+
+    sample_rate_hz: int = 22050
+    min_length_s: float = 60.0
+    max_length_s: float = 240.0
+    keep_ratio: float = 0.4
+    keep_ratio_spread: float = 0.09
+    recorded_share: float = 0.5
+    split: str = ""
+    styles: tuple[str, ...] = ("final",)
+    style_weights: tuple[float, ...] = ()
+    slate_share: float = 0.12
+    failed_last_share: float = 0.15
+
+    def __post_init__(self):
+        if not 20.0 <= self.min_length_s <= self.max_length_s:
+            raise ValueError("min_length_s must be at least 20 and at most max_length_s")
+        if self.style_weights and len(self.style_weights) != len(self.styles):
+            raise ValueError("style_weights must have one number per style")
+
+
+class Event(NamedTuple):
+    """A span of the raw recording and what it is; `faults` are (sample, name) of what went wrong, in order.
+
+    `section` is the song's section (0 is the first) or -1; `complete` whether an attempt reached its end.
+    """
+
+    start: int
+    stop: int
+    kind: str
+    section: int = -1
+    complete: bool = False
+    faults: tuple[tuple[int, str], ...] = ()
+
+
+class KeptTake(NamedTuple):
+    """The attempt of a section that counts: span, bar lines, phrase starts and pauses in raw samples.
+
+    `room_before` and `room_after` are the silent samples around it, up to the next event.
+    """
+
+    section: int
+    start: int
+    stop: int
+    bars: np.ndarray
+    phrases: np.ndarray
+    pauses: tuple[tuple[int, int], ...]
+    room_before: int
+    room_after: int
+
+
+class Timeline(NamedTuple):
+    """A whole session: samples (S,), its events in time order (pauses lie inside takes), kept takes in song order."""
+
+    raw_S: np.ndarray
+    rate_hz: int
+    events: tuple[Event, ...]
+    kept: tuple[KeptTake, ...]
+
+
+class Material(Protocol):
+    """Something that can be played section by section, again and again."""
+
+    tempo_bpm: float
+    instruments: list[str]
+    sources: list[str]
+
+    @property
+    def section_lengths_s(self) -> list[float]: ...
+
+    def play(self, section: int, plan: TakePlan, room: Room, rng: np.random.Generator) -> Take: ...
+
+    def noodle(self, room: Room, rng: np.random.Generator) -> np.ndarray: ...
+
+
+class Attempt(NamedTuple):
+    """One entry of the session's plan."""
+
+    section: int
+    kind: str
+    plan: TakePlan
+
+
+class Script(NamedTuple):
+    """The session as planned: attempts in recording order, seconds of filler between them, and its habits."""
+
+    attempts: tuple[Attempt, ...]
+    filler_s: float
+    slated: bool
+    counts_in: bool
+
+
+class Surroundings(Protocol):
+    """Where talk and noises come from."""
+
+    def talk(self, length_s: float, rng: np.random.Generator) -> np.ndarray: ...
+
+    def noise(self, rng: np.random.Generator) -> np.ndarray: ...
+
+
+def plan_lengths(settings: SimulateSettings, rng: np.random.Generator) -> tuple[list[float], float]:
+    """Section lengths in seconds and the keep ratio a session aims for."""
+    ratio = float(np.clip(rng.normal(settings.keep_ratio, settings.keep_ratio_spread), 0.22, 0.56))
+    raw_s = rng.uniform(settings.min_length_s * 1.08, settings.max_length_s * 0.9)
+    kept_s = float(np.clip(raw_s * ratio, 12.0, 5 * 23.0))
+    fewest = max(2, int(np.ceil(kept_s / 23.0)))
+    count = int(rng.integers(fewest, max(fewest, min(5, int(kept_s // 6.5))) + 1))
+    weights = rng.uniform(0.65, 1.35, count)
+    return [float(np.clip(kept_s * w / weights.sum(), 6.0, 25.0)) for w in weights], ratio
+
+
+def write_script(
+    section_lengths_s: list[float], ratio: float, settings: SimulateSettings, rng: np.random.Generator
+) -> Script:
+    """Draws attempts until the planned share of the recording is music that will be cut."""
+    kept_s = sum(section_lengths_s)
+    cut_s = min(kept_s * (1.0 / ratio - 1.0), settings.max_length_s * 0.92 - kept_s)
+    filler_s = cut_s * float(rng.uniform(0.12, 0.28))
+    count = len(section_lengths_s)
+    before: list[list[Attempt]] = [[] for _ in range(count)]
+    after: list[list[Attempt]] = [[] for _ in range(count)]
+    left_s = cut_s - filler_s
+    for section, length_s in enumerate(section_lengths_s):
+        if rng.random() < settings.failed_last_share:
+            kind = "false_start" if rng.random() < 0.5 else "broken"
+            after[section].append(_draw_attempt(section, kind, length_s, rng))
+            left_s -= _attempt_length_s(after[section][-1], length_s)
+    for _ in range(8 * count):
+        section = int(rng.integers(count))
+        if len(before[section]) + len(after[section]) >= MAX_ATTEMPTS - 1 or left_s < 1.0:
+            continue
+        kind = str(rng.choice(("false_start", "broken", "spoiled", "superseded"), p=(0.2, 0.24, 0.34, 0.22)))
+        attempt = _draw_attempt(section, kind, section_lengths_s[section], rng)
+        length_s = _attempt_length_s(attempt, section_lengths_s[section])
+        if length_s <= left_s * 1.15:
+            before[section].append(attempt)
+            left_s -= length_s
+    slated = rng.random() < settings.slate_share * 1.3
+    order = np.arange(count)
+    if slated and rng.random() < 1.0 / 1.3:
+        while count > 1 and bool((order == np.arange(count)).all()):
+            order = rng.permutation(count)
+    attempts = [
+        attempt
+        for section in order
+        for attempt in (*before[section], Attempt(int(section), "take", TakePlan()), *after[section])
+    ]
+    return Script(tuple(attempts), filler_s + max(0.0, 0.5 * left_s), bool(slated), bool(rng.random() < 0.4))
+
+
+def record(
+    script: Script, material: Material, surroundings: Surroundings, rate_hz: int, rng: np.random.Generator
+) -> Timeline:
+    """Plays a script: every attempt and everything between, one after the other, over one room tone."""
+    room = studio.draw_room(rate_hz, rng)
+    tape = _Tape(rate_hz)
+    weights = rng.exponential(1.0, len(script.attempts) + 1) + 0.15
+    fillers_s = script.filler_s * weights / weights.sum()
+    takes: dict[int, tuple[Event, Take]] = {}
+    for attempt, filler_s in zip(script.attempts, fillers_s, strict=False):
+        _between(tape, attempt, float(filler_s), script, material, surroundings, room, rng)
+        take = material.play(attempt.section, attempt.plan, room, rng)
+        event = tape.add(_kind(attempt), take.samples_S, attempt, take.faults)
+        if attempt.kind == "take":
+            takes[attempt.section] = (event, take)
+            tape.silence(rng.uniform(0.1, 0.3))
+    tape.silence(rng.uniform(0.2, 1.0) + float(fillers_s[-1]))
+    raw_S = tape.samples()
+    raw_S += studio.room_tone(len(raw_S), rate_hz, rng)
+    raw_S *= np.float32(10 ** (rng.uniform(-20.0, -3.0) / 20) / max(float(np.abs(raw_S).max()), 1e-9))
+    kept = tuple(_kept(*takes[section], tape, rate_hz) for section in sorted(takes))
+    pauses = [Event(a, b, "pause", take.section) for take in kept for a, b in take.pauses]
+    return Timeline(raw_S, rate_hz, tuple(sorted([*tape.events, *pauses])), kept)
+
+
+class _Tape:
+    """Grows by one event after another."""
+
+    def __init__(self, rate_hz: int):
+        self.rate_hz = rate_hz
+        self.events: list[Event] = []
+        self._pieces: list[np.ndarray] = []
+        self._at = 0
+
+    def add(self, kind: str, samples_S: np.ndarray, attempt: Attempt | None = None, faults=()) -> Event:
+        section = attempt.section if attempt else -1
+        complete = attempt is not None and attempt.plan.break_share is None
+        placed = tuple((self._at + int(at), name) for at, name in faults if at < len(samples_S))
+        event = Event(self._at, self._at + len(samples_S), kind, section, complete, placed)
+        self.events.append(event)
+        self._pieces.append(samples_S)
+        self._at = event.stop
+        return event
+
+    def silence(self, length_s: float) -> None:
+        n_samples = int(length_s * self.rate_hz)
+        if n_samples > 0:
+            self.add("silence", np.zeros(n_samples, np.float32))
+
+    def samples(self) -> np.ndarray:
+        return np.concatenate(self._pieces)
+
+    def silence_around(self, event: Event) -> tuple[int, int]:
+        """Silent samples directly before and after an event."""
+        index = self.events.index(event)
+        before = [e for e in self.events[max(0, index - 1) : index] if e.kind == "silence"]
+        after = [e for e in self.events[index + 1 : index + 2] if e.kind == "silence"]
+        return sum(e.stop - e.start for e in before), sum(e.stop - e.start for e in after)
+
+
+def _kind(attempt: Attempt) -> str:
+    return "spoiled" if attempt.kind == "broken" else attempt.kind
+
+
+def _draw_attempt(section: int, kind: str, length_s: float, rng: np.random.Generator) -> Attempt:
+    match kind:
+        case "false_start":
+            short = rng.uniform(0.5, 5.0) / length_s if rng.random() < 0.7 else rng.uniform(0.2, 0.6)
+            return Attempt(section, kind, TakePlan((), float(min(0.6, short))))
+        case "broken":
+            stop = float(rng.uniform(0.35, 0.9))
+            shares = [stop - rng.uniform(0.3, 1.2) / length_s]
+            shares += list(rng.uniform(0.08, 0.7 * stop, int(rng.integers(0, 2))))
+            return Attempt(section, kind, TakePlan(_draw_faults(shares, rng), stop))
+        case "spoiled":
+            shares = list(rng.uniform(0.08, 0.92, int(rng.integers(2, 5))))
+            return Attempt(section, kind, TakePlan(_draw_faults(shares, rng)))
+        case _:
+            return Attempt(section, kind, TakePlan())
+
+
+def _draw_faults(shares: list[float], rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
+    """Faults at the given shares of the section; a session's musician tends to repeat the same kind."""
+    usual = str(rng.choice(FAULTS, p=FAULT_SHARES))
+    names = [usual if rng.random() < 0.5 else str(rng.choice(FAULTS, p=FAULT_SHARES)) for _ in shares]
+    return tuple(sorted(zip(names, (max(0.03, float(s)) for s in shares), strict=True), key=lambda f: f[1]))
+
+
+def _attempt_length_s(attempt: Attempt, length_s: float) -> float:
+    share = 1.0 if attempt.plan.break_share is None else attempt.plan.break_share
+    return length_s * share + 0.8 + 1.2 * sum(name == "stumble" for name, _ in attempt.plan.faults)
+
+
+def _between(tape, attempt, filler_s, script, material, surroundings, room, rng) -> None:
+    """Fills the time before an attempt: silences, talk, noise, noodling, slate, count-in, in that order."""
+    rate_hz = tape.rate_hz
+    start = tape.events[-1].stop if tape.events else 0
+    if rng.random() < 0.4 and filler_s > 0.8:
+        tape.silence(rng.uniform(0.0, 0.8))
+        tape.add("talk", surroundings.talk(min(filler_s, float(rng.uniform(0.6, 5.0))), rng))
+    if rng.random() < 0.35 and filler_s > 0.4:
+        tape.silence(rng.uniform(0.0, 0.8))
+        tape.add("noise", surroundings.noise(rng))
+    if rng.random() < 0.1 and filler_s > 1.5:
+        tape.silence(rng.uniform(0.2, 0.8))
+        tape.add("noodling", material.noodle(room, rng))
+    used_s = ((tape.events[-1].stop if tape.events else 0) - start) / rate_hz
+    tape.silence(max(0.0, filler_s - used_s) if rng.random() < 0.85 else 0.0)
+    if script.slated:
+        tape.add("slate", studio.slate(attempt.section + 1, rate_hz))
+        tape.silence(rng.uniform(0.3, 0.7))
+    if script.counts_in and rng.random() < 0.7:
+        tape.add("count_in", studio.count_in(material.tempo_bpm, int(rng.choice((3, 4))), rate_hz, rng))
+
+
+def _kept(event: Event, take: Take, tape: _Tape, rate_hz: int) -> KeptTake:
+    before, after = tape.silence_around(event)
+    return KeptTake(
+        event.section,
+        event.start,
+        event.stop,
+        event.start + take.bars,
+        event.start + take.phrases,
+        tuple((event.start + a, event.start + b) for a, b in _pauses(take.samples_S, rate_hz)),
+        before,
+        after,
+    )
+
+
+def _pauses(samples_S: np.ndarray, rate_hz: int) -> list[tuple[int, int]]:
+    """Spans inside a take that stay PAUSE_DB below its loudness for at least MIN_PAUSE_S, its ends left out."""
+    block = int(0.02 * rate_hz)
+    quiet = block_power(samples_S, block) < loudness(samples_S, rate_hz) ** 2 * 10 ** (PAUSE_DB / 10)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], quiet, [False])).astype(np.int8)))
+    last = len(samples_S) - int(0.3 * rate_hz)
+    spans = [(int(a) * block, int(b) * block) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    shortest = MIN_PAUSE_S * rate_hz
+    return [(a, b) for a, b in spans if b - a >= shortest and a > 2 * LEAD_IN_S * rate_hz and b < last]
+
+
+class SynthSurroundings:
+    """Talk and noises without any files."""
+
+    def __init__(self, rate_hz: int):
+        self._rate_hz = rate_hz
+
+    def talk(self, length_s: float, rng: np.random.Generator) -> np.ndarray:
+        """Synthetic babble."""
+        return studio.talk(length_s, self._rate_hz, rng)
+
+    def noise(self, rng: np.random.Generator) -> np.ndarray:
+        """A synthetic noise."""
+        return studio.noise(self._rate_hz, rng)

@@ -1,0 +1,224 @@
+"""Simulated recording sessions with known edits: a seed comes in, raw recordings and their edit lists go out.
+
+`python -m editjax.simulate OUT --count N --seed S` writes `<id>_raw.flac`, `<id>_edit.flac` and `<id>.edits.json` per
+session; further styles of the same session are `<id>~<style>_edit.flac` and `<id>~<style>.edits.json`. A session is a
+function of (seed, index) and the settings alone, whatever the number of workers. `editor["events"]` in the edit list
+says what every span of the raw recording is.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from editjax.audio import Writer, sha256_of
+from editjax.composition import compose
+from editjax.edit_list import EditList, Source, write_edits
+from editjax.errors import EditjaxError, UsageError
+from editjax.performance import SynthMaterial
+from editjax.session import (
+    Event,
+    SimulateSettings,
+    SynthSurroundings,
+    Timeline,
+    plan_lengths,
+    record,
+    write_script,
+)
+from editjax.styles import STYLES, Edit, edit_of
+
+__all__ = ["Session", "SimulateSettings", "simulate_folder", "simulate_session", "write_sessions"]
+
+
+class Session(NamedTuple):
+    """A simulated session: the raw recording (S,) and one edit list and edited signal (S,) per style.
+
+    The edit lists' source has no path and no hash until the recording is written.
+    """
+
+    raw_S: np.ndarray
+    rate_hz: int
+    styles: tuple[str, ...]
+    edit_lists: tuple[EditList, ...]
+    edited: tuple[np.ndarray, ...]
+    events: tuple[Event, ...]
+    sources: list[str]
+
+    @property
+    def edit_list(self) -> EditList:
+        """The edit in the session's first style."""
+        return self.edit_lists[0]
+
+
+def simulate_session(
+    seed: tuple[int, int], settings: SimulateSettings, recordings: Path | None = None
+) -> Session:
+    """One session from (seed, index); `recordings` is a folder of music, speech and noises, or None."""
+    rng = np.random.default_rng((*seed, 0))
+    lengths_s, ratio = plan_lengths(settings, rng)
+    material = SynthMaterial(compose(lengths_s, rng), settings.sample_rate_hz, int(rng.integers(1 << 31)))
+    script = write_script(material.section_lengths_s, ratio, settings, rng)
+    surroundings = SynthSurroundings(settings.sample_rate_hz)
+    timeline = record(script, material, surroundings, settings.sample_rate_hz, rng)
+    styles = _styles(settings, rng)
+    edits = [
+        edit_of(style, timeline, np.random.default_rng((*seed, 1 + STYLES.index(style)))) for style in styles
+    ]
+    notes = {
+        "events": [_event_json(event) for event in timeline.events],
+        "sources": material.sources,
+        "instruments": material.instruments,
+        "tempo_bpm": round(material.tempo_bpm, 2),
+        "sections": len(timeline.kept),
+    }
+    source = Source("", "", timeline.rate_hz, 1, len(timeline.raw_S))
+    edit_lists = tuple(
+        EditList(source, edit.segments, _editor(style, seed, edit, notes))
+        for style, edit in zip(styles, edits, strict=True)
+    )
+    edited = tuple(_edited(timeline, edit) for edit in edits)
+    return Session(
+        timeline.raw_S, timeline.rate_hz, styles, edit_lists, edited, timeline.events, material.sources
+    )
+
+
+def write_sessions(
+    out_dir: Path,
+    count: int,
+    seed: int,
+    settings: SimulateSettings,
+    workers: int = 1,
+    recordings: Path | None = None,
+    overwrite: bool = False,
+) -> Iterator[str]:
+    """Writes `count` sessions into `out_dir` and yields each one's id as it is done.
+
+    Raises CannotCreateError where a file exists already and `overwrite` is not set.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    jobs = [(out_dir, seed, index, settings, recordings, overwrite) for index in range(count)]
+    if workers <= 1:
+        yield from map(_write_session, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_write_session, jobs)
+
+
+def simulate_folder(
+    out_dir: Path,
+    count: int,
+    seed: int,
+    settings: SimulateSettings,
+    recordings: Path | None = None,
+    workers: int = 1,
+) -> int:
+    """Writes sessions with a progress bar; returns how many. Raises UsageError for settings that cannot be met."""
+    from tqdm import tqdm
+
+    if count < 1:
+        raise UsageError(f"--count {count}: give a number of sessions of at least 1")
+    unknown = [style for style in settings.styles if style not in STYLES]
+    if unknown:
+        raise UsageError(f"--styles {unknown[0]}: unknown; choose from {', '.join(STYLES)}")
+    sessions = write_sessions(out_dir, count, seed, settings, workers, recordings)
+    return sum(1 for _ in tqdm(sessions, total=count, unit="session", disable=not sys.stderr.isatty()))
+
+
+def _styles(settings: SimulateSettings, rng: np.random.Generator) -> tuple[str, ...]:
+    if not settings.style_weights:
+        return settings.styles
+    weights = np.array(settings.style_weights, float)
+    return (str(rng.choice(settings.styles, p=weights / weights.sum())),)
+
+
+def _editor(style: str, seed: tuple[int, int], edit: Edit, notes: dict[str, Any]) -> dict[str, Any]:
+    editor = {
+        "name": "simulator",
+        "style": style,
+        "seed": list(seed),
+        "target_length_s": edit.target_length_s,
+    }
+    return {**editor, "effects": [list(effect) for effect in edit.effects], **notes}
+
+
+def _event_json(event: Event) -> dict[str, Any]:
+    row: dict[str, Any] = {"start": event.start, "stop": event.stop, "kind": event.kind}
+    if event.section >= 0:
+        row |= {"section": event.section, "complete": event.complete}
+    if event.faults:
+        row |= {
+            "spoil": event.faults[0][1],
+            "at": event.faults[0][0],
+            "faults": [list(f) for f in event.faults],
+        }
+    return row
+
+
+def _edited(timeline: Timeline, edit: Edit) -> np.ndarray:
+    """The edit as sound: segments in a row, joined by equal-power crossfades of 10 ms that borrow from beyond."""
+    half = int(0.005 * timeline.rate_hz)
+    pieces = [timeline.raw_S[segment.start : segment.stop].copy() for segment in edit.segments]
+    angle_S = np.linspace(0.0, np.pi / 2, 2 * half, dtype=np.float32)
+    for left, right, before, after in zip(edit.segments, edit.segments[1:], pieces, pieces[1:], strict=False):
+        if right.start < half or left.stop + half > len(timeline.raw_S):
+            continue
+        out_S = timeline.raw_S[left.stop - half : left.stop + half] * np.cos(angle_S)
+        in_S = timeline.raw_S[right.start - half : right.start + half] * np.sin(angle_S)
+        before[-half:], after[:half] = (out_S + in_S)[:half], (out_S + in_S)[half:]
+    return np.concatenate(pieces)
+
+
+def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None, bool]) -> str:
+    out_dir, seed, index, settings, recordings, overwrite = job
+    session = simulate_session((seed, index), settings, recordings)
+    name = f"s{seed}_{index:05d}"
+    raw_path = out_dir / f"{name}_raw.flac"
+    _write_flac(raw_path, session.raw_S, session.rate_hz, overwrite)
+    digest = sha256_of(raw_path)
+    for position, (style, edit_list) in enumerate(zip(session.styles, session.edit_lists, strict=True)):
+        stem = name if position == 0 else f"{name}~{style}"
+        source = edit_list.source._replace(path=raw_path.name, sha256=digest)
+        _write_flac(out_dir / f"{stem}_edit.flac", session.edited[position], session.rate_hz, overwrite)
+        write_edits(edit_list._replace(source=source), out_dir / f"{stem}.edits.json", overwrite=overwrite)
+    return name
+
+
+def _write_flac(path: Path, samples_S: np.ndarray, rate_hz: int, overwrite: bool) -> None:
+    with Writer(
+        path, sample_rate_hz=rate_hz, channels=1, container="FLAC", subtype="PCM_16", overwrite=overwrite
+    ) as writer:
+        writer.write(samples_S)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m editjax.simulate", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recordings", type=Path)
+    parser.add_argument("--split", default="", choices=("", "train", "valid", "test"))
+    parser.add_argument("--styles", default="final")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--sample-rate-hz", type=int, default=22050)
+    options = parser.parse_args(arguments)
+    settings = SimulateSettings(
+        styles=tuple(options.styles.split(",")), split=options.split, sample_rate_hz=options.sample_rate_hz
+    )
+    try:
+        simulate_folder(
+            options.out, options.count, options.seed, settings, options.recordings, options.workers
+        )
+    except EditjaxError as error:
+        print(f"editjax simulate: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
