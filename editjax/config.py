@@ -1,0 +1,132 @@
+"""Frozen dataclass trees: from `configs/NAME.py`, from the command line, to JSON and back.
+
+A config is a short Python file whose `config()` returns the settings of one experiment; its docstring says
+the command, the cost and the score to expect. JSON is strict: what a reader does not know, it refuses.
+"""
+
+import dataclasses
+import runpy
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from editjax.errors import DataError, NoInputError, UsageError
+
+Settings = TypeVar("Settings")
+Json = dict[str, Any]
+
+
+def load_config(path: str | Path) -> Any:
+    """What `config()` of a Python file returns; NoInputError when there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        raise NoInputError(f"{path}: no such config; those that come with editjax are in configs/")
+    build = runpy.run_path(str(path)).get("config")
+    if build is None:
+        raise DataError(f"{path}: defines no config() function")
+    try:
+        return build()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def override(settings: Settings, arguments: Sequence[str]) -> Settings:
+    """Settings with fields changed by command-line arguments such as `--optim.steps 100`.
+
+    An unknown option ends the process with exit code 2 and names the nearest one (tyro).
+    """
+    if not arguments:
+        return settings
+    import tyro
+
+    try:
+        return tyro.cli(type(settings), default=settings, args=list(arguments), prog="editjax train CONFIG")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def to_json(settings: Any) -> Json:
+    """A dataclass tree as plain JSON values (tuples become lists)."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def from_json(kind: type[Settings], values: Json, where: str = "settings") -> Settings:
+    """The inverse of `to_json`; DataError names an unknown or missing field and one of the wrong type."""
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: expected an object of settings, found {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise DataError(f"{where}: unknown field {name!r}; this version knows {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in values and _is_required(field):
+            raise DataError(f"{where}: field {name!r} is missing")
+    read = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return kind(**read)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def first_difference(a: Any, b: Any, name: str = "") -> str | None:
+    """The dotted name of the first field in which two JSON values differ, or None."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a | b:
+            inner = f"{name}.{key}" if name else key
+            if key not in a or key not in b:
+                return inner
+            if found := first_difference(a[key], b[key], inner):
+                return found
+        return None
+    return None if a == b else name
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no place in settings: use numbers, names and tuples of them")
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated `kind`: dataclass, tuple, union with None, Literal or scalar."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return from_json(kind, value, where)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        inner = arguments[:1] * len(value) if arguments[-1:] == (Ellipsis,) else arguments
+        if len(inner) == len(value):
+            return tuple(_typed(k, v, where) for k, v in zip(inner, value, strict=True))
+    elif origin is typing.Literal and value in arguments:
+        return value
+    elif origin in (typing.Union, types.UnionType):
+        return _member(arguments, value, where)
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif kind is Any or type(value) is kind:
+        return value
+    raise DataError(f"{where}: {value!r} is not a {getattr(kind, '__name__', kind)}")
+
+
+def _member(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    problem = DataError(f"{where}: {value!r} is not allowed here")
+    for kind in kinds:
+        if kind is types.NoneType:
+            continue
+        try:
+            return _typed(kind, value, where)
+        except DataError as error:
+            problem = error
+    raise problem

@@ -1,0 +1,50 @@
+"""What training, export and loading must know of a model family; the one place that lists the families."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from editjax.errors import DataError
+from editjax.mesh import Rules
+
+
+class Family(NamedTuple):
+    """A model to train.
+
+    `init(settings, key) → params`, a nested dict of arrays; `loss(params, batch, key, settings, weights,
+    train) → (scalar, metrics)`, with the config's loss settings as `weights`; `rules` for the mesh.
+    """
+
+    name: str
+    init: Callable[..., Any]
+    loss: Callable[..., tuple[Any, dict[str, Any]]]
+    rules: Rules = ()
+
+
+def family_of(settings: Any) -> Family:
+    """The family whose settings these are."""
+    from editjax.models.pointer import PointerSettings
+
+    match settings:
+        case PointerSettings():
+            return _pointer()
+    raise TypeError(f"no model family has settings of type {type(settings).__name__}")
+
+
+def settings_type(name: str) -> type:
+    """The settings' type of the family a model file names; DataError for one this version does not know."""
+    from editjax.models.pointer import PointerSettings
+
+    match name:
+        case "pointer":
+            return PointerSettings
+    raise DataError(f"model family {name!r} is unknown to this version of editjax: upgrade it")
+
+
+def _pointer() -> Family:
+    from editjax.losses import pointer_loss
+    from editjax.models.pointer import init
+
+    def loss(params, batch, key, settings, weights, train):
+        return pointer_loss(params, batch, settings, weights)
+
+    return Family("pointer", init, loss)

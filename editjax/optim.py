@@ -1,0 +1,80 @@
+"""Settings → Optax transformation: AdamW with warm-up, cosine decay, clipping and masked weight decay.
+
+Loshchilov & Hutter 2019, "Decoupled weight decay regularization".
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from editjax.mesh import tree_path
+
+NEVER_DECAYED = ("bias", "scale", "embedding")  # last name of a parameter's path
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW; the rate rises for `warmup_steps`, then falls as a cosine to `final_fraction` of its peak."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    steps: int = 1000
+    final_fraction: float = 0.05
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(f"optim.warmup_steps {self.warmup_steps} must be below optim.steps {self.steps}")
+
+
+def make_schedule(settings: OptimSettings) -> optax.Schedule:
+    """Learning rate as a function of the number of updates made."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=settings.learning_rate / (settings.warmup_steps + 1),
+        peak_value=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        decay_steps=settings.steps,
+        end_value=settings.learning_rate * settings.final_fraction,
+    )
+
+
+def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW under the schedule."""
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adamw(
+            make_schedule(settings),
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            mask=decayed,
+        ),
+    )
+
+
+def decayed(params: Any) -> Any:
+    """True for the matrices that weight decay shrinks: not biases, norm scales, embeddings, nor vectors.
+
+    Layers stacked for `lax.scan` turn a vector into a matrix, which is why names decide before ranks do.
+    """
+
+    def is_decayed(path: tuple, leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and tree_path(path).rsplit("/", 1)[-1] not in NEVER_DECAYED
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def keep_if(ok: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the scalar `ok` holds, else `old`, leaf by leaf.
+
+    Not optax.apply_if_finite: after its limit of bad updates that one applies them.
+    """
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

@@ -1,0 +1,281 @@
+"""Settings and batches → a trained run: one step for every model family, resumable bit for bit.
+
+    devices → mesh → state made inside jit → (resume) → update · validate · save, until the last step
+
+What a step does is a pure function of the state, the batch and the step's number, so a run killed at any
+moment and started again with the same command ends with the parameters of the run that was never killed.
+"""
+
+import contextlib
+import functools
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from editjax.audio import sha256_of
+from editjax.checkpoint import Checkpoints, abstract
+from editjax.config import first_difference, load_config, override, to_json
+from editjax.data import DataSettings
+from editjax.data import batches as read_batches
+from editjax.errors import CannotCreateError, UsageError
+from editjax.family import Family, family_of
+from editjax.interruption import Interruption
+from editjax.journal import Journal, Rows
+from editjax.losses import LossSettings
+from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.models.pointer import PointerSettings
+from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.shards import MANIFEST, read_manifest, write_json
+
+MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh")  # when a run goes on
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's result, except the shards. `optim.steps` is its length.
+
+    `ema_decay` averages the parameters for validation and export (0: use them as they are). After
+    `max_skipped` updates in a row without a finite loss and gradient the run stops.
+    """
+
+    model: PointerSettings = field(default_factory=PointerSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+    seed: int = 0
+    ema_decay: float = 0.0
+    max_skipped: int = 10
+    validate_every: int = 500
+    checkpoint_every: int = 100
+    keep_every: int = 0
+
+
+class TrainState(NamedTuple):
+    step: jax.Array  # batches consumed
+    params: Any
+    opt_state: Any
+    ema_params: Any  # None without ema_decay
+    skipped: jax.Array  # updates refused since the last good one
+    total_skipped: jax.Array
+
+
+class Batches(Protocol):
+    """An endless stream of NamedTuples of host arrays whose position is a small JSON value."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+Validate = Callable[[Any], dict[str, float]]  # params → figures; the highest "score" is the best checkpoint
+
+
+def init_state(config: TrainConfig, family: Family, key: jax.Array) -> TrainState:
+    params = family.init(config.model, key)
+    zero = jnp.zeros((), jnp.int32)
+    opt_state = make_optimizer(config.optim).init(params)
+    return TrainState(zero, params, opt_state, params if config.ema_decay else None, zero, zero)
+
+
+def update(
+    state: TrainState, batch: Any, key: jax.Array, config: TrainConfig, family: Family
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step. A loss or gradient that is not finite leaves everything but the counters as it was."""
+    key = jax.random.fold_in(key, state.step)
+    loss_of = functools.partial(
+        family.loss, batch=batch, key=key, settings=config.model, weights=config.loss, train=True
+    )
+    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    norm = optax.global_norm(gradient)
+    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    changes, opt_state = make_optimizer(config.optim).update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    ema_params = _average(state, params, config.ema_decay) if config.ema_decay else None
+    learned = keep_if(ok, (params, opt_state, ema_params), (state.params, state.opt_state, state.ema_params))
+    bad = (~ok).astype(jnp.int32)
+    params, opt_state, ema_params = learned
+    skipped, total = bad * (state.skipped + 1), state.total_skipped + bad
+    new = TrainState(state.step + 1, params, opt_state, ema_params, skipped, total)
+    return new, {
+        **metrics,
+        "loss": loss,
+        "gradient_norm": norm,
+        "learning_rate": make_schedule(config.optim)(state.step - state.total_skipped),
+        "skipped": new.skipped,
+        "total_skipped": new.total_skipped,
+    }
+
+
+def train(
+    config: TrainConfig,
+    batches: Batches,
+    run_dir: str | Path,
+    *,
+    validate: Validate | None = None,
+    family: Family | None = None,
+    origin: dict[str, Any] | None = None,
+) -> TrainState:
+    """Train, or go on training, in `run_dir`, and return the final state.
+
+    `origin` (JSON: command, shards and their digest) is saved with every checkpoint. Raises UsageError when
+    the run was begun with other settings, DataError when updates stay non-finite, TryAgainError after SIGTERM
+    and KeyboardInterrupt after SIGINT, both with everything saved.
+    """
+    family = family or family_of(config.model)
+    run_dir = _make_folder(Path(run_dir).absolute())
+    mesh, key = make_mesh(config.mesh), jax.random.key(config.seed)
+    init = functools.partial(init_state, config, family)
+    shapes = jax.eval_shape(init, key)
+    layout = state_shardings(shapes, mesh, family.rules)
+    step_of = functools.partial(update, config=config, family=family)
+    advance = jax.jit(step_of, donate_argnums=0, out_shardings=(layout, None))
+    notes = {"family": family.name, "config": to_json(config), "origin": origin or {}}
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(run_dir / "last", keep_every=config.keep_every) as last,
+        Checkpoints(run_dir / "best", keep=1) as best,
+        Interruption() as interruption,
+    ):
+        if last.latest_step is None:
+            state, scores = jax.jit(init, out_shardings=layout)(key), None
+        else:
+            state, scores = _resume(last, abstract(shapes, layout), notes, batches)
+        step, steps = int(state.step), config.optim.steps
+        best.drop_after(step)
+        write_json(run_dir / "config.json", notes)
+        with Journal(run_dir, step) as journal, Rows(journal, step, steps, config.max_skipped) as rows:
+            while True:
+                if validate and scores is None and _due(step, config.validate_every, steps):
+                    scores = _validate(validate, state, rows, interruption)
+                    if scores and _score(scores) > _best_score(best):
+                        _save(best, state, batches, notes, scores)
+                if scores or interruption.signal or _due(step, config.checkpoint_every, steps):
+                    rows.flush()
+                    _save(last, state, batches, notes, scores)
+                interruption.obey(f"stopped at step {step}, saved in {run_dir}")
+                if step >= steps:
+                    return state
+                began = time.perf_counter()
+                batch = next(batches)
+                waited_s = time.perf_counter() - began
+                state, metrics = advance(state, place_batch(batch, mesh), key)
+                step, scores = step + 1, None
+                rows.add(step, metrics, batch, began, waited_s)
+
+
+def train_command(
+    config_path: str | Path,
+    data: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    make_validate: Callable[[TrainConfig, Path], Validate] | None = None,
+) -> TrainState:
+    """`editjax train CONFIG --data SHARDS --out RUN [--optim.steps 100 …]`.
+
+    `make_validate(config, shards_dir)` gives the function that scores parameters, by decoding freely.
+    """
+    config, data = override(load_config(config_path), overrides), Path(data)
+    manifest = read_manifest(data)
+    for name, value in to_json(config.model).items():
+        if manifest["mel"].get(name, value) != value:
+            raise UsageError(
+                f"{data}: mels with {name} {manifest['mel'][name]}, but {config_path} wants {value}"
+            )
+    origin = {
+        "command": shlex.join(["editjax", "train", str(config_path), "--data", str(data), *overrides]),
+        "shards": str(data),
+        "shards_sha256": sha256_of(data / MANIFEST),
+        "mel": manifest["mel"],
+        "settings": manifest["settings"],
+    }
+    validate = make_validate(config, data) if make_validate else None
+    stream = read_batches(
+        data, config.data, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    with contextlib.closing(stream):
+        return train(config, stream, out, validate=validate, origin=origin)
+
+
+def _resume(
+    last: Checkpoints, shapes: TrainState, notes: dict[str, Any], batches: Batches
+) -> tuple[TrainState, dict[str, float] | None]:
+    """The latest state, and the scores if it was validated; `batches` is set to follow it."""
+    step = last.latest_step
+    assert step is not None
+    saved = last.notes(step)
+    if name := first_difference(_decisive(saved), _decisive(notes)):
+        raise UsageError(f"{last.folder.parent}: begun with another {name}; use that or a new folder")
+    state = TrainState(**{"ema_params": None, **last.restore(step, _parts(shapes))})
+    batches.set_state(saved["data"])
+    print(f"going on from step {step} of {last.folder.parent}", file=sys.stderr)
+    return state, saved["scores"]
+
+
+def _decisive(notes: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had never stopped."""
+    config = {name: value for name, value in notes["config"].items() if name not in MAY_CHANGE}
+    return {"family": notes["family"], **config, "shards": notes["origin"].get("shards_sha256")}
+
+
+def _validate(
+    validate: Validate, state: TrainState, rows: Rows, interruption: Interruption
+) -> dict[str, float] | None:
+    params = state.params if state.ema_params is None else state.ema_params
+    rows.flush()
+    scores = interruption.cuttable(lambda: validate(params))
+    if scores is not None:
+        rows.write_scores(int(state.step), scores)
+    return scores
+
+
+def _save(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    batches: Batches,
+    notes: dict[str, Any],
+    scores: dict[str, float] | None,
+) -> None:
+    step = int(state.step)
+    if checkpoints.latest_step != step:
+        checkpoints.save(step, _parts(state), {**notes, "data": batches.get_state(), "scores": scores})
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _score(scores: dict[str, float]) -> float:
+    return scores["score"] if math.isfinite(scores["score"]) else -math.inf
+
+
+def _best_score(best: Checkpoints) -> float:
+    return -math.inf if best.latest_step is None else _score(best.notes(best.latest_step)["scores"])
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step > 0 and (step == last or (every > 0 and step % every == 0))
+
+
+def _average(state: TrainState, params: Any, decay: float) -> Any:
+    """Exponential average whose window grows with the run: the first parameters are soon forgotten."""
+    share = 1.0 - jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(lambda a, b: a + share.astype(a.dtype) * (b - a), state.ema_params, params)
+
+
+def _make_folder(run_dir: Path) -> Path:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(f"{run_dir}: cannot make this folder ({error.strerror})") from error
+    return run_dir

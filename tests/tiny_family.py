@@ -1,0 +1,102 @@
+"""A stand-in family and its batches: the smallest thing `train` can train, with planted answers.
+
+Run as a script it trains in the folder given as its argument, for the test that kills it.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editjax.family import Family
+from editjax.optim import OptimSettings
+from editjax.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class TinySettings:
+    width: int = 8
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TinyData:
+    batch: int = 8
+    poison_from: int = -1  # steps whose batches hold NaN
+    poison_until: int = -1
+
+
+@dataclass(frozen=True)
+class TinyWeights:
+    square: float = 1.0
+
+
+class TinyBatch(NamedTuple):
+    x_BD: np.ndarray
+    y_B: np.ndarray
+    ids_B: np.ndarray
+
+
+class TinyBatches:
+    """Batch n is a pure function of n: y is the sum of x."""
+
+    def __init__(self, settings: TinyData, pause_s: float = 0.0) -> None:
+        self.settings, self.pause_s, self.position = settings, pause_s, 0
+
+    def __next__(self) -> TinyBatch:
+        step = self.position
+        self.position += 1
+        time.sleep(self.pause_s)
+        x_BD = np.random.default_rng(step).normal(size=(self.settings.batch, 4)).astype(np.float32)
+        if self.settings.poison_from <= step < self.settings.poison_until:
+            x_BD[0, 0] = np.nan
+        ids_B = step * self.settings.batch + np.arange(self.settings.batch, dtype=np.int32)
+        return TinyBatch(x_BD, x_BD.sum(-1), ids_B)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position = state["next"]
+
+
+def init(settings, key):
+    first, second = jax.random.split(key)
+    hidden = jax.random.normal(first, (4, settings.width))
+    return {
+        "hidden": {"kernel": hidden, "bias": jnp.zeros(settings.width)},
+        "out": {"kernel": jax.random.normal(second, (settings.width, 1)) * 0.1},
+    }
+
+
+def loss(params, batch, key, settings, weights, train):
+    hidden_BD = jnp.tanh(batch.x_BD @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+    if train:
+        hidden_BD *= jax.random.bernoulli(key, 1 - settings.dropout, hidden_BD.shape)
+    error_B = (hidden_BD @ params["out"]["kernel"])[:, 0] - batch.y_B
+    return weights.square * jnp.mean(error_B**2), {"error": jnp.mean(jnp.abs(error_B))}
+
+
+def validate(params):
+    """Score on batches no step ever sees."""
+    batch = TinyBatches(TinyData(batch=64))
+    batch.position = 10_000
+    return {"score": -float(loss(params, next(batch), None, TinySettings(), TinyWeights(), False)[0])}
+
+
+FAMILY = Family("tiny", init, loss)
+
+
+def tiny_config(steps: int = 8, data: TinyData = TinyData(), **fields) -> TrainConfig:
+    optim = OptimSettings(learning_rate=1e-2, warmup_steps=2, steps=steps)
+    settings = {"ema_decay": 0.9, "validate_every": 4, "checkpoint_every": 2, "max_skipped": 3, **fields}
+    return TrainConfig(model=TinySettings(), data=data, loss=TinyWeights(), optim=optim, **settings)
+
+
+if __name__ == "__main__":
+    config = tiny_config(steps=40, checkpoint_every=3, validate_every=7)
+    train(config, TinyBatches(config.data, pause_s=0.02), sys.argv[1], validate=validate, family=FAMILY)
