@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from editjax.errors import DataError, NoInputError
 
 FORMAT = "editjax.edits"
 VERSION = 1
+LARGEST = 1e300  # refuses NaN, the infinities and integers no float can hold, in one comparison
 HAND_MOVED_S = 0.05
 """Joins move by a few milliseconds; a start or stop further than this from its nominal was moved by hand."""
 
@@ -82,7 +83,7 @@ def read_edits(path: str | Path) -> EditList:
         raise DataError(f"{path}: is not UTF-8 text; give an edit list (.edits.json)") from error
     try:
         tree = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error}); correct it there") from error
     return _parse(tree, str(path))
 
@@ -120,9 +121,11 @@ def _parse(tree: Any, name: str) -> EditList:
     """Checks a decoded JSON tree and builds the edit list; `name` is the file the errors speak of."""
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-        raise DataError(f'{name}: format is {found!r}; an edit list says "format": "{FORMAT}"')
+        raise DataError(f'{name}: format is {reprlib.repr(found)}; an edit list says "format": "{FORMAT}"')
     if tree.get("version") != VERSION or isinstance(tree.get("version"), bool):
-        raise DataError(f"{name}: version is {tree.get('version')!r}; this editjax reads version {VERSION}")
+        raise DataError(
+            f"{name}: version is {reprlib.repr(tree.get('version'))}; this editjax reads version {VERSION}"
+        )
     _refuse_unknown(tree, ("format", "version", "source", "segments", "editor"), "the file", name)
     source = _parse_source(tree.get("source"), name)
     rows, editor = tree.get("segments"), tree.get("editor", {})
@@ -144,7 +147,7 @@ def _parse_source(row: Any, name: str) -> Source:
     texts = {key: row.get(key, "") for key in ("path", "sha256")}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise DataError(f"{name}: source.{key} is {text!r}; give a text")
+            raise DataError(f"{name}: source.{key} is {reprlib.repr(text)}; give a text")
     rate = _integer(row, "sample_rate", "source", name, low=1)
     channels = _integer(row, "channels", "source", name, low=1)
     return Source(
@@ -167,7 +170,7 @@ def _parse_segment(row: Any, source: Source, where: str, name: str) -> Segment:
     score = None if row.get("score") is None else _number(row, "score", where, name, default=0.0)
     reason = row.get("reason", "")
     if not isinstance(reason, str):
-        raise DataError(f"{name}: {where}.reason is {reason!r}; give a text")
+        raise DataError(f"{name}: {where}.reason is {reprlib.repr(reason)}; give a text")
     return Segment(start, stop, *span, fades[0], fades[1], gain_db, score, reason)
 
 
@@ -187,7 +190,7 @@ def _check_unaligned(rows: Any, n_segments: int, name: str) -> None:
         pair = isinstance(row, list) and len(row) == 2 and all(type(value) is int for value in row)
         if not pair or not 0 <= row[0] <= n_segments or row[1] < 1:
             raise DataError(
-                f"{name}: editor.unaligned holds {row!r}; delete it, or give [segment, frames] pairs with "
+                f"{name}: editor.unaligned holds {reprlib.repr(row)}; delete it, or give [segment, frames] pairs with "
                 f"segment 0 to {n_segments}"
             )
 
@@ -207,7 +210,7 @@ def _integer(
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        problem = "is missing" if key not in row else f"is {value!r}"
+        problem = "is missing" if key not in row else f"is {reprlib.repr(value)}"
         raise DataError(f"{name}: {where}.{key} {problem}; give a whole number")
     if value < low or (high is not None and value > high):
         bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
@@ -217,6 +220,6 @@ def _integer(
 
 def _number(row: dict, key: str, where: str, name: str, default: float) -> float:
     value = row.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise DataError(f"{name}: {where}.{key} is {value!r}; give a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST:
+        raise DataError(f"{name}: {where}.{key} is {reprlib.repr(value)}; give a number")
     return float(value)
