@@ -20,8 +20,8 @@ from editjax.augment import AugmentSettings, Piece, augment, crop
 from editjax.edits import PAD, STOP, structure_of
 from editjax.errors import DataError, UsageError
 from editjax.mel import MelSettings
-from editjax.records import STYLES
 from editjax.shards import Entry, Source, read
+from editjax.styles import STYLES
 
 IGNORE = -1
 """In `structure_BT`: no label, because the frame is padding."""
@@ -34,8 +34,8 @@ class DataSettings:
     """Which examples are read, and how they are shaped into batches.
 
     `buckets` are (frames, steps): a batch holds `batch_frames // frames` examples (at least one, rounded down
-    to a multiple of `batch_multiple`), whose edits have fewer than `steps` frames. An example goes to the first
-    bucket that holds it; those that no bucket holds are cropped to the last (`augment.crop` says how).
+    to a multiple of `batch_multiple`), whose edits have fewer than `steps` frames. An example goes to the
+    first bucket that holds it; those that no bucket holds are cropped to the last (`augment.crop` says how).
     """
 
     batch_frames: int = 32_768

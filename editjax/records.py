@@ -16,8 +16,6 @@ import numpy as np
 
 from editjax.errors import DataError
 
-STYLES = ("final", "tight", "loose", "radio", "extended", "produced")
-
 _PLANES = "<f2"
 _DTYPES = (_PLANES, "<i4", "|u1")
 _MAX_HEADER_BYTES = 64 << 20

@@ -1,0 +1,191 @@
+"""A folder or a table of (raw, edited) files → recordings with their edits, found by name.
+
+    NAME_raw.wav, NAME_edit.wav, NAME.edits.json              in one folder, or
+    input/NAME_raw.wav, desired_output/NAME_edit.wav          the older layout, and
+    NAME~STYLE_edit.wav, NAME~STYLE.edits.json                further edits of NAME_raw.wav
+    raw,edited[,edits][,style][,id]                           a CSV; paths are relative to it
+
+An edit needs its edited file or its edit list; with both, the edit list says what was done. What cannot be
+paired is returned with the reason, never dropped silently.
+"""
+
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from editjax.errors import DataError, NoInputError
+from editjax.formats import CONTAINER_OF_SUFFIX
+
+ROLE_FOLDERS = ("input", "desired_output")
+CSV_COLUMNS = ("raw", "edited", "edits", "style", "id")
+
+_AUDIO_NAME = re.compile(r"(?P<name>.+?)(?:~(?P<style>[^~_.]+))?_(?P<role>raw|edit)", re.IGNORECASE)
+_EDITS_NAME = re.compile(r"(?P<name>.+?)(?:~(?P<style>[^~_.]+))?(?:_edit)?\.edits\.json", re.IGNORECASE)
+
+
+class EditFiles(NamedTuple):
+    """One edit: the edited audio, the edit list, or both; `style` is None where no name or table tells."""
+
+    id: str
+    style: str | None
+    edited: Path | None
+    edits: Path | None
+
+
+class RawFiles(NamedTuple):
+    """One raw recording and every edit of it."""
+
+    id: str
+    raw: Path
+    edits: tuple[EditFiles, ...]
+
+
+class Found(NamedTuple):
+    """Recordings by ascending id, and (name, reason) of what has no counterpart."""
+
+    recordings: tuple[RawFiles, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def find_pairs(pairs: str | Path) -> Found:
+    """The pairs in a folder (and the folders in it) or in a CSV.
+
+    Raises NoInputError when there is no such folder or file or no pair in it, DataError for an unusable CSV.
+    """
+    pairs = Path(pairs)
+    if pairs.is_dir():
+        found = _in_folder(pairs)
+    elif pairs.is_file():
+        found = _in_table(pairs)
+    else:
+        raise NoInputError(f"{pairs}: no such folder or CSV file")
+    if not found.recordings and not found.skipped:
+        raise NoInputError(
+            f"{pairs}: no pairs found; name them NAME_raw.wav and NAME_edit.wav, or give a CSV"
+        )
+    return found
+
+
+def _in_folder(folder: Path) -> Found:
+    raws: dict[str, list[Path]] = {}
+    edits: dict[str, dict[str | None, EditFiles]] = {}
+    skipped: list[tuple[str, str]] = []
+    for path in sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and p.is_file()):
+        named = _parse_name(path)
+        if named is None:
+            continue
+        name, style, role = named
+        key = (_without_role_folder(path.parent.relative_to(folder)) / name).as_posix()
+        if role == "raw":
+            raws.setdefault(key, []).append(path)
+            continue
+        files = edits.setdefault(key, {}).setdefault(
+            style, EditFiles(_edit_id(key, style), style, None, None)
+        )
+        taken = files.edits if role == "edits" else files.edited
+        if taken is not None:
+            skipped.append((str(path), f"{taken.name} is the same edit in another file"))
+        elif role == "edits":
+            edits[key][style] = files._replace(edits=path)
+        else:
+            edits[key][style] = files._replace(edited=path)
+    return _pair_up(raws, edits, skipped)
+
+
+def _pair_up(
+    raws: dict[str, list[Path]],
+    edits: dict[str, dict[str | None, EditFiles]],
+    skipped: list[tuple[str, str]],
+) -> Found:
+    recordings = []
+    for key in sorted(raws.keys() | edits.keys()):
+        paths, found = raws.get(key, []), edits.get(key, {})
+        if not paths:
+            skipped += [(files.id, f"no raw recording {Path(key).name}_raw.*") for files in found.values()]
+        elif len(paths) > 1:
+            skipped.append(
+                (key, f"several raw recordings: {', '.join(path.name for path in paths)}; keep one")
+            )
+        elif not found:
+            skipped.append((key, f"no edit {Path(key).name}_edit.* or {Path(key).name}.edits.json"))
+        else:
+            ordered = sorted(found.values(), key=lambda files: files.id)
+            recordings.append(RawFiles(key, paths[0], tuple(ordered)))
+    return Found(tuple(recordings), tuple(skipped))
+
+
+def _in_table(table: Path) -> Found:
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as CSV ({error})") from error
+    columns = {column for row in rows for column in row if column is not None}
+    if "raw" not in columns or not columns & {"edited", "edits"}:
+        raise DataError(
+            f"{table}: needs columns raw and edited (or edits); known are {', '.join(CSV_COLUMNS)}"
+        )
+    if unknown := columns - set(CSV_COLUMNS):
+        raise DataError(f"{table}: unknown columns {', '.join(sorted(unknown))}; known are {CSV_COLUMNS}")
+    raws: dict[str, Path] = {}
+    edits: dict[str, list[EditFiles]] = {}
+    skipped: list[tuple[str, str]] = []
+    for line, row in enumerate(rows, start=2):
+        cells = {column: (row.get(column) or "").strip() for column in CSV_COLUMNS}
+        place = f"{table.name} line {line}"
+        if not cells["raw"] or not (cells["edited"] or cells["edits"]):
+            skipped.append((place, "a line needs a raw recording and an edited file or an edit list"))
+            continue
+        missing = [cells[c] for c in CSV_COLUMNS[:3] if cells[c] and not (table.parent / cells[c]).is_file()]
+        if missing:
+            skipped.append((place, f"no such file: {', '.join(missing)}"))
+            continue
+        key = cells["id"] or _table_id(cells["raw"])
+        raw = table.parent / cells["raw"]
+        if raws.setdefault(key, raw) != raw:
+            skipped.append((place, f"id {key} already names {raws[key].name}; add a column id"))
+            continue
+        edits.setdefault(key, []).append(_table_edit(key, cells, table.parent, edits.get(key, [])))
+    recordings = (RawFiles(key, raws[key], tuple(edits[key])) for key in sorted(raws))
+    return Found(tuple(recordings), tuple(skipped))
+
+
+def _table_edit(key: str, cells: dict[str, str], folder: Path, before: Iterable[EditFiles]) -> EditFiles:
+    taken = {files.id for files in before}
+    style = cells["style"] or None
+    candidates = (
+        _edit_id(key, style if n == 1 else f"{style or 'edit'}{n}") for n in range(1, len(taken) + 2)
+    )
+    edited, edits = (folder / cells[column] if cells[column] else None for column in ("edited", "edits"))
+    return EditFiles(next(id for id in candidates if id not in taken), style, edited, edits)
+
+
+def _table_id(raw: str) -> str:
+    path = Path(raw)
+    return path.with_name(path.stem.removesuffix("_raw")).as_posix()
+
+
+def _parse_name(path: Path) -> tuple[str, str | None, str] | None:
+    """(name, style, role: raw, edited or edits) of a file, None for a file of another kind."""
+    if match := _EDITS_NAME.fullmatch(path.name):
+        return match["name"], match["style"], "edits"
+    match = _AUDIO_NAME.fullmatch(path.stem)
+    if match is None or path.suffix.lower() not in CONTAINER_OF_SUFFIX:
+        return None
+    if match["role"].lower() == "raw":
+        return match["name"], None, "raw"
+    return match["name"], match["style"], "edited"
+
+
+def _edit_id(key: str, style: str | None) -> str:
+    return key if style is None else f"{key}~{style}"
+
+
+def _without_role_folder(folder: Path) -> Path:
+    return folder.parent if folder.name in ROLE_FOLDERS else folder
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -1,0 +1,379 @@
+"""Pairs of (raw, edited) audio → mel shards, and a report of what was used, skipped and how well it agrees.
+
+Pointers come from the `.edits.json` where there is one, else from aligning the two files. Each recording is
+prepared alone, in a pool of spawned processes, into a staging folder inside the shards' folder, under a
+fingerprint of its files and settings. An interrupted run therefore goes on where it was; the shards are
+assembled from the staged records in the order of their ids, so that the same pairs give the same bytes
+whatever the number of workers.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from editjax import __version__, shards
+from editjax.audio import Reader, atomic_path, probe, sha256_of
+from editjax.beats import BeatSettings, beat_phases, track_beats
+from editjax.edits import UNALIGNED, EditList, beat_labels, duration_samples, read_edits, to_pointers
+from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
+from editjax.mel import FrameGrid, mel_of
+from editjax.pairs import EditFiles, RawFiles, find_pairs
+from editjax.records import Edit, Recording, encode
+from editjax.styles import STYLES
+
+REPORT = "report.json"
+STAGING = ".staging"
+LENGTH_TOLERANCE_S = 0.1
+"""An edited file may differ from the length of its edit list by this much (codec padding)."""
+
+_LARGEST_BELOW_ONE = np.nextafter(np.float16(1), np.float16(0))
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How recordings become records.
+
+    `split` names the part of the data these pairs are; of them the share `validation` goes to the split
+    "validation", chosen by a hash of the recording's id, all its edits together. A pair of which alignment
+    finds less than `least_aligned` is bad. `check_alignment` also aligns pairs that have an edit list, to
+    compare.
+    """
+
+    beats: BeatSettings = field(default_factory=BeatSettings)
+    split: str = "train"
+    validation: float = 0.0
+    least_aligned: float = 0.5
+    check_alignment: bool = False
+    shard_bytes: int = shards.SHARD_BYTES
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation < 1.0:
+            raise UsageError(f"validation {self.validation}: give a share from 0 to below 1")
+
+
+class Raw(NamedTuple):
+    """A raw recording as its edits need it."""
+
+    files: RawFiles
+    samples: int
+    grid: FrameGrid
+    mel_TF: np.ndarray
+    beat_frames: np.ndarray
+
+
+def prepare(
+    pairs: str | Path,
+    shards_dir: str | Path,
+    settings: PrepareSettings = PrepareSettings(),
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Build shards of all pairs and return the report, which is also written as `report.json` beside them.
+
+    The report names `good` pairs, `skipped` ones with the reason, and says what alignment found in `aligned`.
+    `workers` None uses every core this process may use. Shards that are already complete for these files and
+    settings are left as they are. Raises CannotCreateError when other shards are there and `overwrite` is
+    off, DataError when no pair is good, TryAgainError when a worker died.
+    """
+    found = find_pairs(pairs)
+    folder = Path(shards_dir)
+    keys = {files.id: _fingerprint(files, settings) for files in found.recordings}
+    build = _digest([keys, found.skipped])
+    if (report := _finished(folder, build, overwrite)) is not None:
+        return report
+    staging = _make_staging(folder)
+    todo = [files for files in found.recordings if not _staged(staging, keys[files.id])[1].is_file()]
+    todo.sort(key=lambda files: -files.raw.stat().st_size)
+    jobs = [(files, settings, staging, keys[files.id]) for files in todo]
+    outcomes = dict(_run(jobs, workers or _usable_cores(), len(found.recordings)))
+    for files in found.recordings:
+        if files.id not in outcomes:
+            outcomes[files.id] = json.loads(_staged(staging, keys[files.id])[1].read_text(encoding="utf-8"))
+    report = _report(build, found.skipped, [outcomes[files.id] for files in found.recordings])
+    shards.write_json(folder / REPORT, report)
+    if not report["good"]:
+        name, reason = report["skipped"][0]["pair"], report["skipped"][0]["reason"]
+        raise DataError(f"{pairs}: none of {len(report['skipped'])} pairs is good; {name}: {reason}")
+    good = [keys[files.id] for files in found.recordings if outcomes[files.id]["good"]]
+    records = (_staged(staging, key)[0].read_bytes() for key in good)
+    described = {key: value for key, value in asdict(settings).items() if key != "shard_bytes"}
+    shards.write(
+        folder, records, mel=asdict(settings.beats.mel), settings=described, shard_bytes=settings.shard_bytes
+    )
+    shutil.rmtree(staging)
+    return report
+
+
+def prepare_recording(files: RawFiles, settings: PrepareSettings) -> tuple[Recording | None, dict[str, Any]]:
+    """The record of one recording with its good edits (None without any), and the report's part about it."""
+    outcome: dict[str, Any] = {"good": [], "skipped": [], "aligned": []}
+    edits: list[Edit] = []
+    meta: dict[str, Any] = {}
+    try:
+        raw, meta, phase_T3 = _read_raw(files, settings)
+    except Exception as error:  # whatever is wrong with one file must not end a run over thousands
+        outcome["skipped"] = [{"pair": edit.id, "reason": _reason(error)} for edit in files.edits]
+        return None, outcome
+    for edit_files in files.edits:
+        try:
+            edit, editor, found = _prepare_edit(raw, edit_files, settings)
+        except Exception as error:  # as above
+            outcome["skipped"].append({"pair": edit_files.id, "reason": _reason(error)})
+            continue
+        edits.append(edit)
+        outcome["good"].append(edit_files.id)
+        if found is not None:
+            outcome["aligned"].append({"pair": edit_files.id, **found})
+        _describe_recording(meta, editor, raw.grid)
+    if not edits:
+        return None, outcome
+    recording = Recording(files.id, raw.mel_TF, phase_T3, raw.beat_frames, tuple(edits), meta)
+    return recording, outcome
+
+
+def _read_raw(files: RawFiles, settings: PrepareSettings) -> tuple[Raw, dict[str, Any], np.ndarray]:
+    mel = settings.beats.mel
+    with Reader(files.raw) as reader:
+        mel_TF, samples = mel_of(reader, mel)
+        rate_hz = reader.info.sample_rate_hz
+    if not samples:
+        raise DataError(f"{files.raw}: holds no samples")
+    beats = track_beats(mel_TF, settings.beats)
+    phase_T3 = np.minimum(
+        beat_phases(beats, len(mel_TF), settings.beats).astype(np.float16), _LARGEST_BELOW_ONE
+    )
+    meta = {
+        "split": _split_of(files.id, settings),
+        "sources": [],
+        "sample_rate_hz": rate_hz,
+        "samples": samples,
+        "tempo_bpm": round(float(beats.tempo_bpm), 2),
+        "beat_confidence": round(float(beats.confidence), 3),
+    }
+    mel_TF = mel_TF.astype(np.float16)
+    return Raw(files, samples, mel.grid(rate_hz), mel_TF, np.asarray(beats.beat_frames)), meta, phase_T3
+
+
+def _prepare_edit(
+    raw: Raw, files: EditFiles, settings: PrepareSettings
+) -> tuple[Edit, dict[str, Any], dict[str, Any] | None]:
+    """One edit, its editor's notes, and what alignment found where it was used or asked for."""
+    pointers_N, edit_list, found = _find_pointers(raw, files, settings)
+    editor = edit_list.editor
+    style = files.style or str(editor.get("style", STYLES[0]))
+    if style not in STYLES:
+        raise DataError(f"{files.edits or files.edited}: style {style!r} is none of {', '.join(STYLES)}")
+    effects = [(int(effect[0]), int(effect[1])) for effect in editor.get("effects", ())]
+    labels = beat_labels(edit_list, raw.beat_frames, len(raw.mel_TF), grid=raw.grid, effects=effects)
+    edit_mel_NF = None
+    if files.edited is not None and (files.edits is None or style == "produced" or _is_processed(edit_list)):
+        edit_mel_NF = _fitted_mel(files.edited, len(pointers_N), settings)
+    target_s = editor.get("target_length_s")
+    meta: dict[str, Any] = {
+        "natural": target_s is None,
+        "pointers": "edit list" if files.edits else "alignment",
+    }
+    if target_s is not None:
+        meta["target_s"] = float(target_s)
+    return Edit(files.id, style, pointers_N, labels, edit_mel_NF, meta), editor, found
+
+
+def _find_pointers(
+    raw: Raw, files: EditFiles, settings: PrepareSettings
+) -> tuple[np.ndarray, EditList, dict[str, Any] | None]:
+    """Pointers (N,) int32 and the edit list they come from or were aligned to."""
+    found = None
+    if files.edits is not None:
+        edit_list = _read_edit_list(raw, files, files.edits)
+        pointers_N = to_pointers(edit_list, raw.grid)
+        if settings.check_alignment and files.edited is not None:
+            aligned_N, _, ratio = _align(raw, files.edited)
+            found = {"alignment_ratio": round(ratio, 4), **_compare(pointers_N, aligned_N)}
+    elif files.edited is not None:
+        pointers_N, edit_list, ratio = _align(raw, files.edited)
+        found = {"alignment_ratio": round(ratio, 4)}
+        if ratio < settings.least_aligned:
+            raise DataError(f"{files.edited}: only {ratio:.0%} of it was found in {raw.files.raw.name}")
+    else:
+        raise DataError(f"{files.id}: neither an edited file nor an edit list")
+    if not (pointers_N >= 0).any():
+        raise DataError(f"{files.edits or files.edited}: the edit keeps nothing of the recording")
+    return pointers_N.astype(np.int32), edit_list, found
+
+
+def _read_edit_list(raw: Raw, files: EditFiles, path: Path) -> EditList:
+    """The edit list, checked to be of this recording and of this edited file."""
+    edit_list = read_edits(path)
+    source, name = edit_list.source, raw.files.raw.name
+    if (source.frames, source.sample_rate) != (raw.samples, raw.grid.source_rate_hz):
+        raise DataError(
+            f"{files.edits}: is of a source of {source.frames} samples at {source.sample_rate} Hz, "
+            f"but {name} has {raw.samples} at {raw.grid.source_rate_hz} Hz"
+        )
+    if source.sha256 and source.sha256 != sha256_of(raw.files.raw):
+        raise DataError(f"{files.edits}: is of another recording than {name} (SHA-256)")
+    if files.edited is not None:
+        info = probe(files.edited)
+        edited_s = info.header_frames / info.sample_rate_hz
+        list_s = duration_samples(edit_list) / source.sample_rate
+        if abs(edited_s - list_s) > LENGTH_TOLERANCE_S:
+            raise DataError(f"{files.edited}: lasts {edited_s:.2f} s, its edit list makes {list_s:.2f} s")
+    return edit_list
+
+
+def _align(raw: Raw, edited: Path) -> tuple[np.ndarray, EditList, float]:
+    """Pointers, edit list and aligned share of an edit by listening to the two files."""
+    from editjax.align import align
+
+    with Reader(raw.files.raw) as raw_reader, Reader(edited) as edited_reader:
+        alignment = align(raw_reader, edited_reader)
+    return np.asarray(alignment.pointers_N), alignment.edit_list, float(alignment.alignment_ratio)
+
+
+def _compare(true_N: np.ndarray, aligned_N: np.ndarray) -> dict[str, Any]:
+    """How far aligned pointers agree with the edit list's."""
+    length = min(len(true_N), len(aligned_N))
+    apart_N = np.abs(true_N[:length] - aligned_N[:length])
+    apart_N[aligned_N[:length] == UNALIGNED] = np.iinfo(np.int32).max
+    return {
+        "within_1_frame": round(float((apart_N <= 1).sum() / max(len(true_N), len(aligned_N), 1)), 4),
+        "frames": [len(true_N), len(aligned_N)],
+    }
+
+
+def _is_processed(edit_list: EditList) -> bool:
+    """Whether the edit sounds otherwise than the raw frames it plays (short joins aside)."""
+    touched = any(s.fade_in or s.fade_out or s.gain_db for s in edit_list.segments)
+    return touched or bool(edit_list.editor.get("effects") or edit_list.editor.get("unaligned"))
+
+
+def _fitted_mel(path: Path, steps: int, settings: PrepareSettings) -> np.ndarray:
+    """The edited file's mel, cut or continued to one frame a pointer."""
+    with Reader(path) as reader:
+        mel_NF, _ = mel_of(reader, settings.beats.mel)
+    return mel_NF[np.minimum(np.arange(steps), len(mel_NF) - 1)].astype(np.float16)
+
+
+def _describe_recording(meta: dict[str, Any], editor: dict[str, Any], grid: FrameGrid) -> None:
+    """Add what an edit list tells of its recording: the sources it is made of and what happens when."""
+    meta["sources"] = sorted({*meta["sources"], *map(str, editor.get("sources", ()))})
+    if "events" in editor and "events" not in meta:
+        meta["events"] = [
+            [grid.frame_of_sample(e["start"]), grid.frames_in(e["stop"]), e["kind"]] for e in editor["events"]
+        ]
+
+
+def _split_of(id: str, settings: PrepareSettings) -> str:
+    position = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
+    return "validation" if position < settings.validation else settings.split
+
+
+def _run(jobs: list[tuple], workers: int, total: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(id, outcome) of every job as it is done, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, initial=total - len(jobs), unit="recording", disable=not sys.stderr.isatty())
+    with bar:
+        for done in _outcomes(jobs, min(workers, len(jobs))):
+            bar.update()
+            yield done
+
+
+def _outcomes(jobs: list[tuple], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    if workers <= 1:
+        yield from map(_stage, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(_stage, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        advice = "finished recordings are kept, run again, with fewer --workers if memory is short"
+        raise TryAgainError(f"a worker process died; {advice}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _stage(job: tuple[RawFiles, PrepareSettings, Path, str]) -> tuple[str, dict[str, Any]]:
+    """Prepare one recording and keep its record; outcomes with failures are tried again by the next run."""
+    files, settings, staging, key = job
+    recording, outcome = prepare_recording(files, settings)
+    record_path, outcome_path = _staged(staging, key)
+    if recording is not None:
+        with atomic_path(record_path, overwrite=True) as temporary:
+            temporary.write_bytes(encode(recording))
+        if not outcome["skipped"]:
+            shards.write_json(outcome_path, outcome)
+    return files.id, outcome
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _staged(staging: Path, key: str) -> tuple[Path, Path]:
+    return staging / f"{key}.record", staging / f"{key}.json"
+
+
+def _make_staging(folder: Path) -> Path:
+    try:
+        (folder / STAGING).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(f"{folder}: cannot write shards there ({error.strerror})") from error
+    return folder / STAGING
+
+
+def _finished(folder: Path, build: str, overwrite: bool) -> dict[str, Any] | None:
+    """The report of shards that are already complete for this build."""
+    if overwrite or not (folder / shards.MANIFEST).exists():
+        return None
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = {}
+    if report.get("build") == build:
+        return report
+    raise CannotCreateError(f"{folder}: holds other shards; choose another folder or add --overwrite")
+
+
+def _report(
+    build: str, skipped: tuple[tuple[str, str], ...], outcomes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    unpaired = [{"pair": name, "reason": reason} for name, reason in skipped]
+    return {
+        "build": build,
+        "editjax": __version__,
+        "good": [name for outcome in outcomes for name in outcome["good"]],
+        "skipped": [*unpaired, *(bad for outcome in outcomes for bad in outcome["skipped"])],
+        "aligned": [found for outcome in outcomes for found in outcome["aligned"]],
+    }
+
+
+def _fingerprint(files: RawFiles, settings: PrepareSettings) -> str:
+    """Changes whenever the record could: with settings, package version, file names, sizes and times."""
+    stamps = []
+    for path in [files.raw, *(path for edit in files.edits for path in (edit.edited, edit.edits) if path)]:
+        status = path.stat()
+        stamps.append([str(path), status.st_size, status.st_mtime_ns])
+    names = [[edit.id, edit.style] for edit in files.edits]
+    return _digest([__version__, shards.VERSION, asdict(settings), files.id, names, stamps])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, EditjaxError) else f"{type(error).__name__}: {error}"
+    return text.partition("\n")[0]
