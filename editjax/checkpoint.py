@@ -19,10 +19,13 @@ Parts = dict[str, Any]  # name → tree of arrays; each part can be restored wit
 class Checkpoints:
     """The checkpoints of one folder; a context manager that finishes pending work on leaving.
 
-    The `keep` newest are kept, and besides them every one whose step divides by `keep_every` (0: none).
+    The `keep` newest are kept, and besides them every one whose step divides by `keep_every` (0: none). A
+    reader says `writable=False`, so that nothing of a run still going on is cleaned away.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2, keep_every: int = 0) -> None:
+    def __init__(
+        self, folder: str | Path, *, keep: int = 2, keep_every: int = 0, writable: bool = True
+    ) -> None:
         self.folder = Path(folder).absolute()
         policies = ocp.training.preservation_policies
         preserve = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
@@ -31,7 +34,7 @@ class Checkpoints:
                 self.folder,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy(preserve),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=writable,
             )
         except OSError as error:
             raise InputOutputError(f"{self.folder}: not writable ({error.strerror})") from error

@@ -4,7 +4,10 @@ A config is a short Python file whose `config()` returns the settings of one exp
 the command, the cost and the score to expect. JSON is strict: what a reader does not know, it refuses.
 """
 
+import contextlib
 import dataclasses
+import difflib
+import io
 import runpy
 import types
 import typing
@@ -28,23 +31,50 @@ def load_config(path: str | Path) -> Any:
         raise DataError(f"{path}: defines no config() function")
     try:
         return build()
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         raise DataError(f"{path}: {error}") from None
 
 
 def override(settings: Settings, arguments: Sequence[str]) -> Settings:
     """Settings with fields changed by command-line arguments such as `--optim.steps 100`.
 
-    An unknown option ends the process with exit code 2 and names the nearest one (tyro).
+    UsageError for an unknown option (naming the nearest) or a bad value; `--help` prints all and exits.
     """
     if not arguments:
         return settings
     import tyro
 
+    printed = io.StringIO()
     try:
-        return tyro.cli(type(settings), default=settings, args=list(arguments), prog="editjax train CONFIG")
+        with contextlib.redirect_stderr(printed):
+            changed, unknown = tyro.cli(
+                type(settings),
+                default=settings,
+                args=list(arguments),
+                prog="editjax train CONFIG",
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_complaint(printed.getvalue())) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].lstrip("-"), option_names(settings), 1)
+        hint = f"did you mean --{near[0]}?" if near else "editjax train CONFIG --help lists them"
+        raise UsageError(f"unknown option {unknown[0]}; {hint}")
+    return changed
+
+
+def option_names(settings: Any, prefix: str = "") -> list[str]:
+    """The dotted command-line names of all fields, `optim.learning-rate`."""
+    names = []
+    for field in dataclasses.fields(settings):
+        name, value = prefix + field.name.replace("_", "-"), getattr(settings, field.name)
+        names += option_names(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return names
 
 
 def to_json(settings: Any) -> Json:
@@ -67,7 +97,7 @@ def from_json(kind: type[Settings], values: Json, where: str = "settings") -> Se
     read = {name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     try:
         return kind(**read)
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         raise DataError(f"{where}: {error}") from None
 
 
@@ -82,6 +112,13 @@ def first_difference(a: Any, b: Any, name: str = "") -> str | None:
                 return found
         return None
     return None if a == b else name
+
+
+def _complaint(printed: str) -> str:
+    """What tyro says is wrong, without the box round it and the help below it."""
+    lines = [line.strip("│| ") for line in printed.splitlines()]
+    problems = [line for line in lines if line.strip("╭╮╰╯├┤─- ")]
+    return problems[1] if len(problems) > 1 else "the settings on the command line cannot be understood"
 
 
 def _is_required(field: dataclasses.Field) -> bool:

@@ -1,0 +1,299 @@
+"""Run folder → model bundle, and model bundle → settings and parameters.
+
+A bundle is a folder: `model.safetensors` (tensors named by their path in the tree of parameters),
+`config.json` (settings, the table of tensors, digests, how it was trained) and `README.md` (model card). Nothing
+in it is code. Loading imports neither Orbax, Grain nor Optax, so that editing starts fast.
+"""
+
+import hashlib
+import json
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from editjax.config import Json, from_json, to_json
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
+from editjax.family import family_of, settings_type
+from editjax.mel import MelSettings
+
+FORMAT = "editjax.model"
+VERSION = 1
+TENSORS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+STORED_DTYPES = ("float32", "float16")
+LARGEST_CONFIG_BYTES = 4 << 20
+BUNDLED = Path(__file__).parent / "bundled"
+
+LICENCE = (
+    "The weights are licensed like editjax (Apache-2.0). The recordings they learned from keep their own "
+    "licences, and none of their audio is part of this model."
+)
+
+
+class Bundle(NamedTuple):
+    """A model ready to use: parameters are float32 arrays whatever they were stored as."""
+
+    settings: Any
+    params: Any
+    mel: MelSettings
+    config: Json
+    path: Path
+
+
+def export_run(
+    run_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    which: str = "best",
+    dtype: str = "float32",
+    licence: str = LICENCE,
+    overwrite: bool = False,
+) -> Path:
+    """Write the bundle of a run's `best` or `last` checkpoint: its averaged parameters where it has them.
+
+    The run may still be training. Raises NoInputError without a checkpoint, CannotCreateError when `out_dir`
+    exists and may not be replaced, DataError when a value does not fit `dtype`.
+    """
+    if dtype not in STORED_DTYPES:
+        raise DataError(f"cannot store parameters as {dtype}: choose {' or '.join(STORED_DTYPES)}")
+    step, notes, params = _restore(Path(run_dir), which)
+    tensors = {name: _cast(name, array, dtype) for name, array in flatten(params).items()}
+    export = ["editjax", "export", str(run_dir), "-o", str(out_dir)]
+    training = {
+        **notes["origin"],
+        "config": notes["config"],
+        "step": step,
+        "checkpoint": which,
+        "scores": notes["scores"],
+        "export_command": shlex.join(export),
+    }
+    return write_bundle(
+        Path(out_dir),
+        tensors,
+        {
+            "family": notes["family"],
+            "model": notes["config"]["model"],
+            "mel": notes["origin"].get("mel", to_json(MelSettings())),
+            "training": training,
+            "licence": licence,
+        },
+        overwrite=overwrite,
+    )
+
+
+def write_bundle(
+    out_dir: Path, tensors: dict[str, np.ndarray], facts: Json, *, overwrite: bool = False
+) -> Path:
+    """Write tensors and facts as a bundle that appears whole or not at all."""
+    from safetensors.numpy import save
+
+    out_dir = out_dir.absolute()
+    if out_dir.exists() and not overwrite:
+        raise CannotCreateError(f"{out_dir}: exists; choose another name or pass --overwrite")
+    blob = save(tensors)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        **facts,
+        "tensors": {name: _facts(array) for name, array in sorted(tensors.items())},
+        "sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    config["digest"] = _digest(config)
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".editjax-", dir=out_dir.parent) as folder:
+            new = Path(folder) / "new"
+            new.mkdir()
+            (new / TENSORS).write_bytes(blob)
+            (new / CONFIG).write_text(_dump(config) + "\n", encoding="utf-8")
+            (new / CARD).write_text(_model_card(out_dir.name, config, len(blob)), encoding="utf-8")
+            if out_dir.exists():
+                out_dir.rename(Path(folder) / "old")
+            new.rename(out_dir)
+    except OSError as error:
+        raise InputOutputError(f"{out_dir}: cannot write the model there ({error.strerror})") from error
+    return out_dir
+
+
+def load_bundle(model: str | Path) -> Bundle:
+    """The bundle in a folder, or the one that ships with editjax under a name such as `final`.
+
+    Raises NoInputError for an unknown name (listing the known ones) or a missing file, and DataError when the
+    folder is not a bundle, is of a newer version, or was changed since it was written.
+    """
+    import jax.numpy as jnp
+
+    path = find_bundle(model)
+    config = read_config(path)
+    tensors = _read_tensors(path / TENSORS, config)
+    where = str(path / CONFIG)
+    settings: Any = from_json(settings_type(config["family"]), config["model"], f"{where}: model")
+    mel = from_json(MelSettings, config["mel"], f"{where}: mel")
+    params = unflatten({name: jnp.asarray(array, jnp.float32) for name, array in tensors.items()})
+    return Bundle(settings, params, mel, config, path)
+
+
+def find_bundle(model: str | Path) -> Path:
+    """The folder of a model: a name that ships with editjax, else a path."""
+    names = bundled_names()
+    if str(model) in names:
+        return BUNDLED / str(model)
+    path = Path(model)
+    if not path.is_dir():
+        known = ", ".join(names) or "none in this installation"
+        raise NoInputError(f"{model}: no such model; give a model's folder or a name that ships: {known}")
+    return path
+
+
+def bundled_names() -> list[str]:
+    """The models that ship with this installation."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
+
+
+def read_config(path: Path) -> Json:
+    """A bundle's config.json, with format, version and digest checked."""
+    file = path / CONFIG
+    try:
+        if file.stat().st_size > LARGEST_CONFIG_BYTES:
+            raise DataError(f"{file}: too large to be a model's settings")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NoInputError(f"{file}: cannot read it ({error.strerror}): {path} is no model folder") from error
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise DataError(f"{file}: not an editjax model (format is not {FORMAT!r})")
+    if config.get("version") != VERSION:
+        raise DataError(
+            f"{file}: model version {config.get('version')}, this editjax reads {VERSION}: upgrade it"
+        )
+    if config.get("digest") != _digest(config):
+        raise DataError(f"{file}: changed or damaged since it was exported; export the model again")
+    return config
+
+
+def flatten(params: Any) -> dict[str, np.ndarray]:
+    """Nested dict of arrays → arrays named by path, `encoder/norm/scale`."""
+    flat: dict[str, np.ndarray] = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{inner}": array for inner, array in flatten(value).items()}
+        else:
+            flat[name] = np.asarray(value)
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    params: dict[str, Any] = {}
+    for path, array in flat.items():
+        *folders, name = path.split("/")
+        inner = params
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = array
+    return params
+
+
+def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
+    """Step, notes and parameters of a checkpoint, on one device."""
+    import jax
+
+    from editjax.checkpoint import Checkpoints, abstract
+    from editjax.mesh import make_mesh, state_shardings
+
+    folder = run_dir / which
+    if not folder.is_dir():
+        raise NoInputError(f"{run_dir}: no {which!r} checkpoint here; is it the folder of a training run?")
+    with Checkpoints(folder, writable=False) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise NoInputError(f"{folder}: no checkpoint yet; wait for the first validation or use the last")
+        notes = checkpoints.notes(step)
+        settings = from_json(
+            settings_type(notes["family"]), notes["config"]["model"], f"{folder}/{step}: model"
+        )
+        shapes = jax.eval_shape(lambda key: family_of(settings).init(settings, key), jax.random.key(0))
+        shardings = state_shardings(shapes, make_mesh(devices=jax.devices()[:1]))
+        part = "ema_params" if notes["config"]["ema_decay"] else "params"
+        return step, notes, checkpoints.restore(step, {part: abstract(shapes, shardings)})[part]
+
+
+def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    stored = np.ascontiguousarray(array, dtype)
+    if not np.isfinite(stored).all():
+        raise DataError(
+            f"parameter {name} holds values that {dtype} cannot: export as float32 or train again"
+        )
+    return stored
+
+
+def _read_tensors(file: Path, config: Json) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        blob = file.read_bytes()
+    except OSError as error:
+        raise NoInputError(f"{file}: cannot read it ({error.strerror})") from error
+    if hashlib.sha256(blob).hexdigest() != config["sha256"]:
+        raise DataError(f"{file}: SHA-256 differs from the one in {CONFIG}; copy or export the model again")
+    try:
+        tensors = load(blob)
+    except SafetensorError as error:
+        raise DataError(f"{file}: not a safetensors file ({error})") from error
+    if {name: _facts(array) for name, array in tensors.items()} != config["tensors"]:
+        raise DataError(f"{file}: tensors differ in name, shape or dtype from those {CONFIG} lists")
+    return tensors
+
+
+def _facts(array: np.ndarray) -> Json:
+    return {"shape": list(array.shape), "dtype": array.dtype.name}
+
+
+def _digest(config: Json) -> str:
+    """SHA-256 of everything in the config but the digest itself."""
+    content = {name: value for name, value in config.items() if name != "digest"}
+    return hashlib.sha256(_dump(content).encode()).hexdigest()
+
+
+def _dump(config: Json) -> str:
+    return json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _model_card(name: str, config: Json, size_bytes: int) -> str:
+    training = config["training"]
+    numbers = sum(int(np.prod(facts["shape"])) for facts in config["tensors"].values())
+    dtypes = sorted({facts["dtype"] for facts in config["tensors"].values()})
+    scores = training.get("scores") or {}
+    table = "".join(f"| {figure} | {value:.4g} |\n" for figure, value in scores.items())
+    return f"""# {name}
+
+An editjax model of the family *{config["family"]}*: {numbers:,} parameters stored as {", ".join(dtypes)}
+({size_bytes / 1e6:.1f} MB in `{TENSORS}`, SHA-256 `{config["sha256"]}`).
+
+    editjax edit RECORDING --model {name}
+
+## How it was trained
+
+    {training.get("command", "(not recorded)")}
+    {training["export_command"]}
+
+{training["step"]:,} steps; the {training["checkpoint"]} checkpoint. Shards: manifest SHA-256
+`{training.get("shards_sha256", "not recorded")}`, built with
+`{json.dumps(training.get("settings", {}), sort_keys=True)}`.
+All settings are in `{CONFIG}`.
+
+## Scores on the run's validation set
+
+| figure | value |
+|---|---|
+{table or "| (none) | |" + chr(10)}
+## Licence
+
+{config["licence"]}
+"""
