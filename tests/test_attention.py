@@ -100,18 +100,43 @@ def test_unknown_kind_is_refused():
         attend(q, k, v, window=Window(1, 1), frames_B=jnp.array([10, 10]), kind="flash")
 
 
-def test_cost_grows_with_length_not_with_its_square():
-    def cost(frames):
-        shape = jax.ShapeDtypeStruct((1, frames, 2, 32), jnp.float32)
-        tokens = jax.ShapeDtypeStruct((1, 64, 2, 32), jnp.float32)
+def attention_of(frames):
+    def total(q, k, v, gk, gv):
+        return attend(
+            q, k, v, window=Window(64, 64), frames_B=jnp.array([frames]), kind="block",
+            global_k_BGHK=gk, global_v_BGHK=gv, global_valid_BG=jnp.ones((1, 64), bool),
+        ).sum()  # fmt: skip
 
-        def total(q, k, v, gk, gv):
-            return attend(
-                q, k, v, window=Window(64, 64), frames_B=jnp.array([frames]), kind="block",
-                global_k_BGHK=gk, global_v_BGHK=gv, global_valid_BG=jnp.ones((1, 64), bool),
-            ).sum()  # fmt: skip
+    shape = jax.ShapeDtypeStruct((1, frames, 2, 32), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((1, 64, 2, 32), jnp.float32)
+    return jax.grad(total, (0, 1, 2)), (shape, shape, shape, tokens, tokens)
 
-        compiled = jax.jit(jax.grad(total, (0, 1, 2))).lower(shape, shape, shape, tokens, tokens).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
 
-    assert cost(8192 * 4) / cost(8192) == pytest.approx(4, rel=0.1)
+def product_flops(jaxpr):
+    """Floating-point operations of all matrix products; loop bodies count once per iteration."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * int(np.prod([left[i] for i in contracted]))
+        inner = [p for p in equation.params.values() if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+        times = equation.params.get("length", 1)
+        total += times * sum(product_flops(getattr(p, "jaxpr", p)) for p in inner)
+    return total
+
+
+def test_flops_grow_with_length_not_with_its_square():
+    def flops(frames):
+        function, args = attention_of(frames)
+        return product_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+    assert flops(8192 * 4) / flops(8192) == pytest.approx(4, rel=0.1)
+
+
+def test_memory_grows_with_length_not_with_its_square():
+    def temporary_bytes(frames):
+        function, args = attention_of(frames)
+        return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(32768 * 4) / temporary_bytes(32768) == pytest.approx(4, rel=0.1)

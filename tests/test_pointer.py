@@ -1,0 +1,210 @@
+"""The pointer network: exact distribution, decoding equals teacher forcing, padding and batch change nothing."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from editjax import decode as decoding
+from editjax.edits import PAD, STOP, UNALIGNED
+from editjax.losses import LossSettings, pointer_loss, sequence_nll, targets
+from editjax.models import pointer
+from editjax.models.pointer import PointerSettings, call
+
+TINY = PointerSettings(
+    n_mels=32,
+    frames_per_beat=4,
+    frames_per_bar=16,
+    width=32,
+    heads=2,
+    landmark_layers=2,
+    landmark_window=6,
+    frame_width=16,
+    frame_layers=1,
+    frame_window=5,
+    matches=2,
+    decoder_window=8,
+    look_back=1,
+    look_ahead=3,
+)
+
+
+class Batch(NamedTuple):
+    """The fields of `data.Batch` that the loss reads."""
+
+    mel_BTF: Any
+    frames_B: Any
+    phase_BT3: Any
+    pointers_BN: Any
+    steps_B: Any
+    structure_BT: Any
+    target_B: Any
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = pointer.init(TINY, jax.random.key(0))
+    # Larger weights than at the start, so that choices are not all alike; stopping kept rare.
+    wild = jax.tree.map(
+        lambda a: a * 2.0 + 0.05 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape)), fresh
+    )
+    mode = wild["decoder"]["mode"]
+    mode["bias"] = jnp.array([1.0, 1.0, -6.0])
+    mode["kernel"] = fresh["decoder"]["mode"]["kernel"]
+    return wild
+
+
+def recording(frames, seed=0):
+    rng = np.random.default_rng(seed)
+    mel = np.clip(0.5 + 0.2 * rng.normal(size=(frames, TINY.n_mels)), 0, 1).astype(np.float32)
+    return mel, rng.uniform(size=(frames, 3)).astype(np.float32)
+
+
+def padded(parts, length, fill=0.0):
+    return np.stack(
+        [np.pad(p, [(0, length - len(p))] + [(0, 0)] * (p.ndim - 1), constant_values=fill) for p in parts]
+    )
+
+
+def encoded(params, recordings, length, target=None, fill=0.0):
+    mel = padded([m for m, _ in recordings], length, fill)
+    phase = padded([p for _, p in recordings], length, fill)
+    frames = jnp.array([len(m) for m, _ in recordings], jnp.int32)
+    target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
+    return decoding.encode(TINY, params, mel, frames, phase, target_B)
+
+
+def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, target=None):
+    _, keys = encoded(params, recordings, length, target)
+    target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
+    return keys, decoding.decode(TINY, params, keys, target_B, steps, temperature, jax.random.key(seed))
+
+
+@jax.jit
+def teacher_forced_log_p(params, keys, pointers_BN, target_B):
+    """Log-probability of every step by one parallel pass."""
+    n = (pointers_BN != PAD).sum(1)
+    t = targets(pointers_BN, n, target_B)
+    h = call(TINY, params, "states", keys, t.step, n)
+    before = t.step.pointer_BN
+    target = jnp.maximum(t.pointer_BN, 0)
+    bar, beat = target // 16, target // 4
+    logits = (
+        call(TINY, params, "modes", h, before, keys.n_frames_B),
+        call(TINY, params, "bars", h, before, keys),
+        call(TINY, params, "beats", h, bar, before, keys),
+        call(TINY, params, "frames", h, beat, before, keys),
+    )
+    labels = (t.mode_BN, bar, beat % 4, target % 4)
+    parts = [
+        jnp.take_along_axis(jax.nn.log_softmax(a), b[..., None], -1)[..., 0]
+        for a, b in zip(logits, labels, strict=True)
+    ]
+    jump = (t.mode_BN == pointer.JUMP).astype(jnp.float32)
+    return jnp.where(t.counted_BN, parts[0] + jump * sum(parts[1:]), 0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_decoding_step_by_step_equals_teacher_forcing(params, temperature):
+    recordings = [recording(75, 1), recording(50, 2)]
+    keys, out = decoded(params, recordings, 75, temperature=temperature)
+    forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.zeros(2))
+    assert (np.asarray(out.steps_B) > 8).all(), "too short to have left the cache window"
+    np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
+
+
+def test_next_step_probabilities_sum_to_one_over_every_raw_frame(params):
+    frames = 37
+    _, keys = encoded(params, [recording(frames)], 40)
+    for before in (-1, 5, 15, 35, 36):
+        following = [*range(frames), STOP]
+        total = 0.0
+        for choice in following:
+            prefix = [] if before < 0 else [before]
+            sequence = jnp.array([[*prefix, choice]])
+            log_p = teacher_forced_log_p(params, keys, sequence, jnp.zeros(1))[0, len(prefix)]
+            total += float(jnp.exp(log_p))
+        assert total == pytest.approx(1.0, abs=1e-4), before
+
+
+def test_padding_and_batch_composition_change_nothing(params):
+    first, second = recording(75, 1), recording(50, 2)
+    _, alone = decoded(params, [second], 50)
+    _, together = decoded(params, [first, second], 96)
+    n = int(alone.steps_B[0])
+    assert int(together.steps_B[1]) == n
+    np.testing.assert_array_equal(together.pointers_BN[1, :n], alone.pointers_BN[0, :n])
+
+
+def test_nan_in_the_padding_does_not_reach_the_encoding(params):
+    plain, _ = encoded(params, [recording(50)], 80)
+    poisoned, _ = encoded(params, [recording(50)], 80, fill=np.nan)
+    np.testing.assert_array_equal(poisoned.frames_BTD, plain.frames_BTD)
+    np.testing.assert_array_equal(poisoned.bars_BVD, plain.bars_BVD)
+    assert np.isfinite(np.asarray(poisoned.log_length_B)).all()
+
+
+def test_gain_of_20_db_changes_nothing(params):
+    mel, phase = recording(200)
+    mel = 0.45 + 0.2 * (mel - 0.5)
+    step = 20.0 / (TINY.ceiling_db - TINY.floor_db)
+    quiet, _ = encoded(params, [(mel - step, phase)], 200)
+    loud, _ = encoded(params, [(mel + step, phase)], 200)
+    np.testing.assert_allclose(quiet.frames_BTD, loud.frames_BTD, atol=2e-3)
+
+
+def batch_of(pointers, frames=60, length=64):
+    pointers = np.asarray(pointers)
+    mel, phase = recording(frames)
+    structure = np.full((1, length), -1)
+    structure[0, :frames] = np.isin(np.arange(frames), pointers)
+    return Batch(
+        padded([mel], length), jnp.array([frames]), padded([phase], length), jnp.asarray(pointers[None]),
+        jnp.array([int((pointers != PAD).sum())]), jnp.asarray(structure), jnp.zeros(1),
+    )  # fmt: skip
+
+
+def test_loss_ignores_padding_steps(params):
+    real = [3, 4, 5, 40, 41, STOP]
+    short = pointer_loss(params, batch_of(real), TINY, LossSettings())[0]
+    long = pointer_loss(params, batch_of([*real, PAD, PAD, PAD]), TINY, LossSettings())[0]
+    np.testing.assert_allclose(short, long, rtol=1e-5)
+
+
+def test_likelihood_counts_targets_at_jumps_only(params):
+    batch = batch_of([3, 4, 5, 40, 41, 7, STOP])
+    _, keys = encoded(params, [recording(60)], 64)
+    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
+    nll = sequence_nll(TINY, params, keys, t, batch.steps_B, 8)
+    total = float((nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B)[0])
+    forced = teacher_forced_log_p(params, keys, batch.pointers_BN, jnp.zeros(1))
+    assert int(nll.jumps_B[0]) == 3
+    assert total == pytest.approx(-float(forced.sum()), abs=1e-3)
+
+
+def test_unaligned_frames_leave_the_loss():
+    pointers = jnp.array([[3, 4, UNALIGNED, UNALIGNED, 5, 9, STOP]])
+    t = targets(pointers, jnp.array([7]), jnp.zeros(1))
+    np.testing.assert_array_equal(t.counted_BN[0], [True, True, False, False, True, True, True])
+    np.testing.assert_array_equal(t.step.pointer_BN[0], [-1, 3, 4, 4, 4, 5, 9])
+    modes = np.asarray(t.mode_BN[0])[[0, 1, 4, 5, 6]]
+    np.testing.assert_array_equal(modes, [1, 0, 0, 1, 2])
+
+
+def test_a_few_steps_of_gradient_descent_learn_one_edit(params):
+    batch = batch_of([*range(10, 25), *range(40, 50), STOP])
+    fresh = pointer.init(TINY, jax.random.key(1))
+
+    @jax.jit
+    def descend(p):
+        (loss, _), g = jax.value_and_grad(lambda p: pointer_loss(p, batch, TINY, LossSettings()), has_aux=True)(p)
+        norm = jnp.sqrt(sum(jnp.sum(a * a) for a in jax.tree.leaves(g)))
+        return jax.tree.map(lambda a, b: a - 0.3 / jnp.maximum(norm, 1.0) * b, p, g), loss
+
+    losses = []
+    for _ in range(60):
+        fresh, loss = descend(fresh)
+        losses.append(float(loss))
+    assert losses[-1] < 0.2 * losses[0]
