@@ -1,11 +1,11 @@
 """Synthesised notes: a timbre, a pitch, a length and a force come in, float32 samples go out.
 
 Every pitched family runs on one of two engines. *Harmonic*: one spectrum per period of the note, turned into
-waveforms by a single inverse FFT and read with a phase that may carry vibrato; with decays per harmonic this is
-Karplus and Strong's plucked string (Computer Music Journal 7(2), 1983) in closed form, with a formant envelope
-it is a voice. *Modal*: a few decaying sines at inharmonic ratios (bars, bells, drum heads). The electric piano
-is two-operator FM (Chowning, JAES 21(7), 1973). A timbre's numbers are drawn anew for every piece, so two pieces
-with the same family do not share a sound.
+waveforms by a single inverse FFT and read with a phase that may carry vibrato; with decays per harmonic this
+is Karplus and Strong's plucked string (Computer Music Journal 7(2), 1983) in closed form, with a formant
+envelope it is a voice. *Modal*: a few decaying sines at inharmonic ratios (bars, bells, drum heads). The
+electric piano is two-operator FM (Chowning, JAES 21(7), 1973). A timbre's numbers are drawn anew for every
+piece, so two pieces with the same family do not share a sound.
 """
 
 from typing import NamedTuple
@@ -43,8 +43,8 @@ MAX_SPECTRUM_ROWS = 400
 class Timbre(NamedTuple):
     """One instrument of one piece; every number is drawn by `draw_timbre`.
 
-    `amplitude_K` are the harmonics' strengths at MIDI note 60, `decay_per_s` and `decay_slope` the decay of the
-    first harmonic and its growth with harmonic number, `swell_s` the time in which the harmonics open,
+    `amplitude_K` are the harmonics' strengths at MIDI note 60, `decay_per_s` and `decay_slope` the decay of
+    the first harmonic and its growth with harmonic number, `swell_s` the time in which the harmonics open,
     `noise` the strength of breath, bow or hammer, `release_s` what a note needs to stop.
     """
 

@@ -1,9 +1,10 @@
-"""Human takes of a score: a piece, a section and a plan come in, a `Take` (samples and its landmarks) goes out.
+"""Human takes of a score: a piece, a section and a plan come in, a `Take` (samples and its landmarks) goes
+out.
 
-Two takes of the same section differ in what a player changes: tempo and its drift, rubato, micro-timing, force,
-articulation, ornaments, tuning, distance to the microphone. What a plan calls a fault is played as one: wrong notes,
-a stumble (stop, go back a beat or two, repeat), uneven timing, missing notes, a dropout. A faulty take is as loud
-and as clean as a good one: nothing but the music tells them apart.
+Two takes of the same section differ in what a player changes: tempo and its drift, rubato, micro-timing,
+force, articulation, ornaments, tuning, distance to the microphone. What a plan calls a fault is played as
+one: wrong notes, a stumble (stop, go back a beat or two, repeat), uneven timing, missing notes, a dropout. A
+faulty take is as loud and as clean as a good one: nothing but the music tells them apart.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,8 @@ MAX_DECAY_S = 1.6
 
 
 class TakePlan(NamedTuple):
-    """What shall happen in an attempt: faults as (name, share of the section), and the share at which it breaks off.
+    """What shall happen in an attempt: faults as (name, share of the section), and the share at which it
+    breaks off.
 
     `break_share` is None for a take that reaches the end of its section.
     """
@@ -35,7 +37,8 @@ class TakePlan(NamedTuple):
 
 
 class Take(NamedTuple):
-    """A played attempt: samples (S,), its end, bar lines and phrase starts in samples, faults as (sample, name).
+    """A played attempt: samples (S,), its end, bar lines and phrase starts in samples, faults as (sample,
+    name).
 
     The first onset lies LEAD_IN_S after the first sample; `samples_S` ends when the sound has decayed.
     """
@@ -47,7 +50,9 @@ class Take(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The place a session is recorded in: early and late reflections as an impulse response without the direct sound."""
+    """The place a session is recorded in: early and late reflections as an impulse response without the
+    direct sound.
+    """
 
     response_S: np.ndarray
     wet: float

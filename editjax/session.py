@@ -1,11 +1,11 @@
 """A recording session on a time line: material and settings come in, the raw recording and its log go out.
 
-A musician records the sections of one piece, each in one to five attempts: false starts, spoiled takes (complete or
-broken off), superseded good takes, and the good take that counts. In some sections a failed attempt comes after it,
-so that "the last thing played" is not the answer. Between attempts there is dead air, talk, noise, noodling,
-count-ins and, where sections are recorded out of order, slates (k beeps before every attempt at section k). The
-spread of takes follows real editing sessions: most of what is recorded is never used, and attempts often follow
-each other without a silence.
+A musician records the sections of one piece, each in one to five attempts: false starts, spoiled takes
+(complete or broken off), superseded good takes, and the good take that counts. In some sections a failed
+attempt comes after it, so that "the last thing played" is not the answer. Between attempts there is dead air,
+talk, noise, noodling, count-ins and, where sections are recorded out of order, slates (k beeps before every
+attempt at section k). The spread of takes follows real editing sessions: most of what is recorded is never
+used, and attempts often follow each other without a silence.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ MUSIC_KINDS = ("take", "superseded", "spoiled", "false_start")
 class SimulateSettings:
     """What sessions are like; shares are probabilities, lengths are of the raw recording.
 
-    `styles` are the edits made of every session; with `style_weights` (one per style) each session gets one of them.
-    `split` restricts a folder of recordings to train, valid or test ("" takes all); `recorded_share` of the
-    sessions play recordings where there are any, the rest are synthesised.
+    `styles` are the edits made of every session; with `style_weights` (one per style) each session gets one
+    of them. `split` restricts a folder of recordings to train, valid or test ("" takes all); `recorded_share`
+    of the sessions play recordings where there are any, the rest are synthesised.
     """
 
     sample_rate_hz: int = 22050
@@ -90,7 +90,9 @@ class KeptTake(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """A whole session: samples (S,), its events in time order (pauses lie inside takes), kept takes in song order."""
+    """A whole session: samples (S,), its events in time order (pauses lie inside takes), kept takes in song
+    order.
+    """
 
     raw_S: np.ndarray
     rate_hz: int
@@ -131,11 +133,13 @@ class Script(NamedTuple):
 
 
 class Surroundings(Protocol):
-    """Where talk and noises come from."""
+    """Where talk, noises and the noise floor come from."""
 
     def talk(self, length_s: float, rng: np.random.Generator) -> np.ndarray: ...
 
     def noise(self, rng: np.random.Generator) -> np.ndarray: ...
+
+    def room_tone(self, n_samples: int, rng: np.random.Generator) -> np.ndarray: ...
 
 
 def plan_lengths(settings: SimulateSettings, rng: np.random.Generator) -> tuple[list[float], float]:
@@ -206,7 +210,7 @@ def record(
             tape.silence(rng.uniform(0.1, 0.3))
     tape.silence(rng.uniform(0.2, 1.0) + float(fillers_s[-1]))
     raw_S = tape.samples()
-    raw_S += studio.room_tone(len(raw_S), rate_hz, rng)
+    raw_S += surroundings.room_tone(len(raw_S), rng)
     raw_S *= np.float32(10 ** (rng.uniform(-20.0, -3.0) / 20) / max(float(np.abs(raw_S).max()), 1e-9))
     kept = tuple(_kept(*takes[section], tape, rate_hz) for section in sorted(takes))
     pauses = [Event(a, b, "pause", take.section) for take in kept for a, b in take.pauses]
@@ -326,18 +330,3 @@ def _pauses(samples_S: np.ndarray, rate_hz: int) -> list[tuple[int, int]]:
     spans = [(int(a) * block, int(b) * block) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     shortest = MIN_PAUSE_S * rate_hz
     return [(a, b) for a, b in spans if b - a >= shortest and a > 2 * LEAD_IN_S * rate_hz and b < last]
-
-
-class SynthSurroundings:
-    """Talk and noises without any files."""
-
-    def __init__(self, rate_hz: int):
-        self._rate_hz = rate_hz
-
-    def talk(self, length_s: float, rng: np.random.Generator) -> np.ndarray:
-        """Synthetic babble."""
-        return studio.talk(length_s, self._rate_hz, rng)
-
-    def noise(self, rng: np.random.Generator) -> np.ndarray:
-        """A synthetic noise."""
-        return studio.noise(self._rate_hz, rng)

@@ -1,9 +1,9 @@
 """Simulated recording sessions with known edits: a seed comes in, raw recordings and their edit lists go out.
 
-`python -m editjax.simulate OUT --count N --seed S` writes `<id>_raw.flac`, `<id>_edit.flac` and `<id>.edits.json` per
-session; further styles of the same session are `<id>~<style>_edit.flac` and `<id>~<style>.edits.json`. A session is a
-function of (seed, index) and the settings alone, whatever the number of workers. `editor["events"]` in the edit list
-says what every span of the raw recording is.
+`python -m editjax.simulate OUT --count N --seed S` writes `<id>_raw.flac`, `<id>_edit.flac` and
+`<id>.edits.json` per session; further styles of the same session are `<id>~<style>_edit.flac` and
+`<id>~<style>.edits.json`. A session is a function of (seed, index) and the settings alone, whatever the
+number of workers. `editor["events"]` in the edit list says what every span of the raw recording is.
 """
 
 import argparse
@@ -16,20 +16,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from editjax.audio import Writer, sha256_of
+from editjax.audio import Writer
 from editjax.composition import compose
 from editjax.edit_list import EditList, Source, write_edits
 from editjax.errors import EditjaxError, UsageError
+from editjax.files import sha256_of
 from editjax.performance import SynthMaterial
+from editjax.recordings import Library, RecordedSurroundings, scan
+from editjax.retakes import RecordedMaterial, draw_material
 from editjax.session import (
     Event,
     SimulateSettings,
-    SynthSurroundings,
     Timeline,
     plan_lengths,
     record,
     write_script,
 )
+from editjax.studio import SynthSurroundings
 from editjax.styles import STYLES, Edit, edit_of
 
 __all__ = ["Session", "SimulateSettings", "simulate_folder", "simulate_session", "write_sessions"]
@@ -61,17 +64,19 @@ def simulate_session(
     """One session from (seed, index); `recordings` is a folder of music, speech and noises, or None."""
     rng = np.random.default_rng((*seed, 0))
     lengths_s, ratio = plan_lengths(settings, rng)
-    material = SynthMaterial(compose(lengths_s, rng), settings.sample_rate_hz, int(rng.integers(1 << 31)))
+    library = scan(recordings, settings.split) if recordings else None
+    material = _material(library, lengths_s, settings, rng)
     script = write_script(material.section_lengths_s, ratio, settings, rng)
-    surroundings = SynthSurroundings(settings.sample_rate_hz)
+    surroundings = _surroundings(library, settings)
     timeline = record(script, material, surroundings, settings.sample_rate_hz, rng)
     styles = _styles(settings, rng)
     edits = [
         edit_of(style, timeline, np.random.default_rng((*seed, 1 + STYLES.index(style)))) for style in styles
     ]
+    sources = [*material.sources, *surroundings.used]
     notes = {
         "events": [_event_json(event) for event in timeline.events],
-        "sources": material.sources,
+        "sources": sources,
         "instruments": material.instruments,
         "tempo_bpm": round(material.tempo_bpm, 2),
         "sections": len(timeline.kept),
@@ -117,7 +122,10 @@ def simulate_folder(
     recordings: Path | None = None,
     workers: int = 1,
 ) -> int:
-    """Writes sessions with a progress bar; returns how many. Raises UsageError for settings that cannot be met."""
+    """Writes sessions with a progress bar; returns how many.
+
+    Raises UsageError for settings that cannot be met.
+    """
     from tqdm import tqdm
 
     if count < 1:
@@ -127,6 +135,24 @@ def simulate_folder(
         raise UsageError(f"--styles {unknown[0]}: unknown; choose from {', '.join(STYLES)}")
     sessions = write_sessions(out_dir, count, seed, settings, workers, recordings)
     return sum(1 for _ in tqdm(sessions, total=count, unit="session", disable=not sys.stderr.isatty()))
+
+
+def _material(
+    library: Library | None, lengths_s: list[float], settings: SimulateSettings, rng: np.random.Generator
+) -> SynthMaterial | RecordedMaterial:
+    if library and rng.random() < settings.recorded_share:
+        recorded = draw_material(library, lengths_s, settings.sample_rate_hz, rng)
+        if recorded:
+            return recorded
+    return SynthMaterial(compose(lengths_s, rng), settings.sample_rate_hz, int(rng.integers(1 << 31)))
+
+
+def _surroundings(
+    library: Library | None, settings: SimulateSettings
+) -> SynthSurroundings | RecordedSurroundings:
+    if library:
+        return RecordedSurroundings(library, settings.sample_rate_hz)
+    return SynthSurroundings(settings.sample_rate_hz)
 
 
 def _styles(settings: SimulateSettings, rng: np.random.Generator) -> tuple[str, ...]:
@@ -160,7 +186,9 @@ def _event_json(event: Event) -> dict[str, Any]:
 
 
 def _edited(timeline: Timeline, edit: Edit) -> np.ndarray:
-    """The edit as sound: segments in a row, joined by equal-power crossfades of 10 ms that borrow from beyond."""
+    """The edit as sound: segments in a row, joined by equal-power crossfades of 10 ms that borrow from
+    beyond.
+    """
     half = int(0.005 * timeline.rate_hz)
     pieces = [timeline.raw_S[segment.start : segment.stop].copy() for segment in edit.segments]
     angle_S = np.linspace(0.0, np.pi / 2, 2 * half, dtype=np.float32)

@@ -1,7 +1,8 @@
 """What a recording holds besides the music: talk, noises, count-ins, slates, the room and its tone.
 
-A generator and a rate come in, float32 samples (S,) go out, at the level they have beside music of `TAKE_LEVEL`.
-Everything is synthesised; `recordings.py` adds real speech and real noises where a folder has them.
+A generator and a rate come in, float32 samples (S,) go out, at the level they have beside music of
+`TAKE_LEVEL`. Everything is synthesised; `recordings.py` adds real speech and real noises where a folder has
+them.
 """
 
 import numpy as np
@@ -108,7 +109,9 @@ def slate(number: int, rate_hz: int) -> np.ndarray:
 
 
 def levelled(wave_S: np.ndarray, level_db: float) -> np.ndarray:
-    """The wave with its loudest tenth of a second (by mean square, of 10 ms blocks) `level_db` from the music."""
+    """The wave with its loudest tenth of a second (by mean square, of 10 ms blocks) `level_db` from the
+    music.
+    """
     blocks = max(1, len(wave_S) // 200)
     power = np.sort(np.square(wave_S[: blocks * (len(wave_S) // blocks)].reshape(blocks, -1)).mean(axis=1))
     loud = float(np.sqrt(power[-max(1, blocks // 4) :].mean()))
@@ -156,3 +159,23 @@ def _breath(length_s: float, rate_hz: int, rng: np.random.Generator) -> np.ndarr
     n_samples = int(length_s * rate_hz)
     swell_S = np.sin(np.pi * np.linspace(0.0, 1.0, n_samples) ** rng.uniform(0.6, 1.6)) ** 2
     return (band_noise(n_samples, rng.uniform(900, 2500), 0.8, rate_hz, rng) * swell_S).astype(np.float32)
+
+
+class SynthSurroundings:
+    """Talk, noises and room tone without any files."""
+
+    def __init__(self, rate_hz: int):
+        self._rate_hz = rate_hz
+        self.used: list[str] = []
+
+    def talk(self, length_s: float, rng: np.random.Generator) -> np.ndarray:
+        """Synthetic babble."""
+        return talk(length_s, self._rate_hz, rng)
+
+    def noise(self, rng: np.random.Generator) -> np.ndarray:
+        """A synthetic noise."""
+        return noise(self._rate_hz, rng)
+
+    def room_tone(self, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+        """A synthetic noise floor."""
+        return room_tone(n_samples, self._rate_hz, rng)

@@ -1,8 +1,9 @@
 """Editing styles: the log of a session comes in, the segments an editor of that style would keep go out.
 
-*final*, the default: of every section the last complete, unspoiled take, in song order, with its own musical pauses.
-The rule is the same everywhere: a segment begins LEAD_IN_S (50 ms) before the first onset of the take and ends where
-its sound, room included, has decayed to 40 dB below the take's loudness (at most 1.6 s after the last note's end).
+*final*, the default: of every section the last complete, unspoiled take, in song order, with its own musical
+pauses. The rule is the same everywhere: a segment begins LEAD_IN_S (50 ms) before the first onset of the take
+and ends where its sound, room included, has decayed to 40 dB below the take's loudness (at most 1.6 s after
+the last note's end).
 """
 
 from typing import NamedTuple
