@@ -291,9 +291,12 @@ def _open_shard(path: Path) -> Any:
     if not path.is_file():
         raise NoInputError(f"{path}: missing, though the manifest names it; {_AGAIN}")
     try:
-        return ArrayRecordReader(str(path), READER_OPTIONS, file_reader_buffer_size=1 << 15)
+        reader = ArrayRecordReader(str(path), READER_OPTIONS, file_reader_buffer_size=1 << 15)
+        if not reader.ok():
+            reader.close()  # raises what is wrong
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{path}: not a readable ArrayRecord file ({_first_line(error)})") from error
+    return reader
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
