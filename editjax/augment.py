@@ -132,7 +132,8 @@ def mix(
 ) -> np.ndarray:
     """Add another recording, from a random place on and repeated as needed, `level_db` above this one."""
     rows = (rng.integers(len(other_TF)) + np.arange(len(mel_TF))) % len(other_TF)
-    return _add_power(mel_TF, _power(other_TF.astype(np.float32), mel)[rows], level_db, mel)
+    power_TF = _power(other_TF.astype(np.float32), mel) - np.float32(1.0)  # the floor is silence
+    return _add_power(mel_TF, power_TF[rows], level_db, mel)
 
 
 def change_gain(mel_TF: np.ndarray, gain_db: float, mel: MelSettings) -> np.ndarray:
@@ -238,7 +239,7 @@ def _band_centres_hz(mel: MelSettings) -> np.ndarray:
 
 
 def _power(mel_TF: np.ndarray, mel: MelSettings) -> np.ndarray:
-    """Power of mel frames, up to a constant factor."""
+    """Power of mel frames in units of the floor's."""
     return np.exp(mel_TF * np.float32((mel.ceiling_db - mel.floor_db) * np.log(10.0) / 10.0))
 
 
