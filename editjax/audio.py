@@ -11,6 +11,7 @@ Tags are kept where libsndfile knows them (not: W64, AU, cue points, pictures, b
 import contextlib
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ import soxr
 from editjax.errors import CannotCreateError, DataError, InputOutputError
 from editjax.files import atomic_path, sha256_of
 from editjax.formats import (
+    BYTES_PER_SAMPLE,
     DEFAULT_LIMITS,
     INTEGER_BITS,
     LOSSY_COMPRESSION,
@@ -60,7 +62,6 @@ WAV_LIMIT_BYTES = (1 << 32) - (1 << 20)
 CODEC_BLOCK_SAMPLES = 1 << 15
 """libsndfile's Vorbis encoder keeps a whole write on the stack: writes of millions of samples crash it."""
 
-BYTES_PER_SAMPLE = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}
 TAG_NAMES = ("title", "artist", "album", "tracknumber", "date", "genre", "comment", "copyright", "license")
 
 
@@ -68,8 +69,8 @@ class Reader:
     """A file's samples in its own number type, in order (`blocks`) or at random (`read`), bit for bit.
 
     Decoders that carry state from packet to packet (Vorbis, Opus, MP3, ADPCM, ALAC) may give other samples
-    after a seek than in sequence: Vorbis is wrong for up to 1,000. `read` therefore decodes such files once, in
-    order, into an unlinked temporary file (in $TMPDIR) that grows only as far as is asked for.
+    after a seek than in sequence (Vorbis is wrong for up to 1,000). `read` decodes such files once,
+    in order, into an unlinked temporary file (in $TMPDIR) that grows only as far as is asked for.
     `blocks` and `read` share no file and may run in two threads.
 
     `allow_truncated` takes what a damaged file still holds instead of raising DataError.
@@ -114,7 +115,7 @@ class Reader:
         return self._counted
 
     def read(self, start_sample: int, stop_sample: int) -> np.ndarray:
-        """Samples [start, stop) as (S, C) in `dtype`. Raises ValueError beyond the end, DataError on content."""
+        """Samples [start, stop) as (S, C) in `dtype`. ValueError beyond the end, DataError on bad content."""
         _check_range(start_sample, stop_sample, self.frames)
         if self._seek_is_exact:
             samples_SC = self._read_by_seeking(start_sample, stop_sample)
@@ -230,7 +231,7 @@ class ArrayReader(Reader):
         return len(self._samples_SC)
 
     def read(self, start_sample: int, stop_sample: int) -> np.ndarray:
-        """Samples [start, stop) as (S, C), a copy. Raises ValueError beyond the end, DataError on NaN or Inf."""
+        """Samples [start, stop) as (S, C), copied. Raises ValueError beyond the end, DataError on NaN."""
         _check_range(start_sample, stop_sample, self.frames)
         samples_SC = self._samples_SC[start_sample:stop_sample].copy()
         _refuse_non_finite(samples_SC, start_sample, self.info.path, self.info.sample_rate_hz)
@@ -372,6 +373,8 @@ class Writer:
         """Closes the file and counts what arrived: encoders report a full disk late or not at all."""
         try:
             self._file.close()
+            if self._container == "AIFF" and self._frame_bytes * self.frames % 2:
+                _uncount_pad_byte(self._temporary, self.frames, self._frame_bytes)
             if kind is None and self.frames and soundfile.info(str(self._temporary)).frames < self.frames:
                 raise self._write_failed("less arrived than was written")
         except soundfile.SoundFileError as close_error:
@@ -404,6 +407,16 @@ def resample_stream(blocks: Iterable[np.ndarray], rate_in_hz: int, rate_out_hz: 
             yield resampled_S
     if len(resampled_S := stream.resample_chunk(np.empty(0, np.float32), last=True)):
         yield resampled_S
+
+
+def _uncount_pad_byte(aiff_path: Path, frames: int, frame_bytes: int) -> None:
+    """Puts right an AIFF of odd length: libsndfile counts the byte it pads with as an 8-bit sample."""
+    with aiff_path.open("r+b") as file:
+        head = file.read(1 << 16)
+        for chunk, offset, count in ((b"COMM", 10, frames), (b"SSND", 4, frames * frame_bytes + 8)):
+            if (at := head.find(chunk)) >= 0:
+                file.seek(at + offset)
+                file.write(struct.pack(">I", count))
 
 
 def _check_range(start_sample: int, stop_sample: int, frames: int) -> None:

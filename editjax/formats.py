@@ -6,9 +6,11 @@ Source: libsndfile's formats (https://libsndfile.github.io/libsndfile/) under so
 Headers lie: a claimed length is only ever compared with a counted one, never allocated.
 """
 
+import contextlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +30,24 @@ INTEGER_BITS = {
     "PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32,
     "ALAC_16": 16, "ALAC_20": 20, "ALAC_24": 24, "ALAC_32": 32, "ULAW": 16, "ALAW": 16,
 }  # fmt: skip
+BYTES_PER_SAMPLE = {
+    "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4,
+    "ULAW": 1, "ALAW": 1, "FLOAT": 4, "DOUBLE": 8,
+}  # fmt: skip
 LOSSY_COMPRESSION = {"VORBIS": 0.2, "OPUS": 0.6, "MPEG_LAYER_III": 0.0}
 """libsndfile's 0 (best) to 1 (smallest): Vorbis quality 8, Opus about 106 kbit/s a channel, the best MP3."""
 
-WRITABLE_SUBTYPES = {*INTEGER_BITS, *LOSSY_COMPRESSION, "FLOAT", "DOUBLE"}
-STATELESS_SUBTYPES = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ULAW", "ALAW", "FLOAT", "DOUBLE"}
+WRITABLE_SUBTYPES = {*BYTES_PER_SAMPLE, *LOSSY_COMPRESSION, "IMA_ADPCM", "MS_ADPCM"}
+"""Not ALAC: libsndfile's encoder overruns its buffer on loud noise in more than two channels."""
+
+STATELESS_SUBTYPES = set(BYTES_PER_SAMPLE)
 """Decoded alike after a seek and in sequence; codecs that carry state from packet to packet are not."""
+
+MISLEADING_REASONS = {
+    "File does not exist or is not a regular file (possibly a pipe?)": "too short or damaged",
+    "System error": "the medium refuses",
+}
+"""What libsndfile says of a broken MP3, and of a full disk."""
 
 UNKNOWN_FRAMES = 1 << 62
 STREAMED_BYTES = ((1 << 32) - (1 << 16), (1 << 31) - (1 << 16))
@@ -90,10 +104,12 @@ def open_audio(path: Path, kind: type[soundfile.SoundFile] = soundfile.SoundFile
     try:
         if not os.fstat(descriptor).st_size:
             raise DataError(f"{path}: is empty (0 bytes); re-export or re-copy it")
-        return kind(os.dup(descriptor), closefd=True)
+        with _muted_mpg123(descriptor):
+            return kind(os.dup(descriptor), closefd=True)
     except (soundfile.SoundFileError, TypeError) as error:
         raise DataError(
-            f"{path}: is not audio that can be read ({reason_of(error)}); convert it to WAV"
+            f"{path}: cannot be read as audio ({reason_of(error)}); check that it is a whole audio file, "
+            "or convert it to WAV"
         ) from None
     finally:
         os.close(descriptor)
@@ -108,31 +124,32 @@ def checked_info(path: Path, file: soundfile.SoundFile, limits: AudioLimits) -> 
         raise DataError(
             f"{path}: its sample rate is {rate_hz} Hz; at most {limits.max_sample_rate_hz} is accepted"
         )
-    frames = file.frames if file.frames < UNKNOWN_FRAMES else 0
+    promised = claimed_frames(path, file)
+    estimated = file.format == "MP3" and not promised  # from the file's size, easily wrong by a factor of two
+    frames = 0 if estimated or file.frames >= UNKNOWN_FRAMES else file.frames
     if frames > limits.max_duration_s * rate_hz:
         raise too_long(path, frames, rate_hz, limits)
-    return AudioInfo(
-        path, file.format, file.subtype, rate_hz, channels, max(frames, claimed_frames(path, file))
-    )
+    return AudioInfo(path, file.format, file.subtype, rate_hz, channels, max(frames, promised))
 
 
 def claimed_frames(path: Path, file: soundfile.SoundFile) -> int:
-    """Samples the header promises, 0 if it promises none; libsndfile trims its own count to the file's size."""
+    """Samples the header promises, 0 if it promises none; libsndfile trims its own count to the file."""
     if file.format == "FLAC":
         return file.frames if file.frames < UNKNOWN_FRAMES else 0
     if file.format == "MP3":
         return file.frames if _has_frame_count(path) else 0
-    if found := re.search(
-        r"frame count \d+ does not match value from 'ds64' chunk of (\d+)", file.extra_info
-    ):
+    if found := re.search(r"does not match value from 'ds64' chunk of (\d+)", file.extra_info):
         return int(found[1])
     found = re.search(r"(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", file.extra_info)
     if not found or int(found[2]) == 0:
         return 0
     claimed_bytes, held_bytes = int(found[1]), int(found[2])
-    if any(0 <= claimed_bytes - unknown < 1 << 16 for unknown in STREAMED_BYTES):
+    missing_bytes = claimed_bytes - held_bytes
+    streamed = any(0 <= claimed_bytes - unknown < 1 << 16 for unknown in STREAMED_BYTES)
+    if streamed or missing_bytes <= 1:  # chunks of odd length are padded, or not
         return 0
-    return file.frames + max(0, (claimed_bytes - held_bytes) * file.frames // held_bytes)
+    frame_bytes = file.channels * BYTES_PER_SAMPLE.get(file.subtype, 0) or held_bytes / max(file.frames, 1)
+    return file.frames + int(missing_bytes / frame_bytes + 0.5)
 
 
 def counted_by_size(info: AudioInfo, file: soundfile.SoundFile) -> int | None:
@@ -154,8 +171,8 @@ def output_format(
 ) -> tuple[str, str]:
     """(container, subtype) for an output: the input's, unless its name or `subtype` says otherwise.
 
-    A lossy input named into a lossless container becomes PCM_16. Raises CannotCreateError for a name or a
-    combination that cannot be written.
+    A lossy input named into a lossless container becomes PCM_16, ALAC becomes PCM in the same CAF.
+    Raises CannotCreateError for a name or a combination that cannot be written.
     """
     suffix = Path(out_path).suffix.lower()
     container = CONTAINER_OF_SUFFIX.get(suffix)
@@ -165,7 +182,7 @@ def output_format(
         names = " ".join(CONTAINER_OF_SUFFIX)
         raise CannotCreateError(f"{out_path}: cannot write a '{suffix}' file; name it one of {names}")
     chosen = subtype or _nearest_subtype(info.subtype, container, suffix)
-    if not soundfile.check_format(container, chosen):
+    if not _writable(container, chosen):
         possible = " ".join(
             name for name in soundfile.available_subtypes(container) if name in WRITABLE_SUBTYPES
         )
@@ -228,7 +245,26 @@ def clock(frames: float, rate_hz: int) -> str:
 
 def reason_of(error: Exception) -> str:
     """A library's reason without its own mention of the file."""
-    return str(getattr(error, "error_string", error)).strip().rstrip(".") or type(error).__name__
+    text = str(getattr(error, "error_string", error)).removeprefix("Error : ").strip().rstrip(".")
+    return MISLEADING_REASONS.get(text, text) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _muted_mpg123(descriptor: int) -> Iterator[None]:
+    """While an MP3 is opened, what libmpg123 prints about it goes nowhere: the one line shown is ours."""
+    head = os.read(descriptor, 2)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    if head != b"ID" and not (head[:1] == b"\xff" and head[1:] >= b"\xe0"):
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        saved = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _has_frame_count(path: Path) -> bool:
@@ -249,7 +285,7 @@ def _nearest_subtype(subtype: str, container: str, suffix: str) -> str:
         return "OPUS" if suffix == ".opus" or subtype == "OPUS" else "VORBIS"
     if container == "MP3":
         return "MPEG_LAYER_III"
-    if soundfile.check_format(container, subtype) and not subtype.startswith("MPEG"):
+    if _writable(container, subtype) and not subtype.startswith("MPEG"):  # a WAV could hold MPEG
         return subtype
     bits = INTEGER_BITS.get(subtype, 24 if subtype in {"FLOAT", "DOUBLE"} else 16)
     deep_enough = [
@@ -257,3 +293,7 @@ def _nearest_subtype(subtype: str, container: str, suffix: str) -> str:
     ]
     possible = [name for name in [*deep_enough, "PCM_24"] if soundfile.check_format(container, name)]
     return possible[0] if possible else soundfile.default_subtype(container)
+
+
+def _writable(container: str, subtype: str) -> bool:
+    return subtype in WRITABLE_SUBTYPES and soundfile.check_format(container, subtype)
