@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from editjax.audio import atomic_path
+from editjax.files import atomic_path
 from editjax.errors import DataError, NoInputError
 
 FORMAT = "editjax.edits"
@@ -190,8 +190,8 @@ def _check_unaligned(rows: Any, n_segments: int, name: str) -> None:
         pair = isinstance(row, list) and len(row) == 2 and all(type(value) is int for value in row)
         if not pair or not 0 <= row[0] <= n_segments or row[1] < 1:
             raise DataError(
-                f"{name}: editor.unaligned holds {reprlib.repr(row)}; delete it, or give [segment, frames] pairs with "
-                f"segment 0 to {n_segments}"
+                f"{name}: editor.unaligned holds {reprlib.repr(row)}; delete it, or give pairs "
+                f"[segment, frames] with segment 0 to {n_segments}"
             )
 
 
