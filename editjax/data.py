@@ -99,12 +99,14 @@ class Slot(NamedTuple):
 class Plan:
     """Which examples are in batch i, for every i: `plan[i]`, `plan.batches_per_epoch`.
 
+    `examples` are the numbers of all that are read, `members` those of each bucket.
     Every epoch holds every example; a bucket's last batch is filled up from the start of its order.
     """
 
     def __init__(self, entries: tuple[Entry, ...], settings: DataSettings):
         self.settings = settings
         self.members = _buckets(entries, settings)
+        self.examples = np.sort(np.concatenate(self.members))
         sizes = [settings.batch_size(frames) for frames, _ in settings.buckets]
         self.batches_of = [-(-len(m) // size) for m, size in zip(self.members, sizes, strict=True)]
         self.batches_per_epoch = sum(self.batches_of)
@@ -196,7 +198,7 @@ def _batch_maker(
         for at, row in enumerate(rows):
             rng = np.random.default_rng([settings.seed, index, row])
             number = int(slot.examples[row])
-            piece = _load(source, number, settings, mel, slot, rng)
+            piece = _load(source, plan, number, slot, mel, rng)
             _fill(batch, at, piece, number, source.entries[number], settings, rng)
         return batch
 
@@ -214,9 +216,9 @@ def _load(
     """One example, cropped where it is too long for its bucket, and varied."""
 
     def other_mel() -> np.ndarray:
-        return source.recording(source.entries[rng.integers(len(source))].record, []).mel_TF
+        return source.recording(source.entries[rng.choice(plan.examples)].record, []).mel_TF
 
-    entry = source.entries[number]
+    settings, entry = plan.settings, source.entries[number]
     recording = source.recording(entry.record, [entry.edit])
     piece = Piece(recording.mel_TF, recording.phase_T3, recording.edits[0].pointers_N)
     max_steps = slot.steps - 1

@@ -103,6 +103,7 @@ def prepare(
     report = _report(build, found.skipped, [outcomes[files.id] for files in found.recordings])
     shards.write_json(folder / REPORT, report)
     if not report["good"]:
+        shutil.rmtree(staging)
         name, reason = report["skipped"][0]["pair"], report["skipped"][0]["reason"]
         raise DataError(f"{pairs}: none of {len(report['skipped'])} pairs is good; {name}: {reason}")
     good = [keys[files.id] for files in found.recordings if outcomes[files.id]["good"]]
