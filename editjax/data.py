@@ -206,12 +206,7 @@ def _batch_maker(
 
 
 def _load(
-    source: Source,
-    number: int,
-    settings: DataSettings,
-    mel: MelSettings,
-    slot: Slot,
-    rng: np.random.Generator,
+    source: Source, plan: Plan, number: int, slot: Slot, mel: MelSettings, rng: np.random.Generator
 ) -> Piece:
     """One example, cropped where it is too long for its bucket, and varied."""
 
