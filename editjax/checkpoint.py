@@ -12,6 +12,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from editjax.errors import DataError, InputOutputError
+from editjax.mesh import tree_path
 
 Parts = dict[str, Any]  # name → tree of arrays; each part can be restored without the others
 
@@ -74,11 +75,17 @@ class Checkpoints:
 
         DataError when a part, a name or a shape is not what was saved.
         """
+        saved = self._checkpointer.checkpointables_metadata(step).metadata
+        for name, part in abstract_parts.items():
+            if problem := _misfit(saved.get(name), part):
+                raise DataError(f"{self.folder}/{step}: {name}/{problem}: made by another version or config")
         try:
             return self._checkpointer.load_checkpointables(step, abstract_parts)
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:200]
-            raise DataError(f"{self.folder}/{step}: does not fit these settings ({reason})") from error
+            raise DataError(
+                f"{self.folder}/{step}: damaged ({reason}); delete it to use an older one"
+            ) from error
 
     def drop_after(self, step: int) -> None:
         """Delete the checkpoints of later steps: a run resumed at `step` will make them again."""
@@ -90,3 +97,15 @@ class Checkpoints:
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes of `tree` with a sharding for each leaf: what `restore` wants."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _misfit(saved: Any, wanted: Any) -> str | None:
+    """The first array whose name or shape differs, or None."""
+    there, here = (
+        {tree_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (saved, wanted)
+    )
+    for name in sorted(there | here):
+        if there.get(name) != here.get(name):
+            return f"{name} has shape {there.get(name, 'none')}, wanted {here.get(name, 'none')}"
+    return None

@@ -1,8 +1,8 @@
 """Run folder → model bundle, and model bundle → settings and parameters.
 
 A bundle is a folder: `model.safetensors` (tensors named by their path in the tree of parameters),
-`config.json` (settings, the table of tensors, digests, how it was trained) and `README.md` (model card). Nothing
-in it is code. Loading imports neither Orbax, Grain nor Optax, so that editing starts fast.
+`config.json` (settings, the table of tensors, digests, how it was trained) and `README.md` (model card).
+Nothing in it is code. Loading imports neither Orbax, Grain nor Optax, so that editing starts fast.
 """
 
 import hashlib
@@ -214,7 +214,7 @@ def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
         if step is None:
             raise NoInputError(f"{folder}: no checkpoint yet; wait for the first validation or use the last")
         notes = checkpoints.notes(step)
-        settings = from_json(
+        settings: Any = from_json(
             settings_type(notes["family"]), notes["config"]["model"], f"{folder}/{step}: model"
         )
         shapes = jax.eval_shape(lambda key: family_of(settings).init(settings, key), jax.random.key(0))

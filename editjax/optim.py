@@ -36,28 +36,33 @@ class OptimSettings:
 
 def make_schedule(settings: OptimSettings) -> optax.Schedule:
     """Learning rate as a function of the number of updates made."""
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=settings.learning_rate / (settings.warmup_steps + 1),
         peak_value=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         decay_steps=settings.steps,
         end_value=settings.learning_rate * settings.final_fraction,
     )
+    return lambda count: schedule(jnp.asarray(count, jnp.float32))
 
 
 def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW under the schedule."""
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            make_schedule(settings),
-            b1=settings.b1,
-            b2=settings.b2,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            mask=decayed,
-        ),
+    adamw = optax.adamw(
+        make_schedule(settings),
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        mask=decayed,
     )
+    chain = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
+            return chain.update(gradient, state, params)
+
+    return optax.GradientTransformation(chain.init, update)
 
 
 def decayed(params: Any) -> Any:

@@ -96,7 +96,7 @@ def update(
         family.loss, batch=batch, key=key, settings=config.model, weights=config.loss, train=True
     )
     (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     changes, opt_state = make_optimizer(config.optim).update(gradient, state.opt_state, state.params)
@@ -269,7 +269,8 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def _average(state: TrainState, params: Any, decay: float) -> Any:
     """Exponential average whose window grows with the run: the first parameters are soon forgotten."""
-    share = 1.0 - jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    step = state.step.astype(jnp.float32)
+    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, b: a + share.astype(a.dtype) * (b - a), state.ema_params, params)
 
 

@@ -3,6 +3,7 @@
 Run as a script it trains in the folder given as its argument, for the test that kills it.
 """
 
+import hashlib
 import sys
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from editjax.family import Family
 from editjax.optim import OptimSettings
-from editjax.train import TrainConfig, train
+from editjax.train import TrainConfig, TrainState, train
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def init(settings, key):
 def loss(params, batch, key, settings, weights, train):
     hidden_BD = jnp.tanh(batch.x_BD @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
     if train:
-        hidden_BD *= jax.random.bernoulli(key, 1 - settings.dropout, hidden_BD.shape)
+        hidden_BD *= jax.random.bernoulli(key, 1 - settings.dropout, hidden_BD.shape).astype(jnp.float32)
     error_B = (hidden_BD @ params["out"]["kernel"])[:, 0] - batch.y_B
     return weights.square * jnp.mean(error_B**2), {"error": jnp.mean(jnp.abs(error_B))}
 
@@ -91,12 +92,19 @@ def validate(params):
 FAMILY = Family("tiny", init, loss)
 
 
-def tiny_config(steps: int = 8, data: TinyData = TinyData(), **fields) -> TrainConfig:
-    optim = OptimSettings(learning_rate=1e-2, warmup_steps=2, steps=steps)
-    settings = {"ema_decay": 0.9, "validate_every": 4, "checkpoint_every": 2, "max_skipped": 3, **fields}
+def tiny_config(steps: int = 8, rate: float = 1e-2, data: TinyData = TinyData(), **fields) -> TrainConfig:
+    optim = OptimSettings(learning_rate=rate, warmup_steps=2, steps=steps)
+    settings = {"ema_decay": 0.9, "validate_every": 4, "checkpoint_every": 4, "max_skipped": 3, **fields}
     return TrainConfig(model=TinySettings(), data=data, loss=TinyWeights(), optim=optim, **settings)
+
+
+def digest(state: TrainState) -> str:
+    """SHA-256 over every array of a state, in order."""
+    leaves = jax.tree.leaves(state)
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
 if __name__ == "__main__":
     config = tiny_config(steps=40, checkpoint_every=3, validate_every=7)
-    train(config, TinyBatches(config.data, pause_s=0.02), sys.argv[1], validate=validate, family=FAMILY)
+    batches = TinyBatches(config.data, pause_s=0.02)
+    print(digest(train(config, batches, sys.argv[1], validate=validate, family=FAMILY)))

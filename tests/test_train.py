@@ -1,0 +1,237 @@
+"""Training: it learns, resumes bit for bit, refuses bad updates, stops in good order."""
+
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_family import FAMILY, TinyBatches, TinyData, TinySettings, tiny_config, validate
+
+from editjax.checkpoint import Checkpoints
+from editjax.errors import CannotCreateError, DataError, TryAgainError, UsageError
+from editjax.journal import read_journal
+from editjax.mesh import MeshSettings
+from editjax.train import TrainConfig, TrainState, init_state, train, update
+
+advance = jax.jit(update, static_argnums=(3, 4))
+
+
+class Stopping(TinyBatches):
+    """Sends the process a signal while batch number `at` is made, once."""
+
+    def __init__(self, settings: TinyData, at: int, number: int) -> None:
+        super().__init__(settings)
+        self.at, self.number = at, number
+
+    def __next__(self):
+        if self.position == self.at:
+            os.kill(os.getpid(), self.number)
+        return super().__next__()
+
+
+def run(config: TrainConfig, folder, batches=None, **options) -> TrainState:
+    options = {"validate": validate, "family": FAMILY, **options}
+    return train(config, batches or TinyBatches(config.data), folder, **options)
+
+
+def steps_of(folder, name="loss") -> list[int]:
+    return [row["step"] for row in read_journal(folder / "metrics.jsonl") if name in row]
+
+
+def assert_identical(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch):
+    monkeypatch.setattr("editjax.journal.importlib.util.find_spec", lambda name: None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run of eight steps: its folder and its final state."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(tiny_config(), folder)
+
+
+def test_a_planted_task_is_learned(tmp_path):
+    config = tiny_config(steps=400, rate=0.05, validate_every=0, checkpoint_every=0)
+    run(replace(config, model=TinySettings(width=32, dropout=0.0)), tmp_path, validate=None)
+    losses = [row["loss"] for row in read_journal(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert np.mean(losses[-20:]) < 0.05 * np.mean(losses[:20])
+
+
+def test_every_step_and_validation_is_in_the_journal_once(whole):
+    folder, _ = whole
+    assert steps_of(folder) == list(range(1, 9))
+    assert steps_of(folder, "validation/score") == [4, 8]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_run_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path, whole, stop):
+    config = tiny_config()
+    with pytest.raises(TryAgainError, match=f"stopped at step {stop + 1}, saved in .*same command"):
+        run(config, tmp_path, Stopping(config.data, stop, signal.SIGTERM))
+    batches = TinyBatches(config.data)
+    assert_identical(run(config, tmp_path, batches), whole[1])
+    assert batches.position == 8
+    assert steps_of(tmp_path) == list(range(1, 9))
+    with Checkpoints(tmp_path / "best", writable=False) as mine, Checkpoints(whole[0] / "best") as theirs:
+        assert mine.latest_step == theirs.latest_step
+        assert mine.notes(mine.latest_step) == theirs.notes(theirs.latest_step)
+
+
+def test_an_interrupt_saves_and_a_second_one_does_not_wait(tmp_path):
+    config = tiny_config()
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 4"):
+        run(config, tmp_path, Stopping(config.data, 3, signal.SIGINT))
+    with Checkpoints(tmp_path / "last") as last:
+        assert last.latest_step == 4
+
+    class Twice(Stopping):
+        def __next__(self):
+            os.kill(os.getpid(), self.number)
+            os.kill(os.getpid(), self.number)
+            return super().__next__()
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(config, tmp_path, Twice(config.data, 5, signal.SIGINT))
+    assert not caught.value.args
+
+
+def test_a_signal_cuts_validation_short_and_it_is_made_up_for(tmp_path, whole):
+    finished = []
+
+    def interrupted(params):
+        if not finished:
+            finished.append(False)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("validation went on after the signal")
+        return validate(params)
+
+    with pytest.raises(TryAgainError, match="stopped at step 4"):
+        run(tiny_config(), tmp_path, validate=interrupted)
+    assert steps_of(tmp_path, "validation/score") == []
+    assert_identical(run(tiny_config(), tmp_path, validate=interrupted), whole[1])
+    assert steps_of(tmp_path, "validation/score") == [4, 8]
+
+
+def test_handlers_are_put_back(whole):
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
+    folder, state = whole
+    batches = TinyBatches(TinyData())
+    assert_identical(run(tiny_config(), folder, batches), state)
+    assert batches.position == 8
+    assert steps_of(folder) == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"seed": 1}, "seed"),
+        ({"model": TinySettings(width=9)}, r"model\.width"),
+        ({"data": TinyData(batch=16)}, r"data\.batch"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused_by_name(whole, change, name):
+    with pytest.raises(UsageError, match=f"begun with another {name};"):
+        run(replace(tiny_config(), **change), whole[0])
+
+
+def test_going_on_with_other_shards_is_refused(tmp_path):
+    config = tiny_config(steps=3)
+    run(config, tmp_path, origin={"shards_sha256": "a"})
+    with pytest.raises(UsageError, match="begun with another shards"):
+        run(config, tmp_path, origin={"shards_sha256": "b"})
+
+
+def test_how_often_to_save_may_change(whole):
+    run(tiny_config(checkpoint_every=3, validate_every=2), whole[0])
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_a_bad_update_changes_nothing_but_the_counters(poison):
+    config, key = tiny_config(), jax.random.key(0)
+    state = init_state(config, FAMILY, key)
+    batch = next(TinyBatches(config.data))
+    good, _ = advance(state, batch, key, config, FAMILY)
+    batch.x_BD[3, 2] = poison
+    batch.y_B[3] = poison
+    bad, _ = advance(good, batch, key, config, FAMILY)
+    assert_identical(bad[1:4], good[1:4])
+    assert (int(bad.step), int(bad.skipped), int(bad.total_skipped)) == (2, 1, 1)
+    again, _ = advance(bad, next(TinyBatches(config.data)), key, config, FAMILY)
+    assert (int(again.step), int(again.skipped), int(again.total_skipped)) == (3, 0, 1)
+    assert not np.array_equal(again.params["out"]["kernel"], good.params["out"]["kernel"])
+
+
+def test_bad_batches_are_named_in_the_journal_and_passed_over(tmp_path):
+    config = tiny_config(data=TinyData(poison_from=3, poison_until=5))
+    state = run(config, tmp_path)
+    bad = [row for row in read_journal(tmp_path / "metrics.jsonl") if "ids" in row]
+    assert [(row["step"], row["ids"][0], row["loss"]) for row in bad] == [(4, 24, None), (5, 32, None)]
+    assert int(state.total_skipped) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_bad_updates_in_a_row_end_the_run(tmp_path):
+    config = tiny_config(data=TinyData(poison_from=3, poison_until=99))
+    with pytest.raises(DataError, match=r"step 6: .* 3 times in a row, last for examples \[40, 41"):
+        run(config, tmp_path)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_score(tmp_path):
+    scores = iter([0.1, float("nan"), 0.7, 0.3])
+    config = tiny_config(validate_every=2)
+    run(config, tmp_path, validate=lambda params: {"score": next(scores)})
+    with Checkpoints(tmp_path / "best") as best:
+        assert best.latest_step == 6
+        assert best.notes(6)["scores"] == {"score": 0.7}
+
+
+def test_the_average_follows_the_parameters_and_is_what_is_validated(tmp_path):
+    seen = []
+    config = tiny_config(steps=3, validate_every=1)
+    state = run(
+        config, tmp_path, validate=lambda p: seen.append(np.array(p["out"]["kernel"])) or {"score": 0}
+    )
+    np.testing.assert_array_equal(seen[-1], state.ema_params["out"]["kernel"])
+    assert not np.array_equal(seen[-1], state.params["out"]["kernel"])
+    assert init_state(tiny_config(ema_decay=0.0), FAMILY, jax.random.key(0)).ema_params is None
+
+
+@pytest.mark.parametrize("mesh", [MeshSettings(), MeshSettings(fsdp=4), MeshSettings(fsdp=2, tensor=2)])
+def test_every_mesh_trains_alike(tmp_path, mesh):
+    config = replace(tiny_config(validate_every=0), model=TinySettings(width=1 << 15, dropout=0.0))
+    alone = init_state(config, FAMILY, jax.random.key(0))
+    batches = TinyBatches(config.data)
+    for _ in range(8):
+        alone, _ = advance(alone, next(batches), jax.random.key(0), config, FAMILY)
+    spread = run(replace(config, mesh=mesh), tmp_path, validate=None)
+    kernel = spread.params["hidden"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // mesh.fsdp
+    np.testing.assert_allclose(spread.params["out"]["kernel"], alone.params["out"]["kernel"], atol=1e-4)
+
+
+def test_the_key_of_a_step_depends_on_the_step_alone(whole):
+    config, key = tiny_config(), jax.random.key(config_seed := 0)
+    assert config.seed == config_seed
+    state = init_state(config, FAMILY, key)
+    batch = next(TinyBatches(config.data))
+    later = state._replace(step=jnp.int32(5))
+    losses = [float(advance(s, batch, key, config, FAMILY)[1]["loss"]) for s in (state, state, later)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CannotCreateError, match="file/run: cannot make this folder"):
+        run(tiny_config(), tmp_path / "file" / "run")
