@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from editjax.files import atomic_path
 from editjax.errors import DataError, NoInputError
+from editjax.files import atomic_path
 
 FORMAT = "editjax.edits"
 VERSION = 1
