@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from editjax import shards
+from editjax.augment import AugmentSettings
 from editjax.data import IGNORE, Batch, DataSettings, batches, plan_of
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.errors import DataError, UsageError
@@ -209,6 +210,19 @@ def test_styles_and_splits_choose_the_examples(folder):
         }
     with pytest.raises(DataError, match="none of its 22 examples"):
         batches(folder, replace(PLAIN, styles=("produced",)))
+
+
+def test_nothing_of_another_split_is_mixed_in(folder, monkeypatch):
+    touched = set()
+    real = shards.Source.recording
+    monkeypatch.setattr(
+        shards.Source,
+        "recording",
+        lambda self, number, edits: touched.add(number) or real(self, number, edits),
+    )
+    take(folder, replace(SETTINGS, split="train", augment=AugmentSettings(mix_probability=1.0)), 40)
+    with shards.read(folder) as source:
+        assert touched == {entry.record for entry in source.entries if entry.split == "train"}
 
 
 def test_processes_share_every_batch_without_overlap(folder):
