@@ -47,7 +47,7 @@ PAUSE_SHARE = 0.35
 
 
 class Part(NamedTuple):
-    """A player: `role` is lead, chords, bass or drums; `level` its loudness in the mix; drums have no timbre."""
+    """A player: `role` is lead, chords, bass or drums; `level` its loudness; drums have no timbre."""
 
     role: str
     timbre: Timbre | None
@@ -156,7 +156,7 @@ def _compose_section(bars: int, style: _Style, rng: np.random.Generator) -> Sect
 def _vary_melody(section: Section, style: _Style, rng: np.random.Generator) -> Section:
     """The same accompaniment under a new melody: a chorus that comes back with other words."""
     bars = round(section.beats / section.beats_per_bar)
-    lead = [i for i, part in enumerate(style.parts) if part.role == "lead"][0]
+    lead = next(i for i, part in enumerate(style.parts) if part.role == "lead")
     others = [note for note in section.notes if note.part != lead]
     melody = _melody(_progression(bars, rng), lead, style, rng)
     return Section(tuple(sorted(others + melody)), section.beats, section.beats_per_bar)
@@ -233,6 +233,7 @@ def _chords(degrees: list[int], part: int, style: _Style, rng: np.random.Generat
             for i in range(int(length * 2)):
                 notes.append(Note(start + i / 2, 0.9, order[i % len(order)], 0.55, part))
             continue
+        hits: tuple[tuple[float, float], ...]
         if comping == "pad":
             hits = ((0.0, length),)
         elif comping == "offbeat":

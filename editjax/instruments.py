@@ -81,7 +81,7 @@ def draw_timbre(family: str, rng: np.random.Generator) -> Timbre:
         amplitude_K = np.where(np.isin(k, (1, 2, 3, 4, 6, 8)), 0.15 + drawbars, 0.0)
     if family == "synth" and rng.random() < 0.5:
         amplitude_K = np.where(k % 2 == 1, amplitude_K, amplitude_K * rng.uniform(0.0, 0.3))
-    formants = ()
+    formants: tuple[float, ...] = ()
     if family in ("voice", "strings", "brass"):
         formants = tuple(rng.uniform(lo, hi) for lo, hi in ((350, 850), (900, 2000), (2300, 3200)))
     ratios_K = (
@@ -166,7 +166,7 @@ def render_note(
 def render_drum(
     name: str, rate_hz: int, kit_rng: np.random.Generator, rng: np.random.Generator
 ) -> np.ndarray:
-    """One drum stroke, peak near 0.5; `kit_rng` decides the drum, `rng` what differs from stroke to stroke."""
+    """One drum stroke, peak near 0.5; `kit_rng` decides the drum, `rng` what strokes differ in."""
     length_s, tone, low_hz, noise_band_hz = _DRUM_SHAPES[name]
     n_samples = int(length_s * rate_hz)
     time_S = np.arange(n_samples, dtype=np.float32) / np.float32(rate_hz)
@@ -196,8 +196,8 @@ def band_noise(
     return wave_S * np.float32(1.0 / max(float(wave_S.std()), 1e-9))
 
 
-# Per family: roll-off exponent, attack, release, decay (1/s), its growth per harmonic, swell, vibrato in cents,
-# noise strength, noise decay (seconds).
+# Per family: roll-off exponent, attack, release, decay (1/s), its growth per harmonic, swell, vibrato in
+# cents, noise strength, noise decay (seconds).
 _FAMILY_CENTRES = {
     "piano": (1.5, 0.003, 0.18, 0.9, 0.10, 0.0, 0.0, 0.03, 0.03),
     "guitar": (1.0, 0.002, 0.12, 1.3, 0.14, 0.0, 2.0, 0.03, 0.02),

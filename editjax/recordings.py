@@ -25,9 +25,10 @@ from editjax.studio import levelled, noise, room_tone, talk
 SPLITS = ("train", "valid", "test")
 SPLIT_PERCENT = (70, 10, 20)
 SPLIT_SALT = "454"
-"""Chosen before any training so that all three splits of our own recordings hold songs, phrases, speech and noises."""
+"""Chosen before any training so that each split of our own recordings has songs, phrases, speech and noises."""
 SONG_S = 30.0
 """Music at least this long is cut into sections; shorter pieces are phrases to build sections from."""
+MIN_PHRASES_S = 5.0
 MAX_READ_S = 600.0
 KEPT_IN_MEMORY = 64
 REAL_TALK_SHARE = 0.75
@@ -113,7 +114,8 @@ def scan(folder: Path, split: str = "") -> Library:
             songs.append(tuple(long))
         else:
             songs += [(recording,) for recording in long]
-        if short := tuple(r for r in members if 1.0 <= r.seconds < SONG_S):
+        short = tuple(recording for recording in members if 1.0 <= recording.seconds < SONG_S)
+        if sum(recording.seconds for recording in short) >= MIN_PHRASES_S:
             phrases.append(short)
     return Library(
         tuple(songs),

@@ -7,36 +7,25 @@ tuning, dynamics, tone and distance; faults are made from the sound itself: a sp
 note, a stumble that goes back and repeats, an uneven pulse, notes that fail to sound.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
+from editjax.excerpts import Excerpt, damped, sections_from_phrases, sections_from_song
 from editjax.instruments import PITCHED_FAMILIES, draw_timbre, render_note
 from editjax.performance import (
     LEAD_IN_S,
     Room,
     Take,
     TakePlan,
-    block_power,
     finish_take,
     loudness,
     phrase_bars,
     smooth_curve,
 )
-from editjax.recordings import Library, Recording, load
+from editjax.recordings import Library
 
-MIN_SECTION_S = 6.0
 PHRASE_SHARE = 0.35
-FLUX_BLOCK_S = 0.01
 WSOLA_HOP_S = 0.046
 WSOLA_REACH_S = 0.012
-
-
-class Excerpt(NamedTuple):
-    """A section's sound (S,), first onset at sample 0, with bar-like onsets about every two seconds."""
-
-    samples_S: np.ndarray
-    bars: np.ndarray
 
 
 class RecordedMaterial:
@@ -83,7 +72,7 @@ class RecordedMaterial:
         samples_S = self._excerpts[rng.integers(len(self._excerpts))].samples_S
         length = min(len(samples_S), int(rng.uniform(0.4, 1.8) * self.rate_hz))
         start = int(rng.integers(0, len(samples_S) - length + 1))
-        piece_S = _damped(samples_S[start : start + length], self.rate_hz, rng)
+        piece_S = damped(samples_S[start : start + length], self.rate_hz, rng)
         tail_S = np.zeros(self.rate_hz // 2, np.float32)
         nothing = np.zeros(0, np.int64)
         take = Take(np.concatenate((piece_S, tail_S)), nothing, nothing, ())
@@ -99,7 +88,7 @@ class RecordedMaterial:
             placed += [(written + at - start, n) for at, n in faults if start <= at < stop and n != "stumble"]
             piece_S = samples_S[start:stop]
             if stop < len(samples_S):
-                piece_S = _damped(piece_S, self.rate_hz, rng)
+                piece_S = damped(piece_S, self.rate_hz, rng)
             pieces.append(piece_S)
             written += len(piece_S)
             if stop < stop_at:
@@ -115,11 +104,10 @@ def draw_material(
     library: Library, section_lengths_s: list[float], rate_hz: int, rng: np.random.Generator
 ) -> RecordedMaterial | None:
     """A piece from a song or from phrases of the library; None where it has no music."""
-    use_phrases = library.phrases and (not library.songs or rng.random() < PHRASE_SHARE)
     tempo_bpm = float(rng.uniform(80.0, 140.0))
-    if use_phrases:
+    if library.phrases and (not library.songs or rng.random() < PHRASE_SHARE):
         group = library.phrases[rng.integers(len(library.phrases))]
-        excerpts = _sections_from_phrases(group, section_lengths_s, rate_hz, rng)
+        excerpts = sections_from_phrases(group, section_lengths_s, rate_hz, rng)
         return RecordedMaterial(excerpts, [recording.name for recording in group], tempo_bpm, rate_hz)
     if not library.songs:
         return None
@@ -127,7 +115,7 @@ def draw_material(
     if len(song) > 1:
         chosen = rng.permutation(len(song))[: int(rng.integers(2, len(song) + 1))]
         song = tuple(song[i] for i in sorted(chosen))
-    excerpts = _sections_from_song(_mix(song, rate_hz), section_lengths_s, rate_hz, rng)
+    excerpts = sections_from_song(song, section_lengths_s, rate_hz, rng)
     return RecordedMaterial(excerpts, [recording.name for recording in song], tempo_bpm, rate_hz)
 
 
@@ -154,15 +142,6 @@ def wsola(samples_S: np.ndarray, position_K: np.ndarray, hop: int, reach: int) -
         out_S[k * hop : k * hop + frame] += window_S * padded_S[at : at + frame]
     out_S[:hop] += (1.0 - window_S[:hop]) * padded_S[reach + int(position_K[0]) :][:hop]
     return out_S
-
-
-def onset_flux(samples_S: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Rise of the level in decibels, brightened by pre-emphasis, per block of FLUX_BLOCK_S."""
-    bright_S = np.diff(samples_S, prepend=samples_S[:1]) + 0.1 * samples_S
-    block = int(FLUX_BLOCK_S * rate_hz)
-    level_db = 10.0 * np.log10(block_power(bright_S, block) + 1e-7)
-    smooth = np.convolve(level_db, np.ones(3) / 3.0, mode="same")
-    return np.maximum(0.0, np.diff(smooth, n=1, prepend=smooth[:1]))
 
 
 def _best_fit(padded_S, coarse_S, natural: int, wanted: int, hop: int, reach: int) -> int:
@@ -221,94 +200,3 @@ def _spoil(samples_S, at: int, name: str, rate_hz: int, rng: np.random.Generator
         level = 1.4 * loudness(samples_S[max(0, at - rate_hz) : at + rate_hz], rate_hz)
         spoiled_S[span] += mask_S * note_S * np.float32(level / max(loudness(note_S, rate_hz), 1e-6))
     return spoiled_S
-
-
-def _damped(samples_S: np.ndarray, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
-    """The samples with a short fade at the end: a hand on the strings."""
-    fade = min(len(samples_S), int(rng.uniform(0.03, 0.12) * rate_hz))
-    damped_S = samples_S.copy()
-    damped_S[-fade:] *= np.linspace(1.0, 0.0, fade, dtype=np.float32) ** 2
-    return damped_S
-
-
-def _mix(song: tuple[Recording, ...], rate_hz: int) -> np.ndarray:
-    """A song's samples: one file, or the sum of the chosen stems."""
-    stems = [load(recording, rate_hz) for recording in song]
-    shortest = min(len(stem_S) for stem_S in stems)
-    return np.sum([stem_S[:shortest] for stem_S in stems], axis=0, dtype=np.float32)
-
-
-def _sections_from_song(song_S, lengths_s, rate_hz, rng) -> list[Excerpt]:
-    """Stretches in song order that do not overlap; of eight draws the one with the least silence."""
-    song_s = len(song_S) / rate_hz
-    lengths_s = [length_s for length_s in lengths_s]
-    while len(lengths_s) > 1 and sum(lengths_s) > 0.85 * song_s:
-        lengths_s = [max(MIN_SECTION_S, 0.9 * s) for s in lengths_s]
-        if max(lengths_s) <= MIN_SECTION_S:
-            lengths_s = lengths_s[1:]
-    power = block_power(song_S, int(0.1 * rate_hz))
-    loud = power > np.percentile(power, 90) * 1e-3
-    best: tuple[float, list[tuple[float, float]]] = (-1.0, [])
-    for _ in range(8):
-        gaps_s = rng.dirichlet(np.ones(len(lengths_s) + 1)) * max(0.0, song_s - sum(lengths_s))
-        starts_s = np.cumsum(gaps_s[:-1]) + np.cumsum([0.0, *lengths_s[:-1]])
-        spans = [(float(a), min(song_s, float(a + s))) for a, s in zip(starts_s, lengths_s, strict=True)]
-        activity = min(float(loud[int(a * 10) : max(int(a * 10) + 1, int(b * 10))].mean()) for a, b in spans)
-        if activity > best[0]:
-            best = (activity, spans)
-    return [_cut_on_onsets(song_S, a, b, rate_hz) for a, b in best[1]]
-
-
-def _cut_on_onsets(song_S: np.ndarray, start_s: float, stop_s: float, rate_hz: int) -> Excerpt:
-    """Moves both ends inwards, by up to a second, to the strongest onset; the end comes just before its
-    onset.
-    """
-    piece_S = song_S[int(start_s * rate_hz) : int(stop_s * rate_hz)]
-    flux = onset_flux(piece_S, rate_hz)
-    second = int(1.0 / FLUX_BLOCK_S)
-    block = int(FLUX_BLOCK_S * rate_hz)
-    first = max(0, int(flux[:second].argmax()) - 2)
-    last = len(flux) - second + int(flux[-second:].argmax()) - 3
-    return _excerpt(piece_S[first * block : last * block], rate_hz)
-
-
-def _excerpt(samples_S: np.ndarray, rate_hz: int) -> Excerpt:
-    """Adds ramps at the ends and finds the strongest onset in every stretch of 1.4–2.6 s after the last."""
-    samples_S = samples_S.copy()
-    rise, fall = int(0.004 * rate_hz), min(len(samples_S) // 2, int(0.12 * rate_hz))
-    samples_S[:rise] *= np.linspace(0.0, 1.0, rise, dtype=np.float32)
-    samples_S[-fall:] *= np.linspace(1.0, 0.0, fall, dtype=np.float32)
-    flux = onset_flux(samples_S, rate_hz)
-    bars, near, far = [0], int(1.4 / FLUX_BLOCK_S), int(2.6 / FLUX_BLOCK_S)
-    while bars[-1] + far < len(flux):
-        bars.append(bars[-1] + near + int(flux[bars[-1] + near : bars[-1] + far].argmax()))
-    block = int(FLUX_BLOCK_S * rate_hz)
-    return Excerpt(samples_S.astype(np.float32), np.maximum(0, np.array(bars) - 1) * block)
-
-
-def _sections_from_phrases(group, lengths_s, rate_hz, rng) -> list[Excerpt]:
-    """Sections of one to five phrases, transposed and in an order of their own, with short rests between."""
-    clips = [_trimmed(load(recording, rate_hz), rate_hz) for recording in group]
-    sections = []
-    for length_s in lengths_s:
-        wanted = int(min(length_s, 14.0) * rate_hz)
-        pieces: list[np.ndarray] = []
-        while sum(len(piece) for piece in pieces) < wanted:
-            clip_S = clips[rng.integers(len(clips))]
-            ratio = 2.0 ** (float(rng.integers(-4, 5)) / 12.0)
-            position = np.arange(0.0, len(clip_S) - 1, ratio)
-            phrase_S = np.interp(position, np.arange(len(clip_S)), clip_S).astype(np.float32)
-            phrase_S *= np.float32(0.1 / max(loudness(phrase_S, rate_hz), 1e-6))
-            rest_s = float(rng.choice((0.0, 0.15, 0.4, 0.9)))
-            pieces += [_damped(phrase_S, rate_hz, rng), np.zeros(int(rest_s * rate_hz), np.float32)]
-        sections.append(_excerpt(np.concatenate(pieces[:-1]), rate_hz))
-    return sections
-
-
-def _trimmed(samples_S: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Without the silence at both ends (30 dB below the loud half), and at most 12 s from its first onset."""
-    block = int(0.01 * rate_hz)
-    power = block_power(samples_S, block)
-    active = np.flatnonzero(power > 1e-3 * loudness(samples_S, rate_hz) ** 2)
-    first, last = (int(active[0]), int(active[-1]) + 1) if len(active) else (0, len(power))
-    return samples_S[max(0, first - 1) * block : last * block][: int(12.0 * rate_hz)]

@@ -28,6 +28,7 @@ from editjax.performance import (
 PAUSE_DB = -30.0
 MIN_PAUSE_S = 0.3
 MAX_ATTEMPTS = 5
+BREATH_SHARE = 0.15
 MUSIC_KINDS = ("take", "superseded", "spoiled", "false_start")
 
 
@@ -76,7 +77,7 @@ class Event(NamedTuple):
 class KeptTake(NamedTuple):
     """The attempt of a section that counts: span, bar lines, phrase starts and pauses in raw samples.
 
-    `room_before` and `room_after` are the silent samples around it, up to the next event.
+    `room_before` are the samples of breath and silence before it, `room_after` those of silence after it.
     """
 
     section: int
@@ -227,10 +228,13 @@ class _Tape:
         self._at = 0
 
     def add(self, kind: str, samples_S: np.ndarray, attempt: Attempt | None = None, faults=()) -> Event:
+        """Appends an event and returns it; neighbouring silences become one."""
         section = attempt.section if attempt else -1
         complete = attempt is not None and attempt.plan.break_share is None
         placed = tuple((self._at + int(at), name) for at, name in faults if at < len(samples_S))
         event = Event(self._at, self._at + len(samples_S), kind, section, complete, placed)
+        if kind == "silence" and self.events and self.events[-1].kind == "silence":
+            event = self.events.pop()._replace(stop=event.stop)
         self.events.append(event)
         self._pieces.append(samples_S)
         self._at = event.stop
@@ -244,12 +248,17 @@ class _Tape:
     def samples(self) -> np.ndarray:
         return np.concatenate(self._pieces)
 
-    def silence_around(self, event: Event) -> tuple[int, int]:
-        """Silent samples directly before and after an event."""
+    def quiet_around(self, event: Event) -> tuple[int, int]:
+        """Samples of silence and breath directly before an event, and of silence directly after it."""
         index = self.events.index(event)
-        before = [e for e in self.events[max(0, index - 1) : index] if e.kind == "silence"]
-        after = [e for e in self.events[index + 1 : index + 2] if e.kind == "silence"]
-        return sum(e.stop - e.start for e in before), sum(e.stop - e.start for e in after)
+        before, after = event.start, event.stop
+        for earlier in reversed(self.events[:index]):
+            if earlier.kind not in ("silence", "breath"):
+                break
+            before = earlier.start
+        for later in self.events[index + 1 : index + 2]:
+            after = later.stop if later.kind == "silence" else after
+        return event.start - before, after - event.stop
 
 
 def _kind(attempt: Attempt) -> str:
@@ -286,7 +295,7 @@ def _attempt_length_s(attempt: Attempt, length_s: float) -> float:
 
 
 def _between(tape, attempt, filler_s, script, material, surroundings, room, rng) -> None:
-    """Fills the time before an attempt: silences, talk, noise, noodling, slate, count-in, in that order."""
+    """Fills the time before an attempt: talk, noise, noodling, silence, slate, count-in or breath."""
     rate_hz = tape.rate_hz
     start = tape.events[-1].stop if tape.events else 0
     if rng.random() < 0.4 and filler_s > 0.8:
@@ -305,10 +314,12 @@ def _between(tape, attempt, filler_s, script, material, surroundings, room, rng)
         tape.silence(rng.uniform(0.3, 0.7))
     if script.counts_in and rng.random() < 0.7:
         tape.add("count_in", studio.count_in(material.tempo_bpm, int(rng.choice((3, 4))), rate_hz, rng))
+    elif rng.random() < BREATH_SHARE:
+        tape.add("breath", studio.breath(rate_hz, rng))
 
 
 def _kept(event: Event, take: Take, tape: _Tape, rate_hz: int) -> KeptTake:
-    before, after = tape.silence_around(event)
+    before, after = tape.quiet_around(event)
     return KeptTake(
         event.section,
         event.start,
@@ -322,7 +333,7 @@ def _kept(event: Event, take: Take, tape: _Tape, rate_hz: int) -> KeptTake:
 
 
 def _pauses(samples_S: np.ndarray, rate_hz: int) -> list[tuple[int, int]]:
-    """Spans inside a take that stay PAUSE_DB below its loudness for at least MIN_PAUSE_S, its ends left out."""
+    """Spans inside a take that stay PAUSE_DB below its loudness for MIN_PAUSE_S, its ends left out."""
     block = int(0.02 * rate_hz)
     quiet = block_power(samples_S, block) < loudness(samples_S, rate_hz) ** 2 * 10 ** (PAUSE_DB / 10)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], quiet, [False])).astype(np.int8)))

@@ -37,7 +37,7 @@ def draw_room(rate_hz: int, rng: np.random.Generator) -> Room:
 
 
 def room_tone(n_samples: int, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
-    """The noise floor of a whole session, 42–72 dB below the music: coloured hiss, sometimes with mains hum."""
+    """The noise floor of a whole session, 42–72 dB below the music: coloured hiss, at times mains hum."""
     tone_S = rng.standard_normal(n_samples, dtype=np.float32)
     pole = np.float32(rng.uniform(0.0, 0.97))
     tone_S = signal.lfilter((np.float32(1.0),), np.array((1.0, -pole), np.float32), tone_S)
@@ -52,7 +52,7 @@ def room_tone(n_samples: int, rate_hz: int, rng: np.random.Generator) -> np.ndar
 
 
 def talk(length_s: float, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
-    """Babble of one speaker: syllables of moving formants and pitch, consonants of noise, pauses for breath."""
+    """Babble of one speaker: syllables of moving formants and pitch, noisy consonants, pauses for breath."""
     pitch_hz = float(rng.uniform(85.0, 230.0))
     pieces, left = [], int(length_s * rate_hz)
     while left > 0:
@@ -73,12 +73,20 @@ def noise(rate_hz: int, rng: np.random.Generator) -> np.ndarray:
         case 2:
             wave_S = _rustle(rng.uniform(0.3, 1.5), rate_hz, rng)
         case 3:
-            wave_S = _breath(rng.uniform(0.35, 0.9), rate_hz, rng)
+            return breath(rate_hz, rng)
         case _:
             taps = [render_drum("rim", rate_hz, rng, rng) for _ in range(int(rng.integers(2, 6)))]
             gaps = [np.zeros(int(rng.uniform(0.02, 0.3) * rate_hz), np.float32) for _ in taps]
             wave_S = np.concatenate([piece for pair in zip(taps, gaps, strict=True) for piece in pair])
     return levelled(wave_S, rng.uniform(-16.0, 3.0))
+
+
+def breath(rate_hz: int, rng: np.random.Generator) -> np.ndarray:
+    """A breath drawn before playing: 0.35–0.9 s."""
+    n_samples = int(rng.uniform(0.35, 0.9) * rate_hz)
+    swell_S = np.sin(np.pi * np.linspace(0.0, 1.0, n_samples) ** rng.uniform(0.6, 1.6)) ** 2
+    breath_S = band_noise(n_samples, rng.uniform(900, 2500), 0.8, rate_hz, rng) * swell_S
+    return levelled(breath_S.astype(np.float32), rng.uniform(-26.0, -10.0))
 
 
 def count_in(tempo_bpm: float, beats: int, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
@@ -153,12 +161,6 @@ def _rustle(length_s: float, rate_hz: int, rng: np.random.Generator) -> np.ndarr
     knots = rng.random(max(3, int(length_s * 14))) ** 3
     envelope_S = np.interp(np.linspace(0, len(knots) - 1, n_samples), np.arange(len(knots)), knots)
     return (band_noise(n_samples, rng.uniform(700, 6000), 1.0, rate_hz, rng) * envelope_S).astype(np.float32)
-
-
-def _breath(length_s: float, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
-    n_samples = int(length_s * rate_hz)
-    swell_S = np.sin(np.pi * np.linspace(0.0, 1.0, n_samples) ** rng.uniform(0.6, 1.6)) ** 2
-    return (band_noise(n_samples, rng.uniform(900, 2500), 0.8, rate_hz, rng) * swell_S).astype(np.float32)
 
 
 class SynthSurroundings:
