@@ -25,7 +25,7 @@ import numpy as np
 from editjax import __version__, shards
 from editjax.audio import Reader, atomic_path, probe, sha256_of
 from editjax.beats import BeatSettings, beat_phases, track_beats
-from editjax.edits import UNALIGNED, EditList, beat_labels, duration_samples, read_edits, to_pointers
+from editjax.edits import EditList, beat_labels, duration_samples, read_edits, to_pointers
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
 from editjax.mel import FrameGrid, mel_of
 from editjax.pairs import EditFiles, RawFiles, find_pairs
@@ -246,7 +246,6 @@ def _compare(true_N: np.ndarray, aligned_N: np.ndarray) -> dict[str, Any]:
     """How far aligned pointers agree with the edit list's."""
     length = min(len(true_N), len(aligned_N))
     apart_N = np.abs(true_N[:length] - aligned_N[:length])
-    apart_N[aligned_N[:length] == UNALIGNED] = np.iinfo(np.int32).max
     return {
         "within_1_frame": round(float((apart_N <= 1).sum() / max(len(true_N), len(aligned_N), 1)), 4),
         "frames": [len(true_N), len(aligned_N)],

@@ -85,6 +85,13 @@ def test_an_example_holds_the_mel_the_pointers_and_the_labels_of_its_pair(pairs,
         assert by_id["s1~radio"].meta["target_s"] == 1.875
 
 
+def test_phases_stay_below_one_in_half_precision(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "beat_phases", lambda beats, n_frames, *_: np.full((n_frames, 3), 0.99999))
+    prepare(pairs, tmp_path / "out", workers=1)
+    with shards.read(tmp_path / "out") as source:
+        assert 0.999 < source[0].phase_T3.max() < 1
+
+
 def test_edits_of_one_raw_share_one_record(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", workers=1)
     with shards.read(tmp_path / "out") as source:

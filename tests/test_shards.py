@@ -95,6 +95,11 @@ def test_a_damaged_record_raises_one_clear_error_or_decodes(cut, at, value):
             assert "\n" not in str(error)
 
 
+def test_a_record_with_bytes_left_over_is_damaged():
+    with pytest.raises(DataError, match="header promises"):
+        decode(encode(make_recording("a")) + b"\0")
+
+
 def test_examples_are_read_in_any_order_from_several_shards(tmp_path):
     recordings = make_shards(tmp_path)
     wanted = [(recording, edit) for recording in recordings for edit in recording.edits]
