@@ -18,6 +18,7 @@ DRAWS = 16
 MAX_LIKENESS = 0.66
 """Sections of one piece at most this alike (see `likeness`); two takes of one section measure 0.7 to 0.98."""
 MIN_ACTIVITY = 0.6
+ONSET_REACH_S = 1.0
 FLUX_BLOCK_S = 0.01
 LIKENESS_RATE_HZ = 10
 LIKENESS_SPAN_S = 3.0
@@ -42,7 +43,7 @@ def sections_from_song(
     """
     song_S = _mix(song, rate_hz)
     song_s = len(song_S) / rate_hz
-    lengths_s = _fit(lengths_s, 0.85 * song_s)
+    lengths_s = _fit([length_s + ONSET_REACH_S for length_s in lengths_s], 0.85 * song_s)
     power = block_power(song_S, int(0.1 * rate_hz))
     loud = power > np.percentile(power, 90) * 1e-3
     features_TF = spectral_features(song_S, rate_hz)
@@ -157,15 +158,15 @@ def _mix(song: tuple[Recording, ...], rate_hz: int) -> np.ndarray:
 
 
 def _cut_on_onsets(song_S: np.ndarray, start_s: float, stop_s: float, rate_hz: int) -> Excerpt:
-    """Moves both ends inwards, by up to a second, to the strongest onset; the end comes just before its
+    """Moves both ends inwards, by up to ONSET_REACH_S, to the strongest onset; the end comes just before its
     onset.
     """
     piece_S = song_S[int(start_s * rate_hz) : int(stop_s * rate_hz)]
     flux = onset_flux(piece_S, rate_hz)
-    second = int(1.0 / FLUX_BLOCK_S)
+    reach = int(ONSET_REACH_S / FLUX_BLOCK_S)
     block = int(FLUX_BLOCK_S * rate_hz)
-    first = max(0, int(flux[:second].argmax()) - 2)
-    last = len(flux) - second + int(flux[-second:].argmax()) - 3
+    first = max(0, int(flux[:reach].argmax()) - 2)
+    last = len(flux) - reach + int(flux[-reach:].argmax()) - 3
     return _excerpt(piece_S[first * block : last * block], rate_hz)
 
 

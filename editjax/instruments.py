@@ -84,11 +84,9 @@ def draw_timbre(family: str, rng: np.random.Generator) -> Timbre:
     formants: tuple[float, ...] = ()
     if family in ("voice", "strings", "brass"):
         formants = tuple(rng.uniform(lo, hi) for lo, hi in ((350, 850), (900, 2000), (2300, 3200)))
-    ratios_K = (
-        np.array((1.0, 3.93, 9.2, 10.6))
-        if family == "marimba"
-        else np.array((0.5, 1.0, 1.19, 2.0, 2.74, 3.76))
-    )
+    ratios_K = np.array(_MODAL_RATIOS["marimba" if family == "marimba" else "bell"])
+    # Overtones differ from bar to bar; the prime stays in tune.
+    ratios_K = np.where(ratios_K == 1.0, 1.0, ratios_K * np.exp(rng.normal(0.0, 0.012, len(ratios_K))))
     return Timbre(
         family=family,
         amplitude_K=amplitude_K.astype(np.float32),
@@ -104,7 +102,7 @@ def draw_timbre(family: str, rng: np.random.Generator) -> Timbre:
         noise_decay_s=noise_decay_s * rng.uniform(0.6, 1.6),
         fm_ratio=float(rng.choice((1.0, 1.0, 2.0, 3.0, 14.0))),
         fm_index=rng.uniform(0.6, 2.6),
-        ratios_K=ratios_K * np.exp(rng.normal(0.0, 0.012, len(ratios_K))),
+        ratios_K=ratios_K,
         detune_cents=rng.uniform(0.0, 9.0) if family in ("piano", "strings", "organ", "synth") else 0.0,
     )
 
@@ -212,6 +210,8 @@ _FAMILY_CENTRES = {
     "bell": (1.0, 0.001, 0.40, 1.2, 0.5, 0.0, 0.0, 0.01, 0.01),
     "electric": (1.0, 0.003, 0.12, 1.2, 0.3, 0.0, 2.0, 0.01, 0.01),
 }
+# Partials of a tuned bar and of a bell (hum, prime, tierce, quint and octave), relative to the prime.
+_MODAL_RATIOS = {"marimba": (1.0, 3.93, 9.2, 10.6), "bell": (0.5, 1.0, 1.19, 2.0, 2.74, 3.76)}
 # Per drum: length (seconds), share of the tone against the hiss, lowest tone, centre of the hiss (Hz).
 _DRUM_SHAPES = {
     "kick": (0.45, 0.93, 52.0, 1800.0),

@@ -25,7 +25,7 @@ from editjax.studio import levelled, noise, room_tone, talk
 SPLITS = ("train", "valid", "test")
 SPLIT_PERCENT = (70, 10, 20)
 SPLIT_SALT = "454"
-"""Chosen before any training so that each split of our own recordings has songs, phrases, speech and noises."""
+"""Chosen before any training so that each split of our recordings has songs, phrases, speech and noises."""
 SONG_S = 30.0
 """Music at least this long is cut into sections; shorter pieces are phrases to build sections from."""
 MIN_PHRASES_S = 5.0

@@ -159,7 +159,8 @@ def write_script(
 ) -> Script:
     """Draws attempts until the planned share of the recording is music that will be cut."""
     kept_s = sum(section_lengths_s)
-    cut_s = min(kept_s * (1.0 / ratio - 1.0), settings.max_length_s * 0.92 - kept_s)
+    raw_s = float(np.clip(kept_s / ratio, settings.min_length_s * 1.05, settings.max_length_s * 0.92))
+    cut_s = max(0.0, raw_s - kept_s)
     filler_s = cut_s * float(rng.uniform(0.12, 0.28))
     count = len(section_lengths_s)
     before: list[list[Attempt]] = [[] for _ in range(count)]
@@ -194,9 +195,14 @@ def write_script(
 
 
 def record(
-    script: Script, material: Material, surroundings: Surroundings, rate_hz: int, rng: np.random.Generator
+    script: Script,
+    material: Material,
+    surroundings: Surroundings,
+    settings: SimulateSettings,
+    rng: np.random.Generator,
 ) -> Timeline:
     """Plays a script: every attempt and everything between, one after the other, over one room tone."""
+    rate_hz = settings.sample_rate_hz
     room = studio.draw_room(rate_hz, rng)
     tape = _Tape(rate_hz)
     weights = rng.exponential(1.0, len(script.attempts) + 1) + 0.15
@@ -208,8 +214,9 @@ def record(
         event = tape.add(_kind(attempt), take.samples_S, attempt, take.faults)
         if attempt.kind == "take":
             takes[attempt.section] = (event, take)
-            tape.silence(rng.uniform(0.1, 0.3))
-    tape.silence(rng.uniform(0.2, 1.0) + float(fillers_s[-1]))
+        if event.complete:
+            tape.silence(rng.uniform(0.05, 0.3))
+    tape.silence(max(rng.uniform(0.2, 1.0) + float(fillers_s[-1]), settings.min_length_s - tape.length_s))
     raw_S = tape.samples()
     raw_S += surroundings.room_tone(len(raw_S), rng)
     raw_S *= np.float32(10 ** (rng.uniform(-20.0, -3.0) / 20) / max(float(np.abs(raw_S).max()), 1e-9))
@@ -239,6 +246,11 @@ class _Tape:
         self._pieces.append(samples_S)
         self._at = event.stop
         return event
+
+    @property
+    def length_s(self) -> float:
+        """Seconds recorded so far."""
+        return self._at / self.rate_hz
 
     def silence(self, length_s: float) -> None:
         n_samples = int(length_s * self.rate_hz)

@@ -68,7 +68,7 @@ def simulate_session(
     material = _material(library, lengths_s, settings, rng)
     script = write_script(material.section_lengths_s, ratio, settings, rng)
     surroundings = _surroundings(library, settings)
-    timeline = record(script, material, surroundings, settings.sample_rate_hz, rng)
+    timeline = record(script, material, surroundings, settings, rng)
     styles = _styles(settings, rng)
     edits = [
         edit_of(style, timeline, np.random.default_rng((*seed, 1 + STYLES.index(style)))) for style in styles

@@ -79,7 +79,7 @@ def tight(timeline: Timeline) -> Edit:
 
 
 def loose(timeline: Timeline) -> Edit:
-    """As *final*, with up to LOOSE_BEFORE_S of breath and quiet before each take and LOOSE_AFTER_S after it."""
+    """As *final*, with up to LOOSE_BEFORE_S of breath and quiet before a take and LOOSE_AFTER_S after."""
     before, after = int(LOOSE_BEFORE_S * timeline.rate_hz), int(LOOSE_AFTER_S * timeline.rate_hz)
     wide = {
         take.section: [take.start - min(before, take.room_before), take.stop + min(after, take.room_after)]
