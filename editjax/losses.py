@@ -98,9 +98,7 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
         (ask("beats", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
         (ask("frames", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
     )
-    bar_B, beat_B, frame_B = (
-        jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts
-    )
+    bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
     exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
     return SequenceNll(mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), exact_BJ.sum(1))
 
@@ -128,9 +126,7 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     The sequence part is nats per event (jumps and the stop), because events are what there is to learn: 97–99 %
     of the steps advance.
     """
-    encoded = call(
-        settings, params, "encode", batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
-    )
+    encoded = call(settings, params, "encode", batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B)
     keys = call(settings, params, "keys", encoded)
     t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
     nll = sequence_nll(settings, params, keys, t, batch.steps_B, weights.max_jumps)

@@ -29,9 +29,7 @@ def float64_dense(window, frames_B, q, k, v, gk, gv, valid):
     out = np.zeros_like(q)
     for b in range(q.shape[0]):
         for t in range(q.shape[1]):
-            near = [
-                s for s in range(max(0, t - window.left), t + window.right + 1) if s < frames_B[b]
-            ]
+            near = [s for s in range(max(0, t - window.left), t + window.right + 1) if s < frames_B[b]]
             keys = np.concatenate([k[b, near], gk[b, valid[b]]])
             values = np.concatenate([v[b, near], gv[b, valid[b]]])
             for h in range(q.shape[2]):

@@ -199,7 +199,9 @@ def test_a_few_steps_of_gradient_descent_learn_one_edit(params):
 
     @jax.jit
     def descend(p):
-        (loss, _), g = jax.value_and_grad(lambda p: pointer_loss(p, batch, TINY, LossSettings()), has_aux=True)(p)
+        (loss, _), g = jax.value_and_grad(
+            lambda p: pointer_loss(p, batch, TINY, LossSettings()), has_aux=True
+        )(p)
         norm = jnp.sqrt(sum(jnp.sum(a * a) for a in jax.tree.leaves(g)))
         return jax.tree.map(lambda a, b: a - 0.3 / jnp.maximum(norm, 1.0) * b, p, g), loss
 

@@ -3,6 +3,8 @@
 `dense` is the reference every other kind is tested against; `block` is O(n) in plain XLA.
 """
 
+import jax.numpy as jnp
+
 from editjax.attention.block import attend_block
 from editjax.attention.dense import attend_dense
 from editjax.attention.mask import Window
@@ -29,13 +31,19 @@ def attend(
     validity (batch, tokens). Returns (batch, frames, heads, head width); a query that sees no key gives zero.
     Raises ValueError for an unknown kind: a kernel is never replaced silently.
     """
-    args = (q_BTHK, k_BTHK, v_BTHK, window, frames_B, global_k_BGHK, global_v_BGHK, global_valid_BG)
+    q, k, v, global_k, global_v = (
+        None if a is None else jnp.swapaxes(a, 1, 2)
+        for a in (q_BTHK, k_BTHK, v_BTHK, global_k_BGHK, global_v_BGHK)
+    )
+    args = (q, k, v, window, frames_B, global_k, global_v, global_valid_BG)
     match kind:
         case "block":
-            return attend_block(*args)
+            out_BHTK = attend_block(*args)
         case "dense":
-            return attend_dense(*args)
-    raise ValueError(f"attention kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+            out_BHTK = attend_dense(*args)
+        case _:
+            raise ValueError(f"attention kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    return jnp.swapaxes(out_BHTK, 1, 2)
 
 
 __all__ = ["KINDS", "Window", "attend"]

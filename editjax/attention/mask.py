@@ -24,7 +24,7 @@ def visible(query_T, key_S, window: Window, frames_B):
     return inside_TS[None, :, :] & valid_BS[:, None, :]
 
 
-def zero_padding(x_BTHK, frames_B):
+def zero_padding(x_BHTK, frames_B):
     """Zero the frames at `frames_B` and beyond, so that NaN in the padding cannot leak through 0 · NaN."""
-    valid_BT = jnp.arange(x_BTHK.shape[1])[None, :] < frames_B[:, None]
-    return jnp.where(valid_BT[:, :, None, None], x_BTHK, jnp.zeros((), x_BTHK.dtype))
+    valid_BT = jnp.arange(x_BHTK.shape[2])[None, :] < frames_B[:, None]
+    return jnp.where(valid_BT[:, None, :, None], x_BHTK, jnp.zeros((), x_BHTK.dtype))

@@ -58,8 +58,9 @@ def upsample(x_BVD, size: int, n_frames: int):
 class MatchAttention(nn.Module):
     """Residual branch: every landmark reads the places where its music is heard again.
 
-    Keys carry the similarity, the distance in time and its direction, so that a head can ask for "later, and
-    alike all along the diagonal". A learned empty key lets a landmark without matches read nothing.
+    Keys and values are those of the matching landmark plus a linear map of how they match (similarity, distance,
+    direction), so that a head can ask for "later, and alike all along the diagonal". The map is applied to the
+    query and to the weighted features, never to every pair. An empty key of logit zero lets a landmark read nothing.
     """
 
     width: int
@@ -67,25 +68,35 @@ class MatchAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BLD, places_BLK, features_BLKC, valid_BLK):
-        def split(x):
-            return x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)
-
+    def __call__(self, x_BLD, places_BLJ, features_BLJC, valid_BLJ):
+        inner, head = self.width // 2, self.width // 2 // self.heads
+        shape = (self.heads, features_BLJC.shape[-1], head)
+        key_map_HCK = self.param("key_map", nn.initializers.normal(0.1), shape).astype(self.dtype)
+        value_map_HCK = self.param("value_map", nn.initializers.normal(0.1), shape).astype(self.dtype)
+        features_BLJC = features_BLJC.astype(self.dtype)
         h = Norm(self.dtype, name="norm")(x_BLD)
-        q_BLHK = split(nn.Dense(self.width, dtype=self.dtype, name="query")(h))
-        kv_BLE = nn.Dense(2 * self.width, dtype=self.dtype, name="key_value")(h)
-        seen_BLKE = jnp.take_along_axis(kv_BLE[:, :, None], places_BLK[..., None], axis=1)
-        seen_BLKE = seen_BLKE + nn.Dense(2 * self.width, dtype=self.dtype, name="features")(
-            features_BLKC.astype(self.dtype)
+        q_BLHK = nn.Dense(inner, dtype=self.dtype, name="query")(h).reshape(*h.shape[:2], self.heads, head)
+        kv_BLE = nn.Dense(2 * inner, dtype=self.dtype, name="key_value")(h)
+        seen_BLJE = jnp.take_along_axis(kv_BLE[:, :, None], places_BLJ[..., None], axis=1)
+        k, v = (a.reshape(*a.shape[:-1], self.heads, head) for a in jnp.split(seen_BLJE, 2, -1))
+
+        def product(subscripts, *operands):
+            return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
+
+        asked_BLHC = product("blhk,hck->blhc", q_BLHK, key_map_HCK).astype(self.dtype)
+        logits_BLHJ = product("blhk,bljhk->blhj", q_BLHK, k) + product(
+            "blhc,bljc->blhj", asked_BLHC, features_BLJC
         )
-        k, v = (split(a) for a in jnp.split(seen_BLKE, 2, -1))
-        logits_BLHJ = jnp.einsum("blhk,bljhk->blhj", q_BLHK, k, preferred_element_type=jnp.float32)
-        logits_BLHJ = logits_BLHJ * (self.width // self.heads) ** -0.5
-        logits_BLHJ = jnp.where(valid_BLK[:, :, None, :], logits_BLHJ, -1e9)
+        logits_BLHJ = jnp.where(valid_BLJ[:, :, None, :], logits_BLHJ * head**-0.5, -1e9)
         empty = jnp.zeros((*logits_BLHJ.shape[:-1], 1), jnp.float32)
-        weights = jax.nn.softmax(jnp.concatenate([logits_BLHJ, empty], -1), axis=-1)[..., :-1]
-        out = jnp.einsum("blhj,bljhk->blhk", weights.astype(self.dtype), v).reshape(x_BLD.shape)
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(out)
+        weights = jax.nn.softmax(jnp.concatenate([logits_BLHJ, empty], -1), axis=-1)[..., :-1].astype(
+            self.dtype
+        )
+        read_BLHC = jnp.einsum("blhj,bljc->blhc", weights, features_BLJC)
+        out = jnp.einsum("blhj,bljhk->blhk", weights, v) + jnp.einsum(
+            "blhc,hck->blhk", read_BLHC, value_map_HCK
+        )
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(*h.shape[:2], inner))
 
 
 class LandmarkLayer(nn.Module):
@@ -101,13 +112,13 @@ class LandmarkLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BLD, landmarks_B, places_BLK, features_BLKC, valid_BLK):
+    def __call__(self, x_BLD, landmarks_B, places_BLJ, features_BLJC, valid_BLJ):
         mask_BL = frame_mask(landmarks_B, x_BLD.shape[1])
         tokens = bar_globals(x_BLD, landmarks_B, self.landmarks_per_bar, self.max_globals)
         window = WindowAttention(self.width, self.heads, self.window, self.kind, self.dtype, name="window")
         x = x_BLD + window(x_BLD, landmarks_B, *tokens)
         match = MatchAttention(self.width, self.heads, self.dtype, name="match")
-        x = masked(x + match(x, places_BLK, features_BLKC, valid_BLK), mask_BL)
+        x = masked(x + match(x, places_BLJ, features_BLJC, valid_BLJ), mask_BL)
         return masked(x + Mlp(self.width, self.expansion, self.dtype, name="mlp")(x), mask_BL)
 
 
@@ -130,12 +141,14 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
         return total / jnp.maximum(number, 1.0)[:, None], number > 0
 
     tokens_BGD, valid_BG = jax.vmap(mean)(x_BLD, token_BL, landmarks_B)
-    position_BG = (jnp.arange(n_tokens, dtype=jnp.float32)[None, :] + 0.5) * span_B[:, None].astype(jnp.float32)
+    position_BG = (jnp.arange(n_tokens, dtype=jnp.float32)[None, :] + 0.5) * span_B[:, None].astype(
+        jnp.float32
+    )
     return tokens_BGD, position_BG, valid_BG
 
 
 def landmark_matches(matches: Matches, n_landmarks: int):
-    """Matches of steps spread to their landmarks: places (B, L, K) and features (B, L, K, 6), validity."""
+    """Matches of steps spread to their landmarks: places (B, L, J) and features (B, L, J, 6), validity."""
     ratio = STEP_FRAMES // LANDMARK_FRAMES
 
     def spread(a):
@@ -143,14 +156,14 @@ def landmark_matches(matches: Matches, n_landmarks: int):
 
     place, score, here, valid = (spread(a) for a in matches)
     landmark_1L1 = jnp.arange(n_landmarks)[None, :, None]
-    place_BLK = jnp.minimum(place * ratio + landmark_1L1 % ratio, n_landmarks - 1)
-    away = (place_BLK - landmark_1L1).astype(jnp.float32)
+    place_BLJ = jnp.minimum(place * ratio + landmark_1L1 % ratio, n_landmarks - 1)
+    away = (place_BLJ - landmark_1L1).astype(jnp.float32)
     distance = jnp.log1p(jnp.abs(away) / 100.0)
     direction = jnp.sign(away)
     best = jnp.max(jnp.where(valid, score, 0.0), axis=-1, keepdims=True)
     features = [score, here, score - best, distance * direction, distance, direction]
-    features_BLKC = jnp.where(valid[..., None], jnp.stack(features, -1), 0.0)
-    return place_BLK, features_BLKC, valid
+    features_BLJC = jnp.where(valid[..., None], jnp.stack(features, -1), 0.0)
+    return place_BLJ, features_BLJC, valid
 
 
 class Encoder(nn.Module):
@@ -246,9 +259,13 @@ class Encoder(nn.Module):
         n_landmarks = -(-n_frames // LANDMARK_FRAMES)
         x = jnp.pad(x_BTD, ((0, 0), (0, n_landmarks * LANDMARK_FRAMES - n_frames), (0, 0)))
         x = self.to_landmarks(x.reshape(batch, n_landmarks, LANDMARK_FRAMES * width))
-        _, features_BLKC, _ = matches
-        flat = features_BLKC.reshape(batch, n_landmarks, -1).astype(x.dtype)
-        x = x + self.match_in(flat) + self.target(target_features(target_B, frames_B).astype(x.dtype))[:, None]
+        _, features_BLJC, _ = matches
+        flat = features_BLJC.reshape(batch, n_landmarks, -1).astype(x.dtype)
+        x = (
+            x
+            + self.match_in(flat)
+            + self.target(target_features(target_B, frames_B).astype(x.dtype))[:, None]
+        )
         x = masked(x, frame_mask(landmarks_B, n_landmarks))
         for layer in self.layers:
             x = layer(x, landmarks_B, *matches)
