@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.fft
 
+from editjax.audio import resample_stream, to_mono_float
 from editjax.errors import UsageError
 
 CHUNK_FRAMES = 128  # one chunk's frames and spectra (2 MB) stay in the second-level cache
@@ -125,8 +126,8 @@ class MelStream:
         if not self.n_samples:
             return np.zeros((0, self.settings.n_mels), np.float32)
         self._pieces.append(np.zeros(self.settings.n_fft // 2, np.float32))
-        total = len(self._waiting_S) + sum(map(len, self._pieces))
-        return self._take(1 + (total - self.settings.n_fft) // self.settings.hop)
+        n_samples = len(self._waiting_S) + sum(map(len, self._pieces))
+        return self._take(1 + (n_samples - self.settings.n_fft) // self.settings.hop)
 
     def _take(self, n_frames: int) -> np.ndarray:
         if not n_frames:
@@ -159,8 +160,6 @@ def mel_of(reader: Any, settings: MelSettings = MelSettings()) -> tuple[np.ndarr
     the mel (512 bytes a frame) and a few blocks. T = FrameGrid.frames_in(source samples). Errors are the
     reader's.
     """
-    from editjax.audio import resample_stream, to_mono_float
-
     rate_hz = reader.info.sample_rate_hz
     n_source_samples = 0
 
