@@ -1,0 +1,188 @@
+"""The sound of one join: which few samples lie between two pieces of a recording so that nothing clicks.
+
+Comes in: the source around the end of the outgoing piece and around the start of the incoming one, float64
+(S, C) in the file's own units. Goes out: the samples that replace a little of both pieces.
+
+Law: equal power, generalised to correlated material. With correlation r between the two pieces the gains
+obey g_out² + g_in² + 2 r g_out g_in = 1 (Fink, Holters, Zölzer, "Signal-matched power-complementary
+cross-fading and dry-wet mixing", DAFx-16): r = 0 is the equal-power fade, r = 1 the equal-gain fade, whose
+sum never overshoots. Negative r would amplify both pieces; there the equal-power fade dips instead, and
+joins are moved to places where r is positive.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from editjax.errors import UsageError
+
+STEP_LIMIT = 1.1
+"""A step inside a join is no click if it is at most this many times the largest step on either side."""
+
+STEP_WANTED = 1.05
+"""What the search for a fade is content with: the limit less a margin."""
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How joins are placed and faded.
+
+    A join moves by at most `snap_ms` on either side; its crossfade is centred on it, and where the material
+    needs it reaches up to `crossfade_ms` to either side. Where the edit begins or ends inside the recording
+    it fades in or out over `fade_edges_ms`.
+    """
+
+    crossfade_ms: float = 10.0
+    snap_ms: float = 4.0
+    fade_edges_ms: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1000:
+                raise UsageError(f"{name} is {value}; give 0 to 1000 milliseconds")
+
+
+DEFAULT_SETTINGS = RenderSettings()
+
+
+class Cut(NamedTuple):
+    """The source around one end of a piece: row `at` is the first sample after the cut."""
+
+    samples_SC: np.ndarray
+    at: int
+
+
+class Room(NamedTuple):
+    """Samples a join may replace before and after its instant."""
+
+    before: int
+    after: int
+
+
+class Join(NamedTuple):
+    """`samples_SC` replace the last `before` samples of one piece and the first `after` of the next."""
+
+    samples_SC: np.ndarray
+    before: int
+    after: int
+
+
+class Quantum(NamedTuple):
+    """The grid of a number type: the step between values and the range; a step of 0 is a float's."""
+
+    step: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, dtype: np.dtype, bits: int) -> "Quantum":
+        """The grid of integers that use the upper `bits` of a dtype, or none for floats."""
+        if dtype.kind == "f":
+            return cls(0.0, -np.inf, np.inf)
+        step, top = 2.0 ** (8 * dtype.itemsize - bits), 2.0 ** (8 * dtype.itemsize - 1)
+        return cls(step, -top, top - step)
+
+    @property
+    def smallest_step(self) -> float:
+        """Steps up to this may be nothing but rounding, which moves both ends of a step."""
+        return 2 * self.step or float(np.finfo(np.float32).eps)
+
+    def round(self, samples: np.ndarray) -> np.ndarray:
+        """The nearest values of the type, saturated."""
+        if not self.step:
+            return samples
+        return np.clip(np.rint(samples / self.step) * self.step, self.low, self.high)
+
+
+def crossfade_gains(length: int, correlation: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gains (S,) of the outgoing and the incoming piece; `correlation` outside [0, 1] is clamped."""
+    angle_S = (np.arange(length) + 0.5) * (np.pi / 2 / max(length, 1))
+    power_S = 1 + np.clip(correlation, 0.0, 1.0) * np.sin(2 * angle_S)
+    return np.cos(angle_S) / np.sqrt(power_S), np.sin(angle_S) / np.sqrt(power_S)
+
+
+def fade_in_gains(length: int) -> np.ndarray:
+    """A raised cosine from 0 to 1, (S,): a fade from silence without a corner."""
+    return np.sin((np.arange(length) + 0.5) * (np.pi / 2 / max(length, 1))) ** 2
+
+
+def correlation_of(out_SC: np.ndarray, in_SC: np.ndarray) -> float:
+    """The correlation of two equally long pieces over all channels, in [-1, 1]; 0 beside silence."""
+    energy = float(np.vdot(out_SC, out_SC)) * float(np.vdot(in_SC, in_SC))
+    return float(np.vdot(out_SC, in_SC)) / energy**0.5 if energy > 0 else 0.0
+
+
+def best_join(outgoing: Cut, incoming: Cut, reach: Room, room: Room, side: int, grid: Quantum) -> Join:
+    """The first fade whose steps and peaks stay within those of its surroundings, else the smoothest of all.
+
+    The surroundings are `side` samples of either piece itself. `reach` is the wanted extent of the
+    crossfade, `room` what may be replaced at most. Tried in order: the crossfade at the measured correlation,
+    with equal gain, twice as long, wholly before or after the cut (where one handle holds something loud),
+    then out and in again without any handle.
+    """
+    out_C = largest_steps(outgoing.samples_SC[max(outgoing.at - side, 0) : outgoing.at])
+    in_C = largest_steps(incoming.samples_SC[incoming.at : incoming.at + side])
+    limit_C = np.maximum(np.maximum(out_C, in_C), grid.smallest_step)
+    best, best_ratio = None, np.inf
+    for join in _candidates(outgoing, incoming, reach, room):
+        samples_SC = grid.round(join.samples_SC)
+        clipped = np.abs(samples_SC - join.samples_SC).max(initial=0) > grid.step
+        ratio = float((_steps_across(samples_SC, join, outgoing, incoming) / limit_C).max(initial=0))
+        ratio = max(ratio, STEP_LIMIT) if clipped else ratio
+        if ratio < best_ratio:
+            best, best_ratio = join._replace(samples_SC=samples_SC), ratio
+        if ratio <= STEP_WANTED:
+            break
+    assert best is not None
+    return best
+
+
+def crossfade(outgoing: Cut, incoming: Cut, extent: Room, correlation: float | None = None) -> Join:
+    """The pieces faded into one another over `extent`; without a correlation the measured one is used."""
+    out_SC = outgoing.samples_SC[outgoing.at - extent.before : outgoing.at + extent.after]
+    in_SC = incoming.samples_SC[incoming.at - extent.before : incoming.at + extent.after]
+    if correlation is None:
+        correlation = correlation_of(out_SC, in_SC)
+    out_S, in_S = crossfade_gains(len(out_SC), correlation)
+    return Join(out_SC * out_S[:, None] + in_SC * in_S[:, None], *extent)
+
+
+def fade_out_and_in(outgoing: Cut, incoming: Cut, extent: Room) -> Join:
+    """The outgoing piece faded to silence at the cut, the incoming one from silence: needs no handles."""
+    out_SC = outgoing.samples_SC[outgoing.at - extent.before : outgoing.at]
+    in_SC = incoming.samples_SC[incoming.at : incoming.at + extent.after]
+    out_S, in_S = fade_in_gains(extent.before)[::-1], fade_in_gains(extent.after)
+    return Join(np.concatenate([out_SC * out_S[:, None], in_SC * in_S[:, None]]), *extent)
+
+
+def largest_steps(samples_SC: np.ndarray) -> np.ndarray:
+    """The largest difference between neighbouring samples of each channel, float64 (C,)."""
+    return np.abs(np.diff(samples_SC.astype(np.float64, copy=False), axis=0)).max(axis=0, initial=0)
+
+
+def _candidates(outgoing: Cut, incoming: Cut, reach: Room, room: Room) -> Iterator[Join]:
+    handles = Room(incoming.at, len(outgoing.samples_SC) - outgoing.at)
+    near, wide = (
+        Room(*(min(factor * wanted, *most) for wanted, *most in zip(reach, room, handles, strict=True)))
+        for factor in (1, 2)
+    )
+    for extent in dict.fromkeys([near, wide, Room(wide.before, 0), Room(0, wide.after)]):
+        if sum(extent):
+            yield crossfade(outgoing, incoming, extent)
+            yield crossfade(outgoing, incoming, extent, correlation=1.0)
+    for factor in (1, 2):
+        extent = Room(*(min(factor * wanted, most) for wanted, most in zip(reach, room, strict=True)))
+        yield fade_out_and_in(outgoing, incoming, extent)
+
+
+def _steps_across(samples_SC: np.ndarray, extent: Join, outgoing: Cut, incoming: Cut) -> np.ndarray:
+    """The largest steps (C,) from the last sample before a join to the first after it."""
+    first, last = outgoing.at - extent.before, incoming.at + extent.after
+    pieces = [
+        outgoing.samples_SC[max(first - 1, 0) : first],
+        samples_SC,
+        incoming.samples_SC[last : last + 1],
+    ]
+    return largest_steps(np.concatenate(pieces))
