@@ -24,7 +24,7 @@ LIKENESS_RATE_HZ = 10
 LIKENESS_SPAN_S = 3.0
 LIKENESS_BANDS = 32
 LIKENESS_FFT = 2048
-TRANSPOSITIONS = (-4, -3, -2, -1, 0, 1, 2, 3, 4)
+TRANSPOSITIONS = (-5, -3, -1, 0, 2, 4, 6)
 
 
 class Excerpt(NamedTuple):
@@ -67,25 +67,23 @@ def sections_from_song(
 def sections_from_phrases(
     group: tuple[Recording, ...], lengths_s: list[float], rate_hz: int, rng: np.random.Generator
 ) -> list[Excerpt]:
-    """Sections of fragments in an order of their own, each section in another transposition, with short
-    rests.
+    """Sections of fragments in orders of their own, each in another transposition, with short rests.
+
+    Fewer than asked for where the fragments do not suffice for sections that differ, but at least one.
     """
     fragments = [f for recording in group for f in _fragments(load(recording, rate_hz), rate_hz)]
-    sections = []
-    steps = rng.permutation(TRANSPOSITIONS)
-    for length_s, step in zip(lengths_s, steps, strict=False):
-        wanted = int(min(length_s, 16.0) * rate_hz)
-        pieces: list[np.ndarray] = []
-        order: list[int] = []
-        while sum(len(piece) for piece in pieces) < wanted:
-            order = order or [int(i) for i in rng.permutation(len(fragments))]
-            fragment_S = fragments[order.pop()]
-            position = np.arange(0.0, len(fragment_S) - 1, 2.0 ** (step / 12.0))
-            phrase_S = np.interp(position, np.arange(len(fragment_S)), fragment_S).astype(np.float32)
-            phrase_S *= np.float32(0.1 / max(loudness(phrase_S, rate_hz), 1e-6))
-            rest_s = float(rng.choice((0.0, 0.0, 0.15, 0.4, 0.9)))
-            pieces += [damped(phrase_S, rate_hz, rng), np.zeros(int(rest_s * rate_hz), np.float32)]
-        sections.append(_excerpt(np.concatenate(pieces[:-1]), rate_hz))
+    sections: list[Excerpt] = []
+    features: list[np.ndarray] = []
+    steps = list(rng.permutation(TRANSPOSITIONS))
+    for length_s in lengths_s:
+        for step in steps:
+            section = _string_together(fragments, min(length_s, 16.0), float(step), rate_hz, rng)
+            features_TF = spectral_features(section.samples_S, rate_hz)
+            if all(likeness(features_TF, other_TF) <= MAX_LIKENESS for other_TF in features):
+                sections.append(section)
+                features.append(features_TF)
+                steps.remove(step)
+                break
     return sections
 
 
@@ -136,6 +134,23 @@ def _fit(lengths_s: list[float], most_s: float) -> list[float]:
     while len(lengths_s) > 1 and sum(lengths_s) > most_s:
         lengths_s = lengths_s[1:]
     return [min(length_s, most_s) for length_s in lengths_s]
+
+
+def _string_together(
+    fragments: list[np.ndarray], length_s: float, step: float, rate_hz: int, rng: np.random.Generator
+) -> Excerpt:
+    """Fragments in random order, each played once before any comes again, `step` semitones higher."""
+    pieces: list[np.ndarray] = []
+    order: list[int] = []
+    while sum(len(piece) for piece in pieces) < length_s * rate_hz:
+        order = order or [int(i) for i in rng.permutation(len(fragments))]
+        fragment_S = fragments[order.pop()]
+        position = np.arange(0.0, len(fragment_S) - 1, 2.0 ** (step / 12.0))
+        phrase_S = np.interp(position, np.arange(len(fragment_S)), fragment_S).astype(np.float32)
+        phrase_S *= np.float32(0.1 / max(loudness(phrase_S, rate_hz), 1e-6))
+        rest_s = float(rng.choice((0.0, 0.0, 0.15, 0.4, 0.9)))
+        pieces += [damped(phrase_S, rate_hz, rng), np.zeros(int(rest_s * rate_hz), np.float32)]
+    return _excerpt(np.concatenate(pieces[:-1]), rate_hz)
 
 
 def _draw_spans(lengths_s: list[float], song_s: float, rng: np.random.Generator) -> list[tuple[float, float]]:
