@@ -75,7 +75,7 @@ def kept_iou(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> floa
     """Raw frames both edits play, over raw frames either plays; 1 when neither plays any."""
     predicted_T, true_T = kept_mask_frames(predicted_N, n_frames), kept_mask_frames(true_N, n_frames)
     either = np.count_nonzero(predicted_T | true_T)
-    return np.count_nonzero(predicted_T & true_T) / either if either else 1.0
+    return float(np.count_nonzero(predicted_T & true_T) / either) if either else 1.0
 
 
 def boundaries(pointers_N: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Metrics against planted answers, slow references and their stated conventions."""
 
+import json
 import math
 import time
 from itertools import combinations
@@ -42,6 +43,13 @@ def test_the_true_edit_scores_full_marks():
     assert scores.boundary_3_frames == scores.boundary_half_second == (1.0, 1.0, 1.0)
     assert scores.length_error == scores.length_mae_frames == 0.0
     assert scores.keep_ratio == scores.true_keep_ratio == pytest.approx(0.4)
+
+
+def test_every_score_is_a_plain_number_that_json_can_hold():
+    json.dumps(metrics.edit_scores(np.arange(T), TRUE_N, T)._asdict())
+    for scores in (metrics.edit_scores(TRUE_N[:50], TRUE_N, T), metrics.edit_scores(TRUE_N, TRUE_N[:50], T)):
+        flat = [value for score in scores for value in (score if isinstance(score, tuple) else (score,))]
+        assert {type(value) for value in flat} == {float}
 
 
 def test_sentinels_change_no_metric():
