@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from editjax import __version__
 from editjax.config import Json, from_json, to_json
 from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
 from editjax.family import family_of, settings_type
 from editjax.mel import MelSettings
+from editjax.mesh import tree_path
 
 FORMAT = "editjax.model"
 VERSION = 1
@@ -98,6 +100,7 @@ def write_bundle(
     config = {
         "format": FORMAT,
         "version": VERSION,
+        "editjax": __version__,
         **facts,
         "tensors": {name: _facts(array) for name, array in sorted(tensors.items())},
         "sha256": hashlib.sha256(blob).hexdigest(),
@@ -133,6 +136,8 @@ def load_bundle(model: str | Path) -> Bundle:
     where = str(path / CONFIG)
     settings: Any = from_json(settings_type(config["family"]), config["model"], f"{where}: model")
     mel = from_json(MelSettings, config["mel"], f"{where}: mel")
+    if config["editjax"] != __version__:  # else they fit, and tracing takes a second
+        _refuse_misfit(path, settings, config["tensors"])
     params = unflatten({name: jnp.asarray(array, jnp.float32) for name, array in tensors.items()})
     return Bundle(settings, params, mel, config, path)
 
@@ -224,7 +229,8 @@ def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
 
 
 def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    stored = np.ascontiguousarray(array, dtype)
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array, dtype)
     if not np.isfinite(stored).all():
         raise DataError(
             f"parameter {name} holds values that {dtype} cannot: export as float32 or train again"
@@ -249,6 +255,22 @@ def _read_tensors(file: Path, config: Json) -> dict[str, np.ndarray]:
     if {name: _facts(array) for name, array in tensors.items()} != config["tensors"]:
         raise DataError(f"{file}: tensors differ in name, shape or dtype from those {CONFIG} lists")
     return tensors
+
+
+def _refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
+    """DataError unless the tensors are those of the model that this version builds from the settings."""
+    import jax
+
+    shapes = jax.eval_shape(lambda key: family_of(settings).init(settings, key), jax.random.key(0))
+    wanted = {tree_path(at): list(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    found = {name: facts["shape"] for name, facts in tensors.items()}
+    for name in sorted(wanted | found):
+        there, here = found.get(name, "none"), wanted.get(name, "none")
+        if there != here:
+            raise DataError(
+                f"{path}: {name} has shape {there}, wanted {here}: exported by a version of editjax with another "
+                "architecture; use that version or train again"
+            )
 
 
 def _facts(array: np.ndarray) -> Json:

@@ -33,10 +33,13 @@ def finish(process: subprocess.Popen) -> str:
     return out.strip()
 
 
-def wait_for_training(folder: Path, process: subprocess.Popen, since: float) -> None:
-    """Until the journal is written to by this process: imports and compilation are the dull part of a run."""
-    journal = folder / "metrics.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.stat().st_mtime > since):
+def wait_for_training(folder: Path, process: subprocess.Popen) -> None:
+    """Until this process has written a step: imports and compilation are the dull part of a run."""
+    board = len(list((folder / "tensorboard").glob("*")))
+    while process.poll() is None and len(list((folder / "tensorboard").glob("*"))) == board:
+        time.sleep(0.02)
+    size = (folder / "metrics.jsonl").stat().st_size
+    while process.poll() is None and (folder / "metrics.jsonl").stat().st_size == size:
         time.sleep(0.02)
 
 
@@ -48,12 +51,11 @@ def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(tmp_path):
     while killed < KILLS:
         folder, runs = tmp_path / f"run{runs}", runs + 1
         while True:
-            began = time.time()
             process = start(folder)
             if killed < KILLS:
                 if killed % 4:
-                    wait_for_training(folder, process, began)
-                time.sleep(rng.uniform(0, 1.5))
+                    wait_for_training(folder, process)
+                time.sleep(rng.uniform(0, 3))
                 if process.poll() is None:
                     process.kill()
                     process.communicate()

@@ -1,0 +1,220 @@
+"""Model bundles: what is exported is what is loaded, and nothing else is accepted."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editjax import export
+from editjax.checkpoint import Checkpoints
+from editjax.config import to_json
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
+from editjax.export import export_run, flatten, load_bundle, read_config, unflatten
+from editjax.family import family_of
+from editjax.mel import MelSettings
+from editjax.models.pointer import PointerSettings
+from editjax.train import TrainConfig
+
+SETTINGS = PointerSettings(
+    n_mels=64, width=16, heads=1, landmark_layers=1, frame_width=16, frames_per_beat=4, frames_per_bar=16
+)
+ORIGIN = {
+    "command": "editjax train configs/pointer_tiny.py --data shards --out run",
+    "shards_sha256": "5a5a",
+    "mel": to_json(MelSettings(n_mels=64)),
+    "settings": {"styles": ["final"]},
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run with a best checkpoint that holds both parameters and their average."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: family_of(SETTINGS).init(SETTINGS, key), jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+    average = jax.tree.map(lambda x: x + 1, params)
+    config = to_json(TrainConfig(model=SETTINGS, ema_decay=0.9))
+    notes = {"family": "pointer", "config": config, "origin": ORIGIN, "scores": {"score": 0.75, "iou": 0.8}}
+    with Checkpoints(folder / "best") as best:
+        best.save(12, {"params": params, "ema_params": average, "step": jnp.int32(12)}, notes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir, tmp_path_factory):
+    return export_run(run_dir, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def bundle(exported, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(exported, tmp_path / "tiny")
+
+
+def average_of(run_dir):
+    with Checkpoints(run_dir / "best", writable=False) as best:
+        params = jax.eval_shape(lambda key: family_of(SETTINGS).init(SETTINGS, key), jax.random.key(0))
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params)
+        return best.restore(12, {"ema_params": wanted})["ema_params"]
+
+
+def rewrite(bundle, change):
+    """Change config.json and renew its digest, as somebody with bad intentions would."""
+    path = bundle / "config.json"
+    config = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({**config, "digest": export._digest(config)}))
+
+
+def test_the_average_is_exported_and_loaded_bit_for_bit(run_dir, exported):
+    loaded, average = load_bundle(exported), average_of(run_dir)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(average)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, average)
+    assert loaded.settings == SETTINGS
+    assert loaded.mel == MelSettings(n_mels=64)
+    assert loaded.path == exported
+
+
+def test_half_precision_halves_the_file_and_rounds(run_dir, exported, tmp_path):
+    small = export_run(run_dir, tmp_path / "small", dtype="float16")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (small, exported)]
+    assert sizes[0] < 0.6 * sizes[1]
+    params, average = load_bundle(small).params, average_of(run_dir)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3), params, average)
+
+
+def test_a_parameter_too_large_for_half_precision_is_named():
+    with pytest.raises(DataError, match="parameter out/kernel holds values that float16 cannot"):
+        export._cast("out/kernel", np.array([1e6], np.float32), "float16")
+
+
+def test_the_same_run_gives_the_same_bytes(run_dir, exported, tmp_path):
+    again = export_run(run_dir, tmp_path / "tiny")
+    assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+
+
+def test_nothing_in_a_bundle_is_code(exported):
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (exported / "model.safetensors").read_bytes()[8:9] == b"{"
+
+
+def test_the_card_says_how_the_model_came_about(exported):
+    card = (exported / "README.md").read_text()
+    for fact in (ORIGIN["command"], "12 steps", "5a5a", "| iou | 0.8 |", "Apache-2.0", "editjax export"):
+        assert fact in card
+    assert read_config(exported)["training"]["scores"] == {"score": 0.75, "iou": 0.8}
+
+
+def test_an_existing_folder_is_not_replaced_unasked(run_dir, bundle):
+    (bundle / "README.md").write_text("mine")
+    with pytest.raises(CannotCreateError, match="tiny: exists; choose another name or pass --overwrite"):
+        export_run(run_dir, bundle)
+    assert (bundle / "README.md").read_text() == "mine"
+    export_run(run_dir, bundle, overwrite=True)
+    assert (bundle / "README.md").read_text() != "mine"
+    assert [path.name for path in bundle.parent.iterdir()] == ["tiny"]
+
+
+def test_a_place_that_cannot_be_written_is_named_and_left_clean(run_dir, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputOutputError, match="file/model: cannot write the model there"):
+        export_run(run_dir, tmp_path / "file" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_without_checkpoints_is_no_run(tmp_path, run_dir):
+    with pytest.raises(NoInputError, match="no 'best' checkpoint here"):
+        export_run(tmp_path, tmp_path / "out")
+    with pytest.raises(NoInputError, match="no 'last' checkpoint here"):
+        export_run(run_dir, tmp_path / "out", which="last")
+    with pytest.raises(DataError, match="cannot store parameters as int8: choose float32 or float16"):
+        export_run(run_dir, tmp_path / "out", dtype="int8")
+
+
+def test_names_that_ship_are_found_and_others_get_the_list(exported, tmp_path, monkeypatch):
+    shutil.copytree(exported, tmp_path / "final")
+    monkeypatch.setattr(export, "BUNDLED", tmp_path)
+    assert load_bundle("final").path == tmp_path / "final"
+    with pytest.raises(NoInputError, match=r"finall: no such model; .* a name that ships: final$"):
+        load_bundle("finall")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_any_flipped_byte_is_noticed(bundle, name):
+    whole = (bundle / name).read_bytes()
+    for at in np.linspace(0, len(whole) - 2, 25, dtype=int):
+        broken = bytearray(whole)
+        broken[at] ^= 1
+        (bundle / name).write_bytes(bytes(broken))
+        with pytest.raises(DataError, match=re.escape(f"{bundle / name}: ")) as caught:
+            load_bundle(bundle)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_or_cut_file_is_named(bundle, name):
+    file = bundle / name
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(DataError, match=name):
+        load_bundle(bundle)
+    file.unlink()
+    with pytest.raises(NoInputError, match=f"{name}: cannot read it"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": "other"}, "not an editjax model"),
+        ({"version": 2}, "model version 2, this editjax reads 1: upgrade it"),
+        ({"family": "oracle"}, "model family 'oracle' is unknown"),
+        ({"model": {"widthh": 3}}, "model: unknown field 'widthh'"),
+        ({"mel": {"hop": 1 << 20}}, "mel: mel hop 1048576 would skip"),
+        ({"tensors": {}}, "tensors differ in name, shape or dtype"),
+        (
+            {"model": {**to_json(SETTINGS), "width": 32}, "editjax": "0.0.1"},
+            "has shape .*, wanted .* another architecture",
+        ),
+    ],
+)
+def test_a_bundle_that_does_not_fit_is_refused(bundle, change, message):
+    rewrite(bundle, change)
+    with pytest.raises(DataError, match=message):
+        load_bundle(bundle)
+
+
+def test_loading_imports_nothing_that_only_training_needs(exported):
+    heavy = ("orbax", "grain", "optax", "tyro", "tqdm")
+    program = (
+        "import sys; from editjax.export import load_bundle; load_bundle(sys.argv[1]);"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(exported)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+names = st.text("abc_0", min_size=1, max_size=4)
+leaves = st.just(np.ones(2))
+trees = st.recursive(leaves, lambda inner: st.dictionaries(names, inner, min_size=1), max_leaves=8)
+
+
+@given(st.dictionaries(names, trees, max_size=3))
+def test_unflatten_undoes_flatten(tree):
+    again = unflatten(flatten(tree))
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
