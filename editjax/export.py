@@ -268,8 +268,8 @@ def _refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
         there, here = found.get(name, "none"), wanted.get(name, "none")
         if there != here:
             raise DataError(
-                f"{path}: {name} has shape {there}, wanted {here}: exported by a version of editjax with another "
-                "architecture; use that version or train again"
+                f"{path}: {name} has shape {there}, wanted {here}: exported by a version of editjax with "
+                "another architecture; use that version or train again"
             )
 
 

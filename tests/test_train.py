@@ -163,9 +163,9 @@ def test_a_bad_update_changes_nothing_but_the_counters(poison):
     state = init_state(config, FAMILY, key)
     batch = next(TinyBatches(config.data))
     good, _ = advance(state, batch, key, config, FAMILY)
-    batch.x_BD[3, 2] = poison
-    batch.y_B[3] = poison
-    bad, _ = advance(good, batch, key, config, FAMILY)
+    poisoned = jax.tree.map(np.copy, batch)  # JAX may still be reading the first
+    poisoned.x_BD[3, 2] = poisoned.y_B[3] = poison
+    bad, _ = advance(good, poisoned, key, config, FAMILY)
     assert_identical(bad[1:4], good[1:4])
     assert (int(bad.step), int(bad.skipped), int(bad.total_skipped)) == (2, 1, 1)
     again, _ = advance(bad, next(TinyBatches(config.data)), key, config, FAMILY)
