@@ -43,7 +43,8 @@ POLYPHONIC = ("piano", "guitar", "organ", "marimba", "electric", "synth")
 LINEUPS = ("solo", "polyphonic", "duo", "trio", "band")
 LINEUP_SHARES = (0.2, 0.25, 0.2, 0.1, 0.25)
 CHORUS_SHARE = 0.2
-PAUSE_SHARE = 0.35
+PAUSE_SHARE = 0.4
+PAUSE_S = (0.7, 2.0)
 
 
 class Part(NamedTuple):
@@ -88,6 +89,7 @@ class Piece(NamedTuple):
 class _Style(NamedTuple):
     """What all sections of a piece share."""
 
+    tempo_bpm: float
     tonic: int
     scale: tuple[int, ...]
     beats_per_bar: int
@@ -101,6 +103,7 @@ def compose(section_lengths_s: list[float], rng: np.random.Generator) -> Piece:
     tempo_bpm = float(rng.uniform(62.0, 152.0))
     beats_per_bar = 3 if rng.random() < 0.2 else 4
     style = _Style(
+        tempo_bpm=tempo_bpm,
         tonic=int(rng.integers(0, 12)),
         scale=SCALES[rng.integers(len(SCALES))],
         beats_per_bar=beats_per_bar,
@@ -293,12 +296,12 @@ def _drums(bars: int, part: int, style: _Style, rng: np.random.Generator) -> lis
 
 
 def _with_pause(notes: list[Note], beats: float, style: _Style, rng: np.random.Generator) -> list[Note]:
-    """Everybody rests for one to two beats before a bar line in the middle: a pause that is music."""
+    """Everybody rests for PAUSE_S before a bar line in the middle: a pause that is music."""
     bars = int(beats / style.beats_per_bar)
     if bars < 4:
         return notes
     line = float(style.beats_per_bar * rng.integers(bars // 3, 2 * bars // 3 + 1))
-    gap = float(rng.uniform(1.0, 2.0))
+    gap = float(rng.uniform(*PAUSE_S)) * style.tempo_bpm / 60.0
     kept = []
     for note in notes:
         if line - gap <= note.beat < line:

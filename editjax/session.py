@@ -25,7 +25,7 @@ from editjax.performance import (
     loudness,
 )
 
-PAUSE_DB = -30.0
+PAUSE_DB = -27.0
 MIN_PAUSE_S = 0.3
 MAX_ATTEMPTS = 5
 BREATH_SHARE = 0.15

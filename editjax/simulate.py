@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from editjax.audio import Writer
+from editjax.audio import ArrayReader, Writer
 from editjax.composition import compose
 from editjax.edit_list import EditList, Source, write_edits
 from editjax.errors import EditjaxError, UsageError
 from editjax.files import sha256_of
 from editjax.performance import SynthMaterial
 from editjax.recordings import Library, RecordedSurroundings, scan
+from editjax.render import render
 from editjax.retakes import RecordedMaterial, draw_material
 from editjax.session import (
     Event,
@@ -32,8 +33,8 @@ from editjax.session import (
     record,
     write_script,
 )
-from editjax.studio import SynthSurroundings
-from editjax.styles import STYLES, Edit, edit_of
+from editjax.studio import SynthSurroundings, processed
+from editjax.styles import STYLES, edit_of
 
 __all__ = ["Session", "SimulateSettings", "simulate_folder", "simulate_session", "write_sessions"]
 
@@ -63,32 +64,17 @@ def simulate_session(
 ) -> Session:
     """One session from (seed, index); `recordings` is a folder of music, speech and noises, or None."""
     rng = np.random.default_rng((*seed, 0))
-    lengths_s, ratio = plan_lengths(settings, rng)
-    library = scan(recordings, settings.split) if recordings else None
-    material = _material(library, lengths_s, settings, rng)
-    script = write_script(material.section_lengths_s, ratio, settings, rng)
-    surroundings = _surroundings(library, settings)
-    timeline = record(script, material, surroundings, settings, rng)
+    timeline, notes = _record(settings, recordings, rng)
     styles = _styles(settings, rng)
-    edits = [
-        edit_of(style, timeline, np.random.default_rng((*seed, 1 + STYLES.index(style)))) for style in styles
-    ]
-    sources = [*material.sources, *surroundings.used]
-    notes = {
-        "events": [_event_json(event) for event in timeline.events],
-        "sources": sources,
-        "instruments": material.instruments,
-        "tempo_bpm": round(material.tempo_bpm, 2),
-        "sections": len(timeline.kept),
-    }
-    source = Source("", "", timeline.rate_hz, 1, len(timeline.raw_S))
-    edit_lists = tuple(
-        EditList(source, edit.segments, _editor(style, seed, edit, notes))
-        for style, edit in zip(styles, edits, strict=True)
-    )
-    edited = tuple(_edited(timeline, edit) for edit in edits)
+    cuts = [_cut(style, timeline, seed, notes) for style in styles]
     return Session(
-        timeline.raw_S, timeline.rate_hz, styles, edit_lists, edited, timeline.events, material.sources
+        timeline.raw_S,
+        timeline.rate_hz,
+        styles,
+        tuple(edit_list for edit_list, _ in cuts),
+        tuple(edited_S for _, edited_S in cuts),
+        timeline.events,
+        notes["sources"],
     )
 
 
@@ -137,6 +123,26 @@ def simulate_folder(
     return sum(1 for _ in tqdm(sessions, total=count, unit="session", disable=not sys.stderr.isatty()))
 
 
+def _record(
+    settings: SimulateSettings, recordings: Path | None, rng: np.random.Generator
+) -> tuple[Timeline, dict[str, Any]]:
+    """Draws a piece, plays its session, and notes what an edit list shall say of it."""
+    lengths_s, ratio = plan_lengths(settings, rng)
+    library = scan(recordings, settings.split) if recordings else None
+    material = _material(library, lengths_s, settings, rng)
+    surroundings = _surroundings(library, settings)
+    script = write_script(material.section_lengths_s, ratio, settings, rng)
+    timeline = record(script, material, surroundings, settings, rng)
+    notes = {
+        "events": [_event_json(event) for event in timeline.events],
+        "sources": [*material.sources, *surroundings.used],
+        "instruments": material.instruments,
+        "tempo_bpm": round(material.tempo_bpm, 2),
+        "sections": len(timeline.kept),
+    }
+    return timeline, notes
+
+
 def _material(
     library: Library | None, lengths_s: list[float], settings: SimulateSettings, rng: np.random.Generator
 ) -> SynthMaterial | RecordedMaterial:
@@ -162,14 +168,22 @@ def _styles(settings: SimulateSettings, rng: np.random.Generator) -> tuple[str, 
     return (str(rng.choice(settings.styles, p=weights / weights.sum())),)
 
 
-def _editor(style: str, seed: tuple[int, int], edit: Edit, notes: dict[str, Any]) -> dict[str, Any]:
-    editor = {
-        "name": "simulator",
-        "style": style,
-        "seed": list(seed),
-        "target_length_s": edit.target_length_s,
-    }
-    return {**editor, "effects": [list(effect) for effect in edit.effects], **notes}
+def _cut(
+    style: str, timeline: Timeline, seed: tuple[int, int], notes: dict[str, Any]
+) -> tuple[EditList, np.ndarray]:
+    """The edit of a session in a style, as a list and as sound (S,): processed, then rendered."""
+    rng = np.random.default_rng((*seed, 1 + STYLES.index(style)))
+    edit = edit_of(style, timeline, rng)
+    head = {"name": "simulator", "style": style, "seed": list(seed), "target_length_s": edit.target_length_s}
+    editor = {**head, "effects": [list(effect) for effect in edit.effects], **notes}
+    source = Source("", "", timeline.rate_hz, 1, len(timeline.raw_S))
+    edit_list = EditList(source, edit.segments, editor)
+    raw_S = timeline.raw_S.copy() if edit.effects else timeline.raw_S
+    for start, stop, name in edit.effects:
+        raw_S[start:stop] = processed(raw_S[start:stop], name, timeline.rate_hz, rng)
+    rendered_SC = render(edit_list, ArrayReader(raw_S, timeline.rate_hz))
+    assert rendered_SC is not None
+    return edit_list, np.clip(rendered_SC[:, 0], -1.0, 1.0)
 
 
 def _event_json(event: Event) -> dict[str, Any]:
@@ -183,22 +197,6 @@ def _event_json(event: Event) -> dict[str, Any]:
             "faults": [list(f) for f in event.faults],
         }
     return row
-
-
-def _edited(timeline: Timeline, edit: Edit) -> np.ndarray:
-    """The edit as sound: segments in a row, joined by equal-power crossfades of 10 ms that borrow from
-    beyond.
-    """
-    half = int(0.005 * timeline.rate_hz)
-    pieces = [timeline.raw_S[segment.start : segment.stop].copy() for segment in edit.segments]
-    angle_S = np.linspace(0.0, np.pi / 2, 2 * half, dtype=np.float32)
-    for left, right, before, after in zip(edit.segments, edit.segments[1:], pieces, pieces[1:], strict=False):
-        if right.start < half or left.stop + half > len(timeline.raw_S):
-            continue
-        out_S = timeline.raw_S[left.stop - half : left.stop + half] * np.cos(angle_S)
-        in_S = timeline.raw_S[right.start - half : right.start + half] * np.sin(angle_S)
-        before[-half:], after[:half] = (out_S + in_S)[:half], (out_S + in_S)[half:]
-    return np.concatenate(pieces)
 
 
 def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None, bool]) -> str:

@@ -116,6 +116,24 @@ def slate(number: int, rate_hz: int) -> np.ndarray:
     return slate_S * np.float32(1.2 * TAKE_LEVEL)
 
 
+def processed(samples_S: np.ndarray, name: str, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
+    """A span through an equaliser (`eq`: a strong tilt) or a hall (`reverb`), as loud as before, ramps at its
+    ends.
+    """
+    if name == "eq":
+        tilt = rng.choice((-1.0, 1.0)) * rng.uniform(0.6, 0.9)
+        wet_S = signal.lfilter((1.0, tilt), (1.0,), samples_S)
+    else:
+        hall = draw_room(rate_hz, rng)
+        wet_S = samples_S + signal.oaconvolve(samples_S, hall.response_S)[: len(samples_S)] * rng.uniform(
+            0.5, 1.0
+        )
+    wet_S = wet_S * (np.linalg.norm(samples_S) / max(float(np.linalg.norm(wet_S)), 1e-9))
+    edge = max(1, min(int(0.01 * rate_hz), len(samples_S) // 2))
+    ramp_S = np.minimum(1.0, np.minimum(np.arange(len(samples_S)), np.arange(len(samples_S))[::-1]) / edge)
+    return (samples_S + ramp_S * (wet_S - samples_S)).astype(np.float32)
+
+
 def levelled(wave_S: np.ndarray, level_db: float) -> np.ndarray:
     """The wave with its loudest tenth of a second (by mean square, of 10 ms blocks) `level_db` from the
     music.

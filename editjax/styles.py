@@ -26,6 +26,8 @@ RADIO_SHARES = (0.5, 0.85)
 EXTENDED_SHARES = (1.15, 1.5)
 TARGET_TOLERANCE = 0.03
 EFFECTS = ("eq", "reverb")
+CROSSFADE_HALF_S = (0.4, 1.2)
+FADE_S = (2.0, 4.5)
 
 
 class Edit(NamedTuple):
@@ -137,34 +139,18 @@ def extended(timeline: Timeline, rng: np.random.Generator) -> Edit:
 
 
 def produced(timeline: Timeline, rng: np.random.Generator) -> Edit:
-    """A mastered version: fade in, fade out, long crossfades, a looped phrase, louder, filtered and roomy
-    spans.
-    """
-    rate_hz = timeline.rate_hz
-    segments: list[Segment] = []
+    """A mastered version: fades, overlapped sections, a looped phrase, louder and processed spans."""
     looped = int(rng.integers(len(timeline.kept)))
+    segments: list[Segment] = []
     for index, take in enumerate(timeline.kept):
-        phrases = _phrases(take)
-        loops = [phrases[rng.integers(len(phrases))]] if index == looped and phrases else []
-        pieces = _looped(take, loops)
-        if not loops and len(take.bars) > 2:
-            pieces = _louder_middle(take, rng)
+        pieces = _looped(take, _some_phrase(take, rng)) if index == looped else _louder_middle(take, rng)
         if segments:
-            length = int(min(rng.uniform(0.6, 1.8) * rate_hz, 0.3 * (take.stop - take.start)))
-            length = min(
-                length, (segments[-1].stop - segments[-1].start) // 2, (pieces[0].stop - pieces[0].start) // 2
-            )
-            segments[-1] = segments[-1]._replace(fade_out=length)
-            pieces[0] = pieces[0]._replace(fade_in=length)
+            half = int(rng.uniform(*CROSSFADE_HALF_S) * timeline.rate_hz)
+            segments[-1], pieces[0] = _overlapped(segments[-1], pieces[0], half)
         segments += pieces
-    first, last = segments[0], segments[-1]
-    segments[0] = first._replace(
-        fade_in=min(int(rng.uniform(2.0, 4.0) * rate_hz), (first.stop - first.start) // 2)
-    )
-    last = segments[-1]
-    segments[-1] = last._replace(
-        fade_out=min(int(rng.uniform(2.0, 5.0) * rate_hz), (last.stop - last.start) // 2)
-    )
+    fade_in, fade_out = (int(rng.uniform(*FADE_S) * timeline.rate_hz) for _ in range(2))
+    segments[0] = segments[0]._replace(fade_in=min(fade_in, _length(segments[0]) // 2))
+    segments[-1] = segments[-1]._replace(fade_out=min(fade_out, _length(segments[-1]) // 2))
     return Edit(tuple(segments), None, _processed_spans(timeline, rng))
 
 
@@ -203,8 +189,29 @@ def _looped(take: KeptTake, loops: list[tuple[int, int]]) -> list[Segment]:
     return [*segments, _segment(start, take.stop, reason)]
 
 
+def _some_phrase(take: KeptTake, rng: np.random.Generator) -> list[tuple[int, int]]:
+    phrases = _phrases(take)
+    return [phrases[rng.integers(len(phrases))]] if phrases else []
+
+
+def _overlapped(before: Segment, after: Segment, half: int) -> tuple[Segment, Segment]:
+    """Two segments whose crossfade is `2 · half` long and plays nothing from beyond their ends."""
+    half = min(half, _length(before) // 4, _length(after) // 4)
+    stop, start = before.stop - half, after.start + half
+    return (
+        before._replace(stop=stop, nominal_stop=stop, fade_out=half),
+        after._replace(start=start, nominal_start=start, fade_in=half),
+    )
+
+
+def _length(segment: Segment) -> int:
+    return segment.stop - segment.start
+
+
 def _louder_middle(take: KeptTake, rng: np.random.Generator) -> list[Segment]:
     """A take whose middle third, from bar line to bar line, is played at another level."""
+    if len(take.bars) < 3:
+        return [_segment(take.start, take.stop)]
     third = len(take.bars) // 3
     first, last = int(take.bars[max(1, third)]), int(take.bars[max(2, 2 * third)])
     gain_db = float(np.round(rng.choice((-1.0, 1.0)) * rng.uniform(2.0, 6.0), 1))
