@@ -1,0 +1,120 @@
+"""What every benchmark shares: options, one pinned core, interleaved timing, the table, the JSON line.
+
+`python benchmarks/NAME.py [--quick] [--out FILE]` proves agreement first, prints a table, and ends its
+standard output with one line of JSON:
+{"bench", "device", "versions", "rows": [...], "ratios": {"<peer or case>": number}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def options(description: str | None) -> argparse.Namespace:
+    """The shared command line: `quick` (bool) and `out` (Path or None)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, for a smoke test")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    return parser.parse_args()
+
+
+def use_one_core() -> None:
+    """Pin this process to one core and one thread; call before importing NumPy, JAX or a peer."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def fastest_seconds(
+    cases: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Seconds of each case: the least of `rounds`, the cases taking turns, after one untimed call each.
+
+    The clock counts CPU seconds; pass `time.perf_counter` where an accelerator or several threads work.
+    """
+    fastest = dict.fromkeys(cases, float("inf"))
+    for case in cases.values():
+        case()
+    for _ in range(rounds):
+        for name, case in cases.items():
+            start = clock()
+            case()
+            fastest[name] = min(fastest[name], clock() - start)
+    return fastest
+
+
+def require_agreement(name: str, difference: float, tolerance: float) -> None:
+    """End the benchmark unless a peer computes the same thing: a faster different answer proves nothing."""
+    if not difference <= tolerance:
+        sys.exit(f"{name} differs by {difference:.3g}, more than {tolerance:.3g}: not timed")
+    print(f"{name}: agrees within {difference:.2g}", file=sys.stderr)
+
+
+def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of log seconds over log size between the ends: 1 is linear."""
+    return math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
+
+
+def finish(
+    bench: str,
+    rows: Sequence[Mapping[str, Any]],
+    ratios: Mapping[str, float],
+    packages: Sequence[str],
+    out: Path | None,
+) -> None:
+    """Print the table and the JSON line, and write the JSON to `out` when given."""
+    result = {
+        "bench": bench,
+        "device": device(),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        "rows": (shown_rows := [_rounded(row) for row in rows]),
+        "ratios": (shown_ratios := _rounded(ratios)),
+    }
+    _print_table(shown_rows)
+    for name, ratio in shown_ratios.items():
+        print(f"{name}: {ratio}")
+    line = json.dumps(result)
+    if out:
+        out.write_text(line + "\n")
+    print(line, flush=True)
+
+
+def device() -> str:
+    """Processor and cores in use, and the accelerators of a JAX that is already imported."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    names = [f"{_processor()}, {cores} core{'s' * (cores != 1)}"]
+    if "jax" in sys.modules and sys.modules["jax"].default_backend() != "cpu":
+        names += [accelerator.device_kind for accelerator in sys.modules["jax"].devices()]
+    return " + ".join(names)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([str(row.get(key, "")) for key in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
