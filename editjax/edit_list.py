@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from editjax.files import atomic_path
 
 FORMAT = "editjax.edits"
 VERSION = 1
-LARGEST = 1e300  # refuses NaN, the infinities and integers no float can hold, in one comparison
+LARGEST = sys.float_info.max  # comparing with it refuses NaN, the infinities and integers no float can hold
 HAND_MOVED_S = 0.05
 """Joins move by a few milliseconds; a start or stop further than this from its nominal was moved by hand."""
 
@@ -220,6 +221,6 @@ def _integer(
 
 def _number(row: dict, key: str, where: str, name: str, default: float) -> float:
     value = row.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
         raise DataError(f"{name}: {where}.{key} is {reprlib.repr(value)}; give a number")
     return float(value)

@@ -112,14 +112,13 @@ def test_pointers_by_time_are_the_pointers_where_frames_are_whole_samples(rate_h
 
 
 def test_pointers_by_time_follow_the_output_clock():
-    """Ten cuts of 40.5 frames: counting by segment drifts, the clock does not."""
-    grid = FrameGrid(22050)
-    spans = [(i * 102_400, i * 102_400 + 40 * 512 + 256) for i in range(10)]
+    """Ten segments of 40.75 frames: counting by segment drifts, the clock does not."""
+    grid, length = FrameGrid(22050), 40 * 512 + 384
+    spans = [(i * 102_400, i * 102_400 + length) for i in range(10)]
     edit_list = EditList(source_of(22050, 1_024_000), tuple(Segment(*s, *s) for s in spans), {})
     by_time_N = edits.pointers_by_time(edit_list, grid)
-    assert by_time_N.size == grid.frames_in(edits.duration_samples(edit_list)) == 405
-    at = np.arange(405) * 512
-    heard = np.array([spans[n // 20_736][0] + n % 20_736 for n in at])
+    assert by_time_N.size == grid.frames_in(edits.duration_samples(edit_list)) == 408
+    heard = np.array([spans[at // length][0] + at % length for at in np.arange(408) * 512])
     assert np.abs(by_time_N * 512 - heard).max() <= 256
 
 
@@ -207,13 +206,13 @@ def test_beats_hear_fades_effects_and_transitions():
         Segment(0, 40 * hop, 0, 40 * hop, fade_in=10 * hop, fade_out=10 * hop),
         Segment(60 * hop, 100 * hop, 60 * hop, 100 * hop, fade_in=10 * hop),
         Segment(120 * hop, 140 * hop, 120 * hop, 140 * hop, gain_db=-6.0),
-        Segment(140 * hop, 160 * hop, 140 * hop, 160 * hop, fade_out=10 * hop, gain_db=0.4),
+        Segment(140 * hop, 160 * hop, 140 * hop, 160 * hop, 10 * hop, 10 * hop, gain_db=0.4),
     )
     edit_list = EditList(source_of(22050, 170 * hop), segments, {})
     beats, effects = np.arange(0, 170, 10), [(80 * hop, 110 * hop)]
     labels = edits.beat_labels(edit_list, beats, 170, effects=effects)
     assert " ".join(EditLabel(label).name for label in labels) == (
-        "FADE_IN KEEP KEEP TRANSITION CUT CUT TRANSITION KEEP EFFECT EFFECT CUT CUT EFFECT EFFECT KEEP "
+        "FADE_IN KEEP KEEP TRANSITION CUT CUT TRANSITION KEEP EFFECT EFFECT CUT CUT EFFECT EFFECT FADE_IN "
         "FADE_OUT CUT"
     )
     np.testing.assert_array_equal(

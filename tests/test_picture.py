@@ -75,7 +75,15 @@ def test_an_edit_longer_than_its_source_fits(tmp_path, peaks):
     assert colours_at(image, EDIT_ROWS, 150, 200) == {"ORANGE"}
 
 
-@pytest.mark.parametrize("name", ["costs $5 or $6.wav", "音楽.wav", "a_b^c.wav", "b" * 300 + ".wav"])
+def test_the_edit_shows_the_waveform_of_what_it_plays(tmp_path):
+    low, high = np.zeros(1000, np.float32), np.zeros(1000, np.float32)
+    low[600:800], high[600:800] = -1, 1  # loud from 60 to 80 s
+    image = drawn(tmp_path, (low, high), edit_of((50, 60), (60, 80), (20, 30)))
+    loud = {second: colours_at(image, EDIT_ROWS, second) for second in (5, 12, 28, 35)}
+    assert loud == {5: set(), 12: {"BLUE"}, 28: {"BLUE"}, 35: set()}
+
+
+@pytest.mark.parametrize("name", ["costs $5 or $\\frac$6.wav", "音楽.wav", "a_b^c.wav", "b" * 300 + ".wav"])
 def test_any_name_can_be_a_title(tmp_path, peaks, name):
     drawn(tmp_path, peaks, edit_of((10, 20), name=name))
 

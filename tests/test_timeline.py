@@ -178,6 +178,13 @@ def test_edl_rounding_does_not_add_up_and_stays_in_the_recording(tmp_path_factor
     assert abs(previous - 3600 * fps - joins[-1]) <= 0.5
 
 
+def test_edl_events_end_where_the_recording_ends(tmp_path):
+    """Start and length both round up here; together they would ask for a frame that is not there."""
+    edit_list = edit_of([(750, 89_690)], frames=89_690)
+    timeline.write_edl(edit_list, tmp_path / "a.edl")
+    assert read_edl(tmp_path / "a.edl")[0] == [(0, 61, 108_000, 108_061)]
+
+
 def test_the_edl_says_how_it_rounds_and_what_it_leaves_out(tmp_path):
     timeline.export(edit_of([(0, RATE_HZ), (50, 60), (0, RATE_HZ)]), "edl", tmp_path / "a.edl")
     text = (tmp_path / "a.edl").read_text()
