@@ -24,14 +24,17 @@ STEP_LIMIT = 1.1
 STEP_WANTED = 1.05
 """What the search for a fade is content with: the limit less a margin."""
 
+LONGEST_FACTOR = 4
+"""How many times its wanted extent a fade may grow; with 10 ms, a 16 Hz tone still passes the limit."""
+
 
 @dataclass(frozen=True)
 class RenderSettings:
     """How joins are placed and faded.
 
     A join moves by at most `snap_ms` on either side; its crossfade is centred on it, and where the material
-    needs it reaches up to `crossfade_ms` to either side. Where the edit begins or ends inside the recording
-    it fades in or out over `fade_edges_ms`.
+    needs it reaches up to `crossfade_ms` to either side, below 27 Hz twice that. Where the edit begins or
+    ends inside the recording it fades in or out over `fade_edges_ms`.
     """
 
     crossfade_ms: float = 10.0
@@ -120,7 +123,7 @@ def best_join(outgoing: Cut, incoming: Cut, reach: Room, room: Room, side: int, 
     The surroundings are `side` samples of either piece itself. `reach` is the wanted extent of the
     crossfade, `room` what may be replaced at most. Tried in order: the crossfade at the measured correlation,
     with equal gain, twice as long, wholly before or after the cut (where one handle holds something loud),
-    then out and in again without any handle.
+    out and in again without any handle, and four times as long (tones below about 27 Hz).
     """
     out_C = largest_steps(outgoing.samples_SC[max(outgoing.at - side, 0) : outgoing.at])
     in_C = largest_steps(incoming.samples_SC[incoming.at : incoming.at + side])
@@ -164,17 +167,20 @@ def largest_steps(samples_SC: np.ndarray) -> np.ndarray:
 
 def _candidates(outgoing: Cut, incoming: Cut, reach: Room, room: Room) -> Iterator[Join]:
     handles = Room(incoming.at, len(outgoing.samples_SC) - outgoing.at)
-    near, wide = (
-        Room(*(min(factor * wanted, *most) for wanted, *most in zip(reach, room, handles, strict=True)))
-        for factor in (1, 2)
-    )
+    borrowed = Room(min(room.before, handles.before), min(room.after, handles.after))
+    near, wide, longest = (_scaled(reach, factor, borrowed) for factor in (1, 2, LONGEST_FACTOR))
     for extent in dict.fromkeys([near, wide, Room(wide.before, 0), Room(0, wide.after)]):
         if sum(extent):
             yield crossfade(outgoing, incoming, extent)
             yield crossfade(outgoing, incoming, extent, correlation=1.0)
     for factor in (1, 2):
-        extent = Room(*(min(factor * wanted, most) for wanted, most in zip(reach, room, strict=True)))
-        yield fade_out_and_in(outgoing, incoming, extent)
+        yield fade_out_and_in(outgoing, incoming, _scaled(reach, factor, room))
+    yield crossfade(outgoing, incoming, longest, correlation=1.0)
+    yield fade_out_and_in(outgoing, incoming, _scaled(reach, LONGEST_FACTOR, room))
+
+
+def _scaled(reach: Room, factor: int, most: Room) -> Room:
+    return Room(min(factor * reach.before, most.before), min(factor * reach.after, most.after))
 
 
 def _steps_across(samples_SC: np.ndarray, extent: Join, outgoing: Cut, incoming: Cut) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from editjax.audio import BLOCK_SAMPLES, Reader, Writer
 from editjax.crossfade import (
     DEFAULT_SETTINGS,
+    LONGEST_FACTOR,
     Cut,
     Join,
     Quantum,
@@ -62,6 +63,11 @@ class _Scale(NamedTuple):
     side: int
     grid: Quantum
 
+    @property
+    def most(self) -> Room:
+        """The furthest a crossfade ever reaches."""
+        return Room(LONGEST_FACTOR * self.reach.before, LONGEST_FACTOR * self.reach.after)
+
 
 def render(
     edit_list: EditList,
@@ -90,7 +96,8 @@ def render_blocks(
 ) -> Iterator[np.ndarray]:
     """The edit in order as (S, C) blocks in the reader's dtype; the edit list is checked before the first."""
     check_fits(edit_list, reader)
-    return _play(_pieces(edit_list), reader, _scale(reader, settings))
+    blocks = _play(_pieces(edit_list), reader, _scale(reader, settings))
+    return (samples_SC for samples_SC in blocks if len(samples_SC))
 
 
 def faded_spans(
@@ -100,7 +107,7 @@ def faded_spans(
     check_fits(edit_list, reader)
     pieces, at, spans = _pieces(edit_list), 0, []
     lengths = [0, *(piece.stop - piece.start for piece in pieces)]
-    for length, seam in zip(lengths, _seams(pieces, reader, _scale(reader, settings)), strict=True):
+    for length, seam in zip(lengths, _seams(pieces, reader, _scale(reader, settings)), strict=False):
         at += length
         spans.append((at - seam.before, at + seam.after))
     return [span for span in spans if span[0] < span[1]]
@@ -126,7 +133,7 @@ def largest_join_step_ratio(
     bounds = np.cumsum([0, *(piece.stop - piece.start for piece in pieces)])
     for index in range(len(pieces) - 1):
         before, after = pieces[index], pieces[index + 1]
-        reach = Room(max(2 * scale.reach.before, before.fade_out), max(2 * scale.reach.after, after.fade_in))
+        reach = Room(max(scale.most.before, before.fade_out), max(scale.most.after, after.fade_in))
         first, instant, last = bounds[index : index + 3].tolist()
         inside = slice(max(first, instant - reach.before - 1), min(last, instant + reach.after + 1))
         outgoing, incoming = _around(reader, before, after, Room(0, 0), scale.side)
@@ -245,8 +252,8 @@ def _rooms(pieces: list[_Piece], frames: int, scale: _Scale) -> list[Room]:
     """How much of each piece's start and end may be faded; where a piece is short the two share it."""
     rooms = []
     for index, piece in enumerate(pieces):
-        head = max(piece.fade_in, 2 * scale.reach.after, scale.edge)
-        tail = max(piece.fade_out, 2 * scale.reach.before, scale.edge)
+        head = max(piece.fade_in, scale.most.after, scale.edge)
+        tail = max(piece.fade_out, scale.most.before, scale.edge)
         if index == 0:
             head = piece.fade_in or (scale.edge if piece.start > 0 else 0)
         if index == len(pieces) - 1:
