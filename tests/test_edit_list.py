@@ -109,9 +109,17 @@ def test_the_editor_may_be_missing_and_whole_floats_are_numbers(tmp_path):
 
 
 def test_the_nominal_follows_a_hand_but_not_a_placed_join(tmp_path):
-    rows = segments_of(nominal_start=200, nominal_stop=300_000)
+    placed, late, early = (
+        {"start": 100_000, "stop": 144_100},
+        {"nominal_stop": 300_000},
+        {"nominal_start": 2_000},
+    )
+    rows = [{**placed, "nominal_start": 100_150, **late}, {**placed, **early, "nominal_stop": 144_000}]
     path = written(tmp_path, tree_of(segments=rows, editor={}))
-    assert read_edits(path).segments == (Segment(100, 44_100, 200, 44_100),)
+    assert [segment[:4] for segment in read_edits(path).segments] == [
+        (100_000, 144_100, 100_150, 144_100),
+        (100_000, 144_100, 100_000, 144_000),
+    ]
 
 
 @pytest.mark.parametrize(

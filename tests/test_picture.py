@@ -83,7 +83,7 @@ def test_the_edit_shows_the_waveform_of_what_it_plays(tmp_path):
     assert loud == {5: set(), 12: {"BLUE"}, 28: {"BLUE"}, 35: set()}
 
 
-@pytest.mark.parametrize("name", ["costs $5 or $\\frac$6.wav", "音楽.wav", "a_b^c.wav", "b" * 300 + ".wav"])
+@pytest.mark.parametrize("name", ["for $\\frac$.wav", "音楽.wav", "a_b^c.wav", "b" * 300 + ".wav"])
 def test_any_name_can_be_a_title(tmp_path, peaks, name):
     drawn(tmp_path, peaks, edit_of((10, 20), name=name))
 
