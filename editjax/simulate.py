@@ -63,9 +63,8 @@ def simulate_session(
     seed: tuple[int, int], settings: SimulateSettings, recordings: Path | None = None
 ) -> Session:
     """One session from (seed, index); `recordings` is a folder of music, speech and noises, or None."""
-    rng = np.random.default_rng((*seed, 0))
-    timeline, notes = _record(settings, recordings, rng)
-    styles = _styles(settings, rng)
+    timeline, notes = _record(settings, recordings, np.random.default_rng((*seed, 0)))
+    styles = _styles(settings, np.random.default_rng((*seed, len(STYLES) + 1)))
     cuts = [_cut(style, timeline, seed, notes) for style in styles]
     return Session(
         timeline.raw_S,
