@@ -1,6 +1,7 @@
 """Training: it learns, resumes bit for bit, refuses bad updates, stops in good order."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -173,6 +174,18 @@ def test_a_bad_update_changes_nothing_but_the_counters(poison):
     assert not np.array_equal(again.params["out"]["kernel"], good.params["out"]["kernel"])
 
 
+def test_a_bad_gradient_of_a_finite_loss_changes_nothing_either():
+    def loss(params, batch, key, settings, weights, train):
+        return jnp.sqrt(0 * jnp.sum(params["out"]["kernel"])), {}
+
+    config, key = tiny_config(), jax.random.key(0)
+    state = init_state(config, FAMILY, key)
+    bad, metrics = advance(state, next(TinyBatches(config.data)), key, config, FAMILY._replace(loss=loss))
+    assert float(metrics["loss"]) == 0
+    assert int(bad.skipped) == 1
+    assert_identical(bad[1:4], state[1:4])
+
+
 def test_bad_batches_are_named_in_the_journal_and_passed_over(tmp_path):
     config = tiny_config(data=TinyData(poison_from=3, poison_until=5))
     state = run(config, tmp_path)
@@ -195,6 +208,17 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_score(tmp_path):
     with Checkpoints(tmp_path / "best") as best:
         assert best.latest_step == 6
         assert best.notes(6)["scores"] == {"score": 0.7}
+
+
+def test_a_best_checkpoint_of_steps_to_be_made_again_is_forgotten(tmp_path):
+    run(tiny_config(), tmp_path, validate=lambda params: {"score": 1.0})
+    for step in ("best/4", "last/8"):
+        shutil.rmtree(tmp_path / step, ignore_errors=True)
+    (tmp_path / "best").mkdir(exist_ok=True)
+    shutil.copytree(tmp_path / "last" / "4", tmp_path / "best" / "8")
+    run(tiny_config(), tmp_path, validate=lambda params: {"score": 0.5})
+    with Checkpoints(tmp_path / "best") as best:
+        assert best.notes(8)["scores"] == {"score": 0.5}
 
 
 def test_the_average_follows_the_parameters_and_is_what_is_validated(tmp_path):
