@@ -10,3 +10,14 @@ Scalar names end in their unit: `_hz _s _db _frames _samples`.
 """
 
 __version__ = "0.1.0"
+
+_LAZY = ("edit", "EditResult", "EditSettings")
+
+
+def __getattr__(name: str) -> object:
+    """`editjax.edit` and its types; imported on first use, so that importing editjax costs nothing."""
+    if name in _LAZY:
+        from editjax import editor
+
+        return getattr(editor, name)
+    raise AttributeError(f"module 'editjax' has no attribute {name!r}")

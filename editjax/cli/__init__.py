@@ -1,0 +1,96 @@
+"""The command line: arguments → a command's options → its exit code.
+
+`main` is the only place where errors become one line on stderr and a number (sysexits.h). A command's module
+is imported when that command is called, so that `editjax --help` loads nothing heavy.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import editjax
+from editjax.errors import EditjaxError, InputOutputError, UsageError
+
+COMMANDS = {
+    "edit": "edit recordings: decide what stays, splice it, write it beside the input",
+    "render": "render an edit list again, after changing it by hand",
+    "simulate": "make recording sessions with known edits",
+    "prepare": "turn pairs of raw and edited recordings into mel shards",
+    "shards": "check shards against their manifest",
+    "train": "train a model on shards, or go on training it",
+    "export": "write a training run as a model",
+    "models": "list the models that ship with editjax",
+}
+"""What each command does; its options and its `run` are in the module of the same name beside this one."""
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; the traceback of an internal error needs `--debug`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except EditjaxError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        print("editjax: interrupted; nothing was left half-written", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+        return InputOutputError.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; run it again with --debug and report what that prints"
+        return complain(EditjaxError(f"internal error: {type(error).__name__}: {error}{hint}"))
+
+
+def complain(error: EditjaxError) -> int:
+    """Prints an error as one line on stderr and returns its exit code."""
+    print("editjax:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def help_text() -> str:
+    """What `editjax --help` prints."""
+    rows = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    return (
+        "usage: editjax COMMAND …\n\n"
+        "Edits recordings the way a trained editor would: keeps the good takes, cuts the rest.\n\n"
+        f"commands:\n{rows}\n\n"
+        "editjax COMMAND --help explains a command's options.\n"
+        "--debug, anywhere, shows the traceback of an internal error.\n"
+        "Start with: editjax edit IN.wav --plot OUT.png"
+    )
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else UsageError.exit_code
+    name, rest = words[0], words[1:]
+    if name in ("--version", "-V"):
+        print(f"editjax {editjax.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(_unknown_command(name))
+    try:
+        return importlib.import_module(f"editjax.cli.{name}").run(rest)
+    except SystemExit as stop:  # --help of a command
+        return int(stop.code or 0)
+
+
+def _unknown_command(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    if near:
+        return f"unknown command {name!r}; did you mean {near[0]!r}?"
+    if Path(name).exists():
+        return f"unknown command {name!r}; did you mean: editjax edit {name}"
+    return f"unknown command {name!r}; use one of {', '.join(COMMANDS)}"

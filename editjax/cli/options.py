@@ -1,0 +1,80 @@
+"""Arguments → a command's frozen options dataclass, by tyro; every refusal is one line (UsageError)."""
+
+import contextlib
+import difflib
+import io
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import tyro
+
+from editjax.errors import UsageError
+
+Options = TypeVar("Options")
+
+
+def named(metavar: str, *aliases: str) -> Any:
+    """How an option is shown whose default is "not given": with a name for its value and no default."""
+    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
+
+
+def parse(kind: type[Options], arguments: Sequence[str], prog: str, spread: str | None = None) -> Options:
+    """The options of one command; `spread` names the tuple field that takes the words between the options.
+
+    Raises UsageError (unknown option, with the nearest known one; bad or missing value) and SystemExit(0)
+    after `--help`.
+    """
+    options, rest = parse_leading(kind, arguments, prog)
+    for word in rest:
+        if word.startswith("-"):
+            raise UsageError(_unknown_option(word.split("=")[0], kind, prog))
+    if rest and spread is None:
+        raise UsageError(f"unexpected argument {rest[0]!r}; see {prog} --help")
+    if rest:
+        options = replace(options, **{spread: (*getattr(options, spread), *rest)})  # type: ignore
+    return options
+
+
+def parse_leading(kind: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
+    """The options of one command and the words it does not know, which another parser may."""
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(
+                kind,
+                prog=prog,
+                args=list(arguments),
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(f"{_first_paragraph(caught.getvalue())}; see {prog} --help") from None
+
+
+def _unknown_option(word: str, kind: Any, prog: str) -> str:
+    near = difflib.get_close_matches(word, _flags(kind), 1)
+    return f"unknown option {word}; " + (f"did you mean {near[0]}?" if near else f"see {prog} --help")
+
+
+def _flags(kind: Any) -> list[str]:
+    """The long options of a dataclass and of those in it, whose names are used without a prefix."""
+    flags = []
+    for field in fields(kind):
+        flags.append(f"--{field.name.replace('_', '-')}")
+        if field.default_factory is not MISSING and is_dataclass(inner := field.default_factory()):
+            flags += _flags(inner)
+    return flags
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says is wrong, without the box it draws round it and the help it repeats below."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        inner = line.strip("│| ")
+        if not inner.strip("─-╰╯+"):
+            break
+        lines.append(inner)
+    return " ".join(lines).rstrip(".") or "the command line cannot be understood"

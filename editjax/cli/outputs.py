@@ -1,0 +1,199 @@
+"""Which recordings are meant, what their outputs are called, and files that appear together or not at all."""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from editjax.errors import CannotCreateError, EditjaxError, NoInputError, UsageError
+from editjax.files import atomic_path
+
+EDITS_SUFFIX = ".edits.json"
+PREVIEWS = "join_*.wav"
+
+
+class Wanted(NamedTuple):
+    """The outputs a user named, each None where the default name or none is meant."""
+
+    out: Path | None = None
+    edits: Path | None = None
+    plot: Path | None = None
+    removed: Path | None = None
+    previews: Path | None = None
+    timelines: Mapping[str, str] = {}  # kind → suffix, which is added to the output's stem
+
+
+class Place(NamedTuple):
+    """The files of one edit; those not wanted are None."""
+
+    audio: Path
+    edits: Path | None
+    plot: Path | None
+    removed: Path | None
+    previews: Path | None  # a folder
+    timelines: dict[str, Path]
+
+    def files(self) -> list[Path]:
+        """Every file that is known before the edit is."""
+        named = (self.audio, self.edits, self.plot, self.removed, *self.timelines.values())
+        return [path for path in named if path is not None]
+
+    def named(self) -> dict[str, str | list[str]]:
+        """The files by what they are, for the report."""
+        names = {"output": self.audio, "edits": self.edits, "plot": self.plot, "removed": self.removed}
+        files: dict[str, str | list[str]] = {name: str(path) for name, path in names.items() if path}
+        if self.timelines:
+            files["timelines"] = [str(path) for path in self.timelines.values()]
+        return files
+
+
+def recordings(words: Iterable[str]) -> list[Path]:
+    """The files named, with every folder replaced by the recordings in it, in order.
+
+    In a folder, hidden files and edits made before (those with an edit list of their own name beside them)
+    are passed over. A name that does not exist stays: whoever opens it says so. Raises NoInputError for a
+    folder without recordings.
+    """
+    from editjax.formats import CONTAINER_OF_SUFFIX
+
+    found: list[Path] = []
+    for path in map(Path, words):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [
+            child
+            for child in sorted(path.iterdir())
+            if child.suffix.lower() in CONTAINER_OF_SUFFIX and _is_raw_recording(child)
+        ]
+        if not inside:
+            known = " ".join(CONTAINER_OF_SUFFIX)
+            raise NoInputError(f"{path}: no recordings in this folder; put some there ({known})")
+        found += inside
+    return found
+
+
+def place_of(source: Path, wanted: Wanted, several: bool, ending: str = "") -> Place:
+    """The outputs of one edit of an input, by default beside it as NAME_edited; see `place_beside`."""
+    return place_beside(
+        source.with_name(f"{source.stem}_edited{ending}{source.suffix}"), wanted, several, ending
+    )
+
+
+def place_beside(default: Path, wanted: Wanted, several: bool = False, ending: str = "") -> Place:
+    """The outputs of one edit whose audio is `default` unless another name is wanted.
+
+    With `several` inputs the wanted outputs are folders. `ending` tells variants apart and goes before the
+    suffix. Raises UsageError where a name can only be a file but a folder is needed.
+    """
+    audio = _named(wanted.out, default.name, ending, several) or default
+
+    def side(path: Path | None, suffix: str) -> Path | None:
+        return _named(path, audio.stem + suffix, ending, several)
+
+    return Place(
+        audio,
+        side(wanted.edits, EDITS_SUFFIX) or audio.with_name(audio.stem + EDITS_SUFFIX),
+        side(wanted.plot, ".png"),
+        side(wanted.removed, f"_removed{audio.suffix}"),
+        wanted.previews / audio.stem if wanted.previews and (several or ending) else wanted.previews,
+        {kind: audio.with_name(audio.stem + suffix) for kind, suffix in wanted.timelines.items()},
+    )
+
+
+class Outputs:
+    """Files that appear together: named before the work, so that what cannot be written is refused first.
+
+    `add` gives the temporary path to write to. On a clean exit all take their names; on an error none does,
+    and folders that were made are taken away again. Errors speak of the final names.
+    """
+
+    def __init__(self, overwrite: bool, inputs: Sequence[Path]) -> None:
+        self._overwrite, self._inputs = overwrite, tuple(inputs)
+        self._stack = contextlib.ExitStack()
+        self._new: dict[Path, Path] = {}  # final → temporary
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stack.__exit__(kind, error, trace)
+        except BaseException as late:
+            error = late
+            self._take_folders_away()
+            raise self._renamed(late) from None
+        if error is not None:
+            self._take_folders_away()
+            if isinstance(error, EditjaxError):
+                raise self._renamed(error) from error.__cause__
+
+    def open(self, place: Place, make_folders: bool = False) -> None:
+        """Adds every file of a place; with `make_folders` also the folders they lie in."""
+        for path in place.files():
+            if make_folders:
+                self._make_folder(path.parent)
+            self.add(path)
+        if place.previews:
+            self._make_folder(place.previews)
+            if not self._overwrite and (old := next(place.previews.glob(PREVIEWS), None)):
+                raise CannotCreateError(f"{old}: exists already; choose another folder or allow --overwrite")
+
+    def add(self, path: Path) -> Path:
+        """The temporary path of a new output. Raises CannotCreateError before any work is done."""
+        if path in self._new:
+            raise CannotCreateError(f"{path}: is named twice; give each output its own name")
+        self._new[path] = self._stack.enter_context(atomic_path(path, self._overwrite, self._inputs))
+        return self._new[path]
+
+    def __getitem__(self, path: Path) -> Path:
+        """Where to write an output that was added."""
+        return self._new[path]
+
+    def _make_folder(self, path: Path) -> None:
+        """Makes a folder, and those above it, unless it is there."""
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotCreateError(
+                f"{path}: cannot be created ({error.strerror}); name another folder"
+            ) from None
+        self._made += missing
+
+    def _renamed(self, error: BaseException) -> BaseException:
+        text = str(error)
+        for final, temporary in self._new.items():
+            text = text.replace(str(temporary), str(final))
+        return type(error)(text) if isinstance(error, EditjaxError) and text != str(error) else error
+
+    def _take_folders_away(self) -> None:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _is_raw_recording(path: Path) -> bool:
+    edited = path.with_name(path.stem + EDITS_SUFFIX).exists()
+    return path.is_file() and not path.name.startswith(".") and not edited
+
+
+def _named(path: Path | None, name: str, ending: str, several: bool) -> Path | None:
+    """The file meant by a wanted path: inside it where that is a folder, else with the variant's number."""
+    if path is None:
+        return None
+    if several or path.is_dir():
+        if path.suffix and not path.is_dir():
+            raise UsageError(
+                f"{path}: with several inputs this names a folder; use a name without {path.suffix}"
+            )
+        return path / name
+    return path.with_name(f"{path.stem.removesuffix('.edits')}{ending}{_suffix(path)}") if ending else path
+
+
+def _suffix(path: Path) -> str:
+    return EDITS_SUFFIX if path.name.endswith(EDITS_SUFFIX) else path.suffix

@@ -1,0 +1,61 @@
+"""`editjax prepare`: pairs of raw and edited recordings → mel shards for training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from editjax.cli.options import parse
+from editjax.prepare import PrepareSettings, prepare
+
+MAX_ROWS = 20
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turns pairs (NAME_raw.*, NAME_edit.*, with NAME.edits.json where there is one) into mel shards.
+
+    Pairs are found in one folder, in the folders input/ and desired_output/ inside it, or in a CSV. A bad
+    pair is skipped by name. An interrupted run goes on where it was.
+    """
+
+    pairs: Positional[Annotated[Path, arg(metavar="PAIRS")]]
+    """Folder or CSV of pairs."""
+    shards: Positional[Annotated[Path, arg(metavar="SHARDS")]]
+    """Folder for the shards, their manifest.json and report.json."""
+    split: str = "train"
+    """What part of the data these pairs are."""
+    validation: float = 0.0
+    """Share of the recordings to hold out for validation."""
+    least_aligned: float = 0.5
+    """A pair of which alignment finds less than this share is skipped."""
+    check_alignment: bool = False
+    """Also align the pairs that have an edit list, and report how well the two agree."""
+    workers: int | None = None
+    """Processes that work side by side; default: every core."""
+    overwrite: bool = False
+    """Replace other shards in that folder."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Prepares, and says what was used and what was skipped and why."""
+    options = parse(PrepareOptions, arguments, "editjax prepare")
+    settings = PrepareSettings(
+        split=options.split,
+        validation=options.validation,
+        least_aligned=options.least_aligned,
+        check_alignment=options.check_alignment,
+    )
+    report = prepare(options.pairs, options.shards, settings, options.workers, options.overwrite)
+    print(_summary(report, options.shards))
+    return 0
+
+
+def _summary(report: dict[str, Any], shards: Path) -> str:
+    skipped = report["skipped"]
+    rows = [f"  skipped {row['pair']}: {row['reason']}" for row in skipped[:MAX_ROWS]]
+    if len(skipped) > MAX_ROWS:
+        rows.append(f"  … and {len(skipped) - MAX_ROWS} more; {shards}/report.json has them all")
+    return "\n".join([f"{len(report['good'])} pairs in {shards}, {len(skipped)} skipped", *rows])

@@ -1,0 +1,100 @@
+"""What an edit did, for people (minutes and seconds) and for programs (one JSON object a line)."""
+
+import json
+import sys
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from editjax.edits import EditList, Operation, Summary, operations, summary
+
+MAX_ROWS = 40
+NAMES = {"COPY": "keep", "REORDER": "move", "LOOP": "loop", "CUT": "cut"}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `0:07.3` or `1:02:03.4`, with a minus sign where negative."""
+    tenths = round(abs(seconds) * 10)
+    minutes, rest = divmod(tenths, 600)
+    sign = "−" if seconds < 0 and tenths else ""
+    hours, minutes = divmod(minutes, 60)
+    head = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{sign}{head}:{rest // 10:02d}.{rest % 10}"
+
+
+def for_people(edit_list: EditList, source: Path, output: Path | None) -> str:
+    """A heading, the figures, and a row for each span that was kept, moved, looped or cut."""
+    figures = summary(edit_list)
+    rows = [_row(operation, edit_list) for operation in _spans(edit_list)]
+    hidden = len(rows) - MAX_ROWS
+    if hidden > 0:
+        rows[MAX_ROWS:] = [f"  … and {hidden} more; the edit list has them all"]
+    heading = f"{source} → {output}" if output else f"{source} (dry run, nothing written)"
+    return "\n".join([heading, *(f"  {line}" for line in _figures(figures)), *rows])
+
+
+def for_programs(
+    edit_list: EditList, source: Path, files: dict[str, Any], timings_s: dict[str, float]
+) -> str:
+    """The same as one line of JSON; `files` are the outputs, absent on a dry run."""
+    figures = summary(edit_list)
+    difference_s = figures.output_s - figures.input_s
+    tree = {
+        "input": str(source),
+        **files,
+        **figures._asdict(),
+        "difference_s": difference_s,
+        "difference_percent": 100 * difference_s / figures.input_s,
+        "editor": edit_list.editor,
+        "segments": [segment._asdict() for segment in edit_list.segments],
+        "timings_s": {stage: round(seconds, 4) for stage, seconds in timings_s.items()},
+    }
+    return json.dumps(tree, ensure_ascii=False)
+
+
+def say(text: str) -> None:
+    """Prints at once, so that a batch can be followed; characters a terminal cannot show are replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+
+
+def _figures(figures: Summary) -> list[str]:
+    difference_s = figures.output_s - figures.input_s
+    percent = f"{100 * difference_s / figures.input_s:+.1f}".replace("-", "−")
+    change = clock(difference_s) if difference_s < 0 else f"+{clock(difference_s)}"
+    kept = f"kept {clock(figures.kept_s)}, cut {clock(figures.cut_s)}, looped {clock(figures.looped_s)}"
+    return [
+        f"{clock(figures.input_s)} → {clock(figures.output_s)} ({change}, {percent} %): {kept}",
+        _spread(
+            "clip", figures.clips, figures.smallest_clip_s, figures.largest_clip_s, figures.median_clip_s
+        ),
+        _spread("cut", figures.cuts, figures.smallest_cut_s, figures.largest_cut_s, figures.median_cut_s),
+    ]
+
+
+def _spread(name: str, count: int, smallest_s: float, largest_s: float, median_s: float) -> str:
+    if count < 2:
+        return f"{count} {name}" + (f" of {clock(largest_s)}" if count else "s")
+    return f"{count} {name}s of {clock(smallest_s)} to {clock(largest_s)}, median {clock(median_s)}"
+
+
+def _spans(edit_list: EditList) -> list[Operation]:
+    return [operation for operation in operations(edit_list) if operation.kind in NAMES]
+
+
+def _row(operation: Operation, edit_list: EditList) -> str:
+    rate = edit_list.source.sample_rate
+    start_s, stop_s = operation.start / rate, operation.stop / rate
+    name = NAMES[operation.kind]
+    row = f"  {name:<4} {clock(start_s):>9} – {clock(stop_s):>9}  {clock(stop_s - start_s):>9}"
+    why = "" if name == "cut" else _why(operation, edit_list)
+    return f"{row}  {why}".rstrip()
+
+
+def _why(operation: Operation, edit_list: EditList) -> str:
+    """Score and reason of the segment an operation lies in."""
+    ends = list(accumulate(segment.nominal_stop - segment.nominal_start for segment in edit_list.segments))
+    segment = edit_list.segments[bisect_right(ends, operation.at)]
+    score = "" if segment.score is None else f"score {segment.score:.2f}"
+    return "  ".join(text for text in (score, segment.reason) if text)

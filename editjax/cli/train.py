@@ -1,0 +1,49 @@
+"""`editjax train`: a config and shards → a run folder; started again, it goes on where it stopped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from editjax.cli.options import parse_leading
+from editjax.errors import UsageError
+
+FIELDS = "--fields"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Trains, or goes on training, a model. Any field of the config can be changed: --optim.steps 100.
+
+    `editjax train CONFIG --fields` lists them.
+    """
+
+    config: Positional[Annotated[Path, arg(metavar="CONFIG")]]
+    """A file such as configs/pointer_tiny.py."""
+    data: Annotated[Path, arg(metavar="SHARDS")]
+    """Folder made by `editjax prepare`."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
+    """Folder of the run: checkpoints, metrics, config."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Trains to the last step of the config."""
+    if FIELDS in arguments:
+        return _show_fields([word for word in arguments if not word.startswith("-")])
+    options, overrides = parse_leading(TrainOptions, arguments, "editjax train")
+    from editjax.train import train_command
+
+    train_command(options.config, options.data, options.out, overrides)
+    return 0
+
+
+def _show_fields(words: Sequence[str]) -> int:
+    """Prints what can be changed in the config that is named first."""
+    from editjax.config import load_config, override
+
+    if not words:
+        raise UsageError(f"name the config whose fields you want: editjax train CONFIG {FIELDS}")
+    override(load_config(words[0]), ["--help"])
+    return 0

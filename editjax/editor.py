@@ -1,0 +1,290 @@
+"""One recording → an edit list → the edited recording: what `editjax edit` and `editjax.edit` do.
+
+    listen (read ‖ mel) → choose (an editor's edit list) → adjust (what the user asked for) → place joins →
+    render
+
+Every editor returns an edit list, so that all of them share the adjustments, the renderer and the files.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from editjax.adjust import (
+    cut_ranges,
+    keep_ranges,
+    limit_pauses,
+    parse_ranges,
+    with_margin,
+    without_short_clips,
+)
+from editjax.audio import ArrayReader, Reader, Writer
+from editjax.beats import BeatSettings, track_beats
+from editjax.edits import EditList, Segment, Source, Summary, summary
+from editjax.errors import DataError, UsageError
+from editjax.files import sha256_of
+from editjax.formats import AudioLimits, output_format
+from editjax.mel import FrameGrid, MelSettings, mel_of
+from editjax.render import RenderSettings, place_joins, render
+from editjax.silence import quiet_spans, silence_edit
+
+EDITORS = ("silence",)
+DEFAULT_RENDER, DEFAULT_MEL, DEFAULT_LIMITS = RenderSettings(), MelSettings(), AudioLimits()
+Watch = Callable[[int], None]
+SNAPS = ("none", "beat", "bar")
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What is asked of an edit. Times and lengths are seconds; `keep` and `cut` are texts such as "1:00,end".
+
+    `margin_s` is (before, after) each cut, None the editor's own. `seed` matters with a `temperature` above
+    0.
+    """
+
+    editor: str = "silence"
+    margin_s: tuple[float, float] | None = None
+    min_clip_s: float = 0.0
+    max_pause_s: float | None = None
+    snap: str = "none"
+    keep: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+    render: RenderSettings = DEFAULT_RENDER
+    mel: MelSettings = DEFAULT_MEL
+    limits: AudioLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        if self.editor not in EDITORS:
+            raise UsageError(f"unknown editor {self.editor!r}; use one of {', '.join(EDITORS)}")
+        if self.snap not in SNAPS:
+            raise UsageError(f"unknown snap {self.snap!r}; use one of {', '.join(SNAPS)}")
+
+
+class Heard(NamedTuple):
+    """A recording as the editors see it; `timings_s` as in `EditResult`."""
+
+    source: Source
+    grid: FrameGrid
+    mel_TF: np.ndarray
+    timings_s: dict[str, float]
+
+
+class EditResult(NamedTuple):
+    """An edit made: its list, and the samples (S, C) or the file they were written to.
+
+    `timings_s` are seconds of wall clock a stage: `read` (decoding, in its own thread beside the mel), `mel`
+    (the whole pass over the file, reading included), `decide` (encode and decode for the pointer editor),
+    `place` (joins), `render`.
+    """
+
+    edit_list: EditList
+    summary: Summary
+    sample_rate_hz: int
+    samples_SC: np.ndarray | None
+    path: Path | None
+    timings_s: dict[str, float]
+
+
+def edit(
+    source: str | Path | np.ndarray,
+    sample_rate_hz: int | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    settings: EditSettings = EditSettings(),
+    **changes: Any,
+) -> EditResult:
+    """Edits a recording: a path, or samples (S,) or (S, C) with their rate.
+
+    With `out` the edit is streamed to that file and `samples_SC` is None. `changes` are fields of
+    `EditSettings`, as in `edit("session.wav", max_pause_s=0.5)`. Raises the errors of `errors.py`; nothing
+    half-written is left.
+    """
+    settings = _changed(settings, changes)
+    if isinstance(source, np.ndarray) and sample_rate_hz is None:
+        raise UsageError("samples need their sample_rate_hz")
+    reader = (
+        ArrayReader(source, int(sample_rate_hz or 0))
+        if isinstance(source, np.ndarray)
+        else Reader(source, settings.limits)
+    )
+    with reader, contextlib.ExitStack() as stack:
+        writer = None
+        if out is not None:  # opened first: what cannot be written is refused before the work
+            writer = stack.enter_context(writer_for(reader, Path(out), overwrite=overwrite))
+        heard = listen(reader, settings)
+        edit_list = decide(heard, reader, settings)
+        return render_edit(edit_list, heard, reader, writer, settings)
+
+
+def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
+    """Reads a recording once and computes its mel; `watch` is told the samples of every block read."""
+    timings_s = {"read": 0.0}
+    with _timed(timings_s, "mel"):
+        mel_TF, frames = mel_of(_Watched(reader, timings_s, watch), settings.mel)
+    info = reader.info
+    with _timed(timings_s, "read"):
+        sha256 = sha256_of(info.path) if info.path.is_file() else _sha256_of_samples(reader)
+    path = str(info.path.absolute()) if info.path.is_file() else ""
+    source = Source(path, sha256, info.sample_rate_hz, info.channels, frames)
+    return Heard(source, settings.mel.grid(info.sample_rate_hz), mel_TF, timings_s)
+
+
+def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()) -> EditList:
+    """The chosen editor's edit of a recording, adjusted to what the user asked for, its joins placed.
+
+    Raises UsageError for times that make no sense for this recording and DataError when nothing would be
+    left.
+    """
+    with _timed(heard.timings_s, "decide"):
+        edit_list = adjust(choose(heard, settings), heard, settings)
+    if not edit_list.segments:
+        raise DataError(
+            f"{reader.info.path}: the edit would be empty; say what must stay (--keep) or try another editor"
+        )
+    with _timed(heard.timings_s, "place"):
+        return place_joins(edit_list, reader, settings.render)
+
+
+def choose(heard: Heard, settings: EditSettings) -> EditList:
+    """What the editor itself wants, before any adjustment."""
+    match settings.editor:
+        case "silence":
+            own = (
+                {} if settings.margin_s is None else {"margin_s": 0.0}
+            )  # the margin asked for replaces its own
+            return silence_edit(heard.mel_TF, heard.grid, heard.source, mel_settings=settings.mel, **own)
+    raise UsageError(f"unknown editor {settings.editor!r}; use one of {', '.join(EDITORS)}")
+
+
+def adjust(edit_list: EditList, heard: Heard, settings: EditSettings) -> EditList:
+    """Margin, short clips, pauses, snapping; then `keep` and, last of all, `cut`."""
+    duration_s = heard.source.frames / heard.source.sample_rate
+    keep_s, cut_s = parse_ranges(settings.keep, duration_s), parse_ranges(settings.cut, duration_s)
+    if settings.margin_s is not None:
+        edit_list = with_margin(edit_list, *settings.margin_s)
+    if settings.min_clip_s:
+        edit_list = without_short_clips(edit_list, settings.min_clip_s)
+    if settings.max_pause_s is not None:
+        pauses = quiet_spans(heard.mel_TF, heard.grid, heard.source, mel_settings=settings.mel)
+        edit_list = limit_pauses(edit_list, pauses, settings.max_pause_s)
+    if settings.snap != "none":
+        edit_list = snap_joins(edit_list, _musical_samples(heard, settings))
+    if keep_s:
+        edit_list = keep_ranges(edit_list, keep_s)
+    return cut_ranges(edit_list, cut_s) if cut_s else edit_list
+
+
+def snap_joins(edit_list: EditList, positions: np.ndarray) -> EditList:
+    """Moves every edge of a clip to the nearest of `positions` (ascending source samples).
+
+    The recording's own start and end stay, and so does a clip that would vanish. Without positions nothing
+    moves.
+    """
+    if not len(positions):
+        return edit_list
+    frames = edit_list.source.frames
+
+    def nearest(sample: int) -> int:
+        after = int(np.searchsorted(positions, sample))
+        around = positions[max(0, after - 1) : after + 1]
+        return sample if sample in (0, frames) else int(around[np.argmin(np.abs(around - sample))])
+
+    segments: list[Segment] = []
+    for segment in edit_list.segments:
+        start, stop = nearest(segment.start), nearest(segment.stop)
+        if start < stop:
+            segment = segment._replace(start=start, stop=stop, nominal_start=start, nominal_stop=stop)
+        if segments and segments[-1].stop == segment.start and not segments[-1].fade_out + segment.fade_in:
+            last = segments.pop()  # the cut between them was shorter than the grid and has closed
+            segment = last._replace(
+                stop=segment.stop, nominal_stop=segment.nominal_stop, fade_out=segment.fade_out
+            )
+        segments.append(segment)
+    return edit_list._replace(segments=tuple(segments))
+
+
+def writer_for(reader: Reader, path: Path, *, overwrite: bool = False) -> Writer:
+    """A writer in the reader's own format unless the suffix says otherwise; refuses the input itself."""
+    info = reader.info
+    container, subtype = output_format(info, path)
+    return Writer(
+        path,
+        sample_rate_hz=info.sample_rate_hz,
+        channels=info.channels,
+        container=container,
+        subtype=subtype,
+        overwrite=overwrite,
+        inputs=(info.path,),
+        tags=reader.tags,
+    )
+
+
+def render_edit(
+    edit_list: EditList, heard: Heard, reader: Reader, writer: Writer | None, settings: EditSettings
+) -> EditResult:
+    """Renders a decided edit into a writer, or into memory without one."""
+    timings_s = dict(heard.timings_s)
+    with _timed(timings_s, "render"):
+        samples_SC = render(edit_list, reader, writer, settings.render)
+    path = writer.path if writer else None
+    return EditResult(edit_list, summary(edit_list), reader.info.sample_rate_hz, samples_SC, path, timings_s)
+
+
+def _changed(settings: EditSettings, changes: dict[str, Any]) -> EditSettings:
+    known = [field.name for field in fields(settings)]
+    for name in changes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"use {known}")
+            )
+    return replace(settings, **changes)
+
+
+def _musical_samples(heard: Heard, settings: EditSettings) -> np.ndarray:
+    """Where beats or bars begin, in source samples; none where the recording has no steady beat."""
+    beat_settings = BeatSettings(mel=settings.mel)
+    beats = track_beats(heard.mel_TF, beat_settings)
+    if beats.confidence < beat_settings.confident:
+        return np.zeros(0, np.int64)
+    return heard.grid.sample_of_frame(beats.bar_frames if settings.snap == "bar" else beats.beat_frames)
+
+
+def _sha256_of_samples(reader: Reader) -> str:
+    digest = hashlib.sha256()
+    for samples_SC in reader.blocks():
+        digest.update(samples_SC.tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _timed(timings_s: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    timings_s[stage] = timings_s.get(stage, 0.0) + time.perf_counter() - began
+
+
+class _Watched:
+    """A reader whose blocks are timed and told to a watcher while the mel is computed from them."""
+
+    def __init__(self, reader: Reader, timings_s: dict[str, float], watch: Watch | None) -> None:
+        self.info, self._reader, self._timings_s, self._watch = reader.info, reader, timings_s, watch
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        blocks = self._reader.blocks()
+        while True:
+            with _timed(self._timings_s, "read"):
+                samples_SC = next(blocks, None)
+            if samples_SC is None:
+                return
+            if self._watch:
+                self._watch(len(samples_SC))
+            yield samples_SC
