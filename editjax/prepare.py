@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -294,7 +295,7 @@ def _outcomes(jobs: list[tuple], workers: int) -> Iterator[tuple[str, dict[str, 
     if workers <= 1:
         yield from map(_stage, jobs)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_with_parent)
     try:
         for future in as_completed([pool.submit(_stage, job) for job in jobs]):
             yield future.result()
@@ -303,6 +304,18 @@ def _outcomes(jobs: list[tuple], workers: int) -> Iterator[tuple[str, dict[str, 
         raise TryAgainError(f"a worker process died; {advice}") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """End this worker when its parent is gone: workers of a killed parent would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _stage(job: tuple[RawFiles, PrepareSettings, Path, str]) -> tuple[str, dict[str, Any]]:

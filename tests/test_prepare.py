@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -252,6 +255,26 @@ def test_a_share_of_the_recordings_goes_to_validation_with_all_their_edits():
     assert np.mean([split == "validation" for split in splits]) == pytest.approx(0.3, abs=0.03)
     with pytest.raises(UsageError, match="validation"):
         PrepareSettings(validation=1.5)
+
+
+def test_a_killed_run_leaves_no_workers_behind_and_goes_on_to_the_same_shards(pairs, tmp_path):
+    prepare(pairs, tmp_path / "whole", workers=1)
+    command = (
+        f"from editjax.prepare import prepare; prepare({str(pairs)!r}, {str(tmp_path / 'out')!r}, workers=2)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE)
+    wait_until(lambda: any(tmp_path.glob("out/.staging/*.record")) or run.poll() is not None)
+    run.kill()
+    run.communicate(timeout=20)  # standard error closes when the last worker, which shares it, is gone
+    prepare(pairs, tmp_path / "out", workers=1)
+    assert fingerprints(tmp_path / "out") == fingerprints(tmp_path / "whole")
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_worker_that_dies_is_one_clear_error_that_says_to_go_on():
