@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from editjax.edits import PAD, STOP
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, call
+from editjax.models import encoder
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
 
 
 class Decoded(NamedTuple):
@@ -36,8 +37,8 @@ class Carry(NamedTuple):
 @partial(jax.jit, static_argnames=("settings",))
 def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, target_B):
     """Encoded recording and the keys that decoding reads."""
-    encoded = call(settings, params, "encode", mel_BTF, frames_B, phase_BT3, target_B)
-    return encoded, call(settings, params, "keys", encoded)
+    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, target_B)
+    return encoded, decoder_call(settings, params, "keys", encoded)
 
 
 @partial(jax.jit, static_argnames=("settings", "max_steps"))
@@ -60,7 +61,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         pointer_B, run_B, stopped_B = carry.state_B3.T
         index_B1 = jnp.full((batch, 1), carry.index, jnp.int32)
         step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
-        h, caches = call(settings, params, "step", keys, step, carry.caches)
+        h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
         noise = jax.random.fold_in(key, carry.index)
         next_B, log_p_B = choose(settings, params, keys, h, pointer_B, temperature, noise)
         stopped = stopped_B.astype(bool)
@@ -95,13 +96,13 @@ def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperatur
     key_mode, key_bar, key_beat, key_frame = jax.random.split(key, 4)
 
     def ask(method, *args):
-        return call(settings, params, method, *args)
+        return decoder_call(settings, params, method, *args)
 
-    mode, mode_p = _pick(ask("modes", h_B1D, pointer_B1, keys.n_frames_B), temperature, key_mode)
-    bar, bar_p = _pick(ask("bars", h_B1D, pointer_B1, keys), temperature, key_bar)
-    beat, beat_p = _pick(ask("beats", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
+    mode, mode_p = _pick(ask("mode_logits", h_B1D, pointer_B1, keys.n_frames_B), temperature, key_mode)
+    bar, bar_p = _pick(ask("bar_logits", h_B1D, pointer_B1, keys), temperature, key_bar)
+    beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
     beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
-    frame, frame_p = _pick(ask("frames", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
+    frame, frame_p = _pick(ask("frame_logits", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
     target = beat * settings.frames_per_beat + frame
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)

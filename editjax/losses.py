@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from editjax.edits import STOP, UNALIGNED
+from editjax.models.encoder import encode
 from editjax.models.layers import frame_mask
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, call
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     """
 
     def ask(method, *args):
-        return call(settings, params, method, *args)
+        return decoder_call(settings, params, method, *args)
 
     h_BND = ask("states", keys, t.step, steps_B)
-    mode_logits = ask("modes", h_BND, t.step.pointer_BN, keys.n_frames_B)
+    mode_logits = ask("mode_logits", h_BND, t.step.pointer_BN, keys.n_frames_B)
     mode_BN = jnp.where(t.counted_BN, _nll(mode_logits, t.mode_BN), 0.0)
 
     jump_BN = (t.mode_BN == JUMP) & t.counted_BN
@@ -94,9 +95,9 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     bar_BJ, beat_BJ = target_BJ // settings.frames_per_bar, target_BJ // settings.frames_per_beat
     per_bar = settings.frames_per_bar // settings.frames_per_beat
     parts = (
-        (ask("bars", h_BJD, before_BJ, keys), bar_BJ),
-        (ask("beats", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
-        (ask("frames", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
+        (ask("bar_logits", h_BJD, before_BJ, keys), bar_BJ),
+        (ask("beat_logits", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
+        (ask("frame_logits", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
     )
     bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
     exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
@@ -126,8 +127,10 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     The sequence part is nats per event (jumps and the stop), because events are what there is to learn: 97–99 %
     of the steps advance.
     """
-    encoded = call(settings, params, "encode", batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B)
-    keys = call(settings, params, "keys", encoded)
+    encoded = encode(
+        settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
+    )
+    keys = decoder_call(settings, params, "keys", encoded)
     t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
     nll = sequence_nll(settings, params, keys, t, batch.steps_B, weights.max_jumps)
     jumps = jnp.maximum(nll.jumps_B.sum(), 1).astype(jnp.float32)

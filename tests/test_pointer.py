@@ -11,7 +11,7 @@ from editjax import decode as decoding
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.losses import LossSettings, pointer_loss, sequence_nll, targets
 from editjax.models import pointer
-from editjax.models.pointer import PointerSettings, call
+from editjax.models.pointer import PointerSettings, decoder_call
 
 TINY = PointerSettings(
     n_mels=32,
@@ -87,15 +87,15 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
     """Log-probability of every step by one parallel pass."""
     n = (pointers_BN != PAD).sum(1)
     t = targets(pointers_BN, n, target_B)
-    h = call(TINY, params, "states", keys, t.step, n)
+    h = decoder_call(TINY, params, "states", keys, t.step, n)
     before = t.step.pointer_BN
     target = jnp.maximum(t.pointer_BN, 0)
     bar, beat = target // 16, target // 4
     logits = (
-        call(TINY, params, "modes", h, before, keys.n_frames_B),
-        call(TINY, params, "bars", h, before, keys),
-        call(TINY, params, "beats", h, bar, before, keys),
-        call(TINY, params, "frames", h, beat, before, keys),
+        decoder_call(TINY, params, "mode_logits", h, before, keys.n_frames_B),
+        decoder_call(TINY, params, "bar_logits", h, before, keys),
+        decoder_call(TINY, params, "beat_logits", h, bar, before, keys),
+        decoder_call(TINY, params, "frame_logits", h, beat, before, keys),
     )
     labels = (t.mode_BN, bar, beat % 4, target % 4)
     parts = [

@@ -5,7 +5,7 @@ frames (43 a second) → landmarks (÷4) with windowed attention, bar globals an
 Every cost is linear in the length but the blockwise match, which keeps O(n) memory.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -102,24 +102,19 @@ class MatchAttention(nn.Module):
 class LandmarkLayer(nn.Module):
     """Window + bar globals, matches, feed-forward: one residual layer at landmark rate."""
 
-    width: int
-    heads: int
-    window: Window
-    expansion: int
-    max_globals: int
-    landmarks_per_bar: int
-    kind: str
-    dtype: jnp.dtype = jnp.float32
+    settings: Any
 
     @nn.compact
     def __call__(self, x_BLD, landmarks_B, places_BLJ, features_BLJC, valid_BLJ):
+        s = self.settings
+        dtype, reach = jnp.dtype(s.dtype), Window(s.landmark_window, s.landmark_window)
         mask_BL = frame_mask(landmarks_B, x_BLD.shape[1])
-        tokens = bar_globals(x_BLD, landmarks_B, self.landmarks_per_bar, self.max_globals)
-        window = WindowAttention(self.width, self.heads, self.window, self.kind, self.dtype, name="window")
+        tokens = bar_globals(x_BLD, landmarks_B, s.frames_per_bar // LANDMARK_FRAMES, s.max_globals)
+        window = WindowAttention(s.width, s.heads, reach, s.attention, dtype, name="window")
         x = x_BLD + window(x_BLD, landmarks_B, *tokens)
-        match = MatchAttention(self.width, self.heads, self.dtype, name="match")
+        match = MatchAttention(s.width, s.heads, dtype, name="match")
         x = masked(x + match(x, places_BLJ, features_BLJC, valid_BLJ), mask_BL)
-        return masked(x + Mlp(self.width, self.expansion, self.dtype, name="mlp")(x), mask_BL)
+        return masked(x + Mlp(s.width, s.expansion, dtype, name="mlp")(x), mask_BL)
 
 
 def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
@@ -166,136 +161,170 @@ def landmark_matches(matches: Matches, n_landmarks: int):
     return place_BLJ, features_BLJC, valid
 
 
-class Encoder(nn.Module):
-    """See the module docstring; `settings` is a `models.pointer.PointerSettings`."""
+class Stem(nn.Module):
+    """Level-normalised mel and musical phase → frames, (B, T, frame_width)."""
 
-    settings: object
+    settings: Any
 
-    def setup(self):
-        s = self.settings
-        dtype = jnp.dtype(s.dtype)
-        wide, fine = s.width, s.frame_width
-        self.stem = [
-            nn.Conv(fine, (5,), dtype=dtype, name="stem_in"),
-            nn.Conv(fine, (5,), dtype=dtype, name="stem_mix"),
-        ]
-        self.phase = nn.Dense(fine, dtype=dtype, name="phase")
-        self.to_landmarks = nn.Dense(wide, dtype=dtype, name="to_landmarks")
-        self.match_in = nn.Dense(wide, dtype=dtype, name="match_in")
-        self.target = nn.Dense(wide, dtype=dtype, name="target")
-        self.layers = [
-            LandmarkLayer(
-                wide,
-                s.heads,
-                Window(s.landmark_window, s.landmark_window),
-                s.expansion,
-                s.max_globals,
-                s.frames_per_bar // LANDMARK_FRAMES,
-                s.attention,
-                dtype,
-                name=f"landmark_{i}",
-            )
-            for i in range(s.landmark_layers)
-        ]
-        self.landmark_norm = Norm(dtype, name="landmark_norm")
-        self.from_landmarks = nn.Dense(fine, dtype=dtype, name="from_landmarks")
-        self.bar_context = nn.Dense(fine, dtype=dtype, name="bar_context")
-        self.frame_layers = [
-            (
-                WindowAttention(
-                    fine,
-                    s.frame_heads,
-                    Window(s.frame_window, s.frame_window),
-                    s.attention,
-                    dtype,
-                    name=f"frame_{i}",
-                ),
-                Mlp(fine, s.expansion, dtype, name=f"frame_mlp_{i}"),
-            )
-            for i in range(s.frame_layers)
-        ]
-        self.frame_norm = Norm(dtype, name="frame_norm")
-        self.to_beats = nn.Dense(wide, dtype=dtype, name="to_beats")
-        self.to_bars = nn.Dense(wide, dtype=dtype, name="to_bars")
-        self.structure = nn.Dense(3, dtype=jnp.float32, name="structure")
-        self.length_hidden = nn.Dense(wide, dtype=jnp.float32, name="length_hidden")
-        self.length_out = nn.Dense(1, dtype=jnp.float32, name="length_out")
-
-    def __call__(self, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
-        """mel (B, T, 128) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), wanted length
-        in frames (B,), 0 where none is asked."""
-        s = self.settings
-        n_frames = mel_BTF.shape[1]
-        mask_BT = frame_mask(frames_B, n_frames)
-        level_BTF = level_normalise(mel_BTF, frames_B, s.floor_db, s.ceiling_db)
-        x = self._stem(level_BTF, phase_BT3, mask_BT)
-        matches = landmark_matches(self._matches(level_BTF, frames_B), -(-n_frames // LANDMARK_FRAMES))
-        landmarks = self._landmarks(x, frames_B, target_B, matches)
-        x = masked(x + upsample(self.from_landmarks(landmarks), LANDMARK_FRAMES, n_frames), mask_BT)
-        bars = self.bar_context(pool(x, frames_B, s.frames_per_bar))
-        x = masked(x + upsample(bars, s.frames_per_bar, n_frames), mask_BT)
-        for attention, mlp in self.frame_layers:
-            x = masked(x + attention(x, frames_B), mask_BT)
-            x = masked(x + mlp(x), mask_BT)
-        x = masked(self.frame_norm(x), mask_BT)
-        return self._levels(x, landmarks, frames_B)
-
-    def _stem(self, level_BTF, phase_BT3, mask_BT):
-        dtype = jnp.dtype(self.settings.dtype)
+    @nn.compact
+    def __call__(self, level_BTF, phase_BT3, mask_BT):
+        dtype, width = jnp.dtype(self.settings.dtype), self.settings.frame_width
         angle = 2 * jnp.pi * phase_BT3.astype(jnp.float32)
         position = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(dtype)
-        first, second = self.stem
-        x = masked(nn.gelu(first(level_BTF.astype(dtype))) + self.phase(position), mask_BT)
-        return masked(x + nn.gelu(second(x)), mask_BT)
+        x = nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="listen")(level_BTF.astype(dtype)))
+        x = masked(x + nn.Dense(width, dtype=dtype, name="phase")(position), mask_BT)
+        return masked(x + nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="mix")(x)), mask_BT)
 
-    def _matches(self, level_BTF, frames_B):
-        shape_BTF = jax.lax.stop_gradient(level_BTF[..., :-LEVEL_CHANNELS])
-        steps_B = -(-frames_B // STEP_FRAMES)
-        return find_matches(fingerprints(shape_BTF, frames_B), steps_B, self.settings.matches)
 
-    def _landmarks(self, x_BTD, frames_B, target_B, matches):
-        landmarks_B = -(-frames_B // LANDMARK_FRAMES)
-        batch, n_frames, width = x_BTD.shape
-        n_landmarks = -(-n_frames // LANDMARK_FRAMES)
-        x = jnp.pad(x_BTD, ((0, 0), (0, n_landmarks * LANDMARK_FRAMES - n_frames), (0, 0)))
-        x = self.to_landmarks(x.reshape(batch, n_landmarks, LANDMARK_FRAMES * width))
-        _, features_BLJC, _ = matches
-        flat = features_BLJC.reshape(batch, n_landmarks, -1).astype(x.dtype)
-        x = (
-            x
-            + self.match_in(flat)
-            + self.target(target_features(target_B, frames_B).astype(x.dtype))[:, None]
+class LandmarkEntry(nn.Module):
+    """Frames, how they match elsewhere, and the wanted length → landmarks, (B, L, width)."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, features_BLJC, target_B3, mask_BL):
+        dtype, width = jnp.dtype(self.settings.dtype), self.settings.width
+        batch, n_landmarks = mask_BL.shape
+        padding = n_landmarks * LANDMARK_FRAMES - x_BTD.shape[1]
+        x = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0))).reshape(batch, n_landmarks, -1)
+        x = nn.Dense(width, dtype=dtype, name="frames")(x)
+        x = x + nn.Dense(width, dtype=dtype, name="matches")(
+            features_BLJC.reshape(batch, n_landmarks, -1).astype(dtype)
         )
-        x = masked(x, frame_mask(landmarks_B, n_landmarks))
-        for layer in self.layers:
-            x = layer(x, landmarks_B, *matches)
-        return masked(self.landmark_norm(x), frame_mask(landmarks_B, n_landmarks))
+        return masked(
+            x + nn.Dense(width, dtype=dtype, name="target")(target_B3.astype(dtype))[:, None], mask_BL
+        )
 
-    def _levels(self, x_BTD, landmarks_BLD, frames_B) -> Encoded:
+
+class Fusion(nn.Module):
+    """Top-down: landmarks, then bars, back into the frames."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, landmarks_BLD, frames_B):
         s = self.settings
+        dtype, n_frames = jnp.dtype(s.dtype), x_BTD.shape[1]
+        mask_BT = frame_mask(frames_B, n_frames)
+        above = nn.Dense(s.frame_width, dtype=dtype, name="landmarks")(landmarks_BLD)
+        x = masked(x_BTD + upsample(above, LANDMARK_FRAMES, n_frames), mask_BT)
+        bars = nn.Dense(s.frame_width, dtype=dtype, name="bars")(pool(x, frames_B, s.frames_per_bar))
+        return masked(x + upsample(bars, s.frames_per_bar, n_frames), mask_BT)
+
+
+class FrameLayer(nn.Module):
+    """Windowed attention and feed-forward at frame rate: settles boundaries to the frame."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, frames_B):
+        s = self.settings
+        dtype, window = jnp.dtype(s.dtype), Window(s.frame_window, s.frame_window)
         mask_BT = frame_mask(frames_B, x_BTD.shape[1])
-        beats = self._spans(self.to_beats, x_BTD, frames_B, s.frames_per_beat)
-        bars = self._spans(self.to_bars, x_BTD, frames_B, s.frames_per_bar)
-        structure = self.structure(x_BTD.astype(jnp.float32))
+        attention = WindowAttention(s.frame_width, s.frame_heads, window, s.attention, dtype, name="window")
+        x = masked(x_BTD + attention(x_BTD, frames_B), mask_BT)
+        return masked(x + Mlp(s.frame_width, s.expansion, dtype, name="mlp")(x), mask_BT)
+
+
+class Levels(nn.Module):
+    """Finished frames → the three levels of the pointer hierarchy, structure logits and length."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, landmarks_BLD, frames_B) -> Encoded:
+        s = self.settings
+        dtype = jnp.dtype(s.dtype)
+        mask_BT = frame_mask(frames_B, x_BTD.shape[1])
+        x = masked(Norm(dtype, name="norm")(x_BTD), mask_BT)
+
+        def spans(size, name):
+            pooled = nn.Dense(s.width, dtype=dtype, name=name)(pool(x, frames_B, size))
+            return masked(pooled, frame_mask(-(-frames_B // size), pooled.shape[1]))
+
+        beats, bars = spans(s.frames_per_beat, "beats"), spans(s.frames_per_bar, "bars")
+        structure = nn.Dense(3, dtype=jnp.float32, name="structure")(x.astype(jnp.float32))
         played_BT = jax.nn.softmax(structure, -1) @ jnp.array([0.0, 1.0, 2.0])
         expected_B = jnp.where(mask_BT, played_BT, 0.0).sum(-1) + 1.0
         n_bars_B = jnp.maximum(-(-frames_B // s.frames_per_bar), 1).astype(jnp.float32)
-        summary = bars.astype(jnp.float32).sum(1) / n_bars_B[:, None]
-        correction = self.length_out(nn.gelu(self.length_hidden(summary)))[:, 0]
-        return Encoded(
-            x_BTD,
-            landmarks_BLD,
-            beats,
-            bars,
-            structure,
-            jax.lax.stop_gradient(jnp.log(expected_B)) + correction,
-            frames_B,
-        )
+        summary = nn.Dense(s.width, name="length_hidden")(bars.astype(jnp.float32).sum(1) / n_bars_B[:, None])
+        correction = nn.Dense(1, name="length")(nn.gelu(summary))[:, 0]
+        log_length_B = jax.lax.stop_gradient(jnp.log(expected_B)) + correction
+        return Encoded(x, landmarks_BLD, beats, bars, structure, log_length_B, frames_B)
 
-    @staticmethod
-    def _spans(dense, x_BTD, frames_B, size):
-        spans = dense(pool(x_BTD, frames_B, size))
-        return masked(spans, frame_mask(-(-frames_B // size), spans.shape[1]))
+
+def init_encoder(settings, key):
+    """Fresh parameters of the encoder; equal layers are stacked along a leading axis."""
+    s, keys = settings, jax.random.split(key, 6)
+    n_frames = s.frames_per_bar
+    n_landmarks = n_frames // LANDMARK_FRAMES
+    frames_B = jnp.full((1,), n_frames, jnp.int32)
+    x = jnp.zeros((1, n_frames, s.frame_width))
+    landmarks = jnp.zeros((1, n_landmarks, s.width))
+    places = jnp.zeros((1, n_landmarks, 2 * s.matches), jnp.int32)
+    features = jnp.zeros((*places.shape, MATCH_CHANNELS))
+    valid, mask = places > 0, jnp.ones((1, n_landmarks), bool)
+    level, phase = jnp.zeros((1, n_frames, s.n_mels + LEVEL_CHANNELS)), jnp.zeros((1, n_frames, 3))
+
+    def fresh(module, key, *args):
+        return module.init(key, *args)["params"]
+
+    def stacked(module, count, key, *args):
+        return jax.vmap(lambda k: fresh(module, k, *args))(jax.random.split(key, count))
+
+    return {
+        "stem": fresh(Stem(s), keys[0], level, phase, jnp.ones((1, n_frames), bool)),
+        "entry": fresh(LandmarkEntry(s), keys[1], x, features, jnp.zeros((1, 3)), mask),
+        "landmark_layers": stacked(
+            LandmarkLayer(s),
+            s.landmark_layers,
+            keys[2],
+            landmarks,
+            frames_B // LANDMARK_FRAMES,
+            places,
+            features,
+            valid,
+        ),
+        "fusion": fresh(Fusion(s), keys[3], x, landmarks, frames_B),
+        "frame_layers": stacked(FrameLayer(s), s.frame_layers, keys[4], x, frames_B),
+        "levels": fresh(Levels(s), keys[5], x, landmarks, frames_B),
+    }
+
+
+def encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
+    """Raw mel → everything the decoder reads.
+
+    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), wanted length in
+    frames (B,), 0 where none is asked. Padding may hold anything.
+    """
+    s, n_frames = settings, mel_BTF.shape[1]
+    mask_BT = frame_mask(frames_B, n_frames)
+    landmarks_B = -(-frames_B // LANDMARK_FRAMES)
+    n_landmarks = -(-n_frames // LANDMARK_FRAMES)
+
+    def apply(module, name, *args):
+        return module.apply({"params": params[name]}, *args)
+
+    level_BTF = level_normalise(mel_BTF, frames_B, s.floor_db, s.ceiling_db)
+    phase_BT3 = jnp.where(mask_BT[..., None], phase_BT3, 0.0)
+    x = apply(Stem(s), "stem", level_BTF, phase_BT3, mask_BT)
+    shape_BTF = jax.lax.stop_gradient(level_BTF[..., :-LEVEL_CHANNELS])
+    found = find_matches(fingerprints(shape_BTF, frames_B), -(-frames_B // STEP_FRAMES), s.matches)
+    matches = landmark_matches(found, n_landmarks)
+    target_B3, mask_BL = target_features(target_B, frames_B), frame_mask(landmarks_B, n_landmarks)
+    landmarks = apply(LandmarkEntry(s), "entry", x, matches[1], target_B3, mask_BL)
+
+    def landmark_layer(landmarks, layer):
+        return LandmarkLayer(s).apply({"params": layer}, landmarks, landmarks_B, *matches), None
+
+    def frame_layer(x, layer):
+        return FrameLayer(s).apply({"params": layer}, x, frames_B), None
+
+    landmarks, _ = jax.lax.scan(landmark_layer, landmarks, params["landmark_layers"])
+    x = apply(Fusion(s), "fusion", x, landmarks, frames_B)
+    x, _ = jax.lax.scan(frame_layer, x, params["frame_layers"])
+    return apply(Levels(s), "levels", x, landmarks, frames_B)
 
 
 def target_features(target_B, frames_B):

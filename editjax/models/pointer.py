@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import Window, attend
-from editjax.models.encoder import LANDMARK_FRAMES, Encoded, Encoder
+from editjax.models.encoder import LANDMARK_FRAMES, Encoded, encode, init_encoder
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary
 
 ADVANCE, JUMP, STOP_MODE = 0, 1, 2
@@ -229,7 +229,7 @@ class Decoder(nn.Module):
             encoded.n_frames_B,
         )
 
-    def __call__(self, keys: Keys, step: Step, steps_B):
+    def states(self, keys: Keys, step: Step, steps_B):
         """All steps at once (teacher forcing): states (B, N, width)."""
         x = self._inputs(keys, step)
         for i, (attention, mlp) in enumerate(zip(self.selfs, self.mlps, strict=True)):
@@ -287,6 +287,16 @@ class Decoder(nn.Module):
         allowed = (frame_BJC < keys.n_frames_B[:, None, None]) & (frame_BJC != pointer_BJ[..., None] + 1)
         return jnp.where(allowed, logits, NEVER)
 
+    def touch(self, encoded: Encoded, step: Step):
+        """Use every parameter once, for initialisation."""
+        keys = self.keys(encoded)
+        h = self.states(keys, step, jnp.full_like(keys.n_frames_B, step.index_BN.shape[1]))
+        zero = jnp.zeros_like(step.pointer_BN)
+        self.bar_logits(h, step.pointer_BN, keys)
+        self.beat_logits(h, zero, step.pointer_BN, keys)
+        self.frame_logits(h, zero, step.pointer_BN, keys)
+        return self.mode_logits(h, step.pointer_BN, keys.n_frames_B)
+
     def _dots(self, query, key, subscripts: str):
         scale = self.settings.width**-0.5
         return jnp.einsum(subscripts, query, key, preferred_element_type=jnp.float32) * scale
@@ -337,65 +347,19 @@ def distance_bucket(away):
     return jnp.where(away < 0, magnitude + DISTANCE_BUCKETS // 2, magnitude)
 
 
-class PointerModel(nn.Module):
-    """Encoder and decoder under one parameter tree."""
-
-    settings: PointerSettings
-
-    def setup(self):
-        self.encoder = Encoder(self.settings, name="encoder")
-        self.decoder = Decoder(self.settings, name="decoder")
-
-    def encode(self, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
-        return self.encoder(mel_BTF, frames_B, phase_BT3, target_B)
-
-    def keys(self, encoded: Encoded) -> Keys:
-        return self.decoder.keys(encoded)
-
-    def states(self, keys: Keys, step: Step, steps_B):
-        return self.decoder(keys, step, steps_B)
-
-    def step(self, keys: Keys, step: Step, caches):
-        return self.decoder.step(keys, step, caches)
-
-    def modes(self, h_BND, pointer_BN, n_frames_B):
-        return self.decoder.mode_logits(h_BND, pointer_BN, n_frames_B)
-
-    def bars(self, h_BJD, pointer_BJ, keys: Keys):
-        return self.decoder.bar_logits(h_BJD, pointer_BJ, keys)
-
-    def beats(self, h_BJD, bar_BJ, pointer_BJ, keys: Keys):
-        return self.decoder.beat_logits(h_BJD, bar_BJ, pointer_BJ, keys)
-
-    def frames(self, h_BJD, beat_BJ, pointer_BJ, keys: Keys):
-        return self.decoder.frame_logits(h_BJD, beat_BJ, pointer_BJ, keys)
-
-    def __call__(self, mel_BTF, frames_B, phase_BT3, target_B, step: Step, steps_B):
-        """Touch every parameter once, for initialisation."""
-        encoded = self.encode(mel_BTF, frames_B, phase_BT3, target_B)
-        keys = self.keys(encoded)
-        h = self.states(keys, step, steps_B)
-        zero = jnp.zeros_like(step.pointer_BN)
-        return (
-            self.modes(h, step.pointer_BN, frames_B),
-            self.bars(h, step.pointer_BN, keys),
-            self.beats(h, zero, step.pointer_BN, keys),
-            self.frames(h, zero, step.pointer_BN, keys),
-        )
-
-
 def init(settings: PointerSettings, key):
-    """Fresh parameters: a nested dict of float32 arrays."""
+    """Fresh parameters: {"encoder": …, "decoder": …}, nested dicts of float32 arrays."""
+    encoder_key, decoder_key = jax.random.split(key)
+    params = init_encoder(settings, encoder_key)
     n_frames = settings.frames_per_bar
-    one = jnp.ones((1,), jnp.int32)
-    zero = jnp.zeros((1, 2), jnp.int32)
-    step = Step(zero, zero, zero, jnp.zeros((1,)))
-    mel = jnp.zeros((1, n_frames, settings.n_mels))
-    phase = jnp.zeros((1, n_frames, 3))
-    variables = PointerModel(settings).init(key, mel, one * n_frames, phase, jnp.zeros((1,)), step, one * 2)
-    return variables["params"]
+    frames_B, zero_B2 = jnp.full((1,), n_frames, jnp.int32), jnp.zeros((1, 2), jnp.int32)
+    mel, phase = jnp.zeros((1, n_frames, settings.n_mels)), jnp.zeros((1, n_frames, 3))
+    encoded = encode(settings, params, mel, frames_B, phase, jnp.zeros((1,)))
+    step = Step(zero_B2, zero_B2, zero_B2, jnp.zeros((1,)))
+    decoder = Decoder(settings).init(decoder_key, encoded, step, method="touch")
+    return {"encoder": params, "decoder": decoder["params"]}
 
 
-def call(settings: PointerSettings, params, method, *args):
-    """Apply one method of the model to its parameters, e.g. `call(settings, params, "encode", …)`."""
-    return PointerModel(settings).apply({"params": params}, *args, method=method)
+def decoder_call(settings: PointerSettings, params, method: str, *args):
+    """One method of the decoder with the parameters of the whole model, e.g. "keys", "step", "bar_logits"."""
+    return Decoder(settings).apply({"params": params["decoder"]}, *args, method=method)
