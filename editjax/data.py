@@ -100,7 +100,8 @@ class Plan:
     """Which examples are in batch i, for every i: `plan[i]`, `plan.batches_per_epoch`.
 
     `examples` are the numbers of all that are read, `members` those of each bucket.
-    Every epoch holds every example; a bucket's last batch is filled up from the start of its order.
+    Every epoch holds every example. A bucket's last batch is filled up with shorter examples too, so that a
+    few long ones do not outweigh the rest.
     """
 
     def __init__(self, entries: tuple[Entry, ...], settings: DataSettings):
@@ -118,14 +119,20 @@ class Plan:
 
     def _make_epoch(self, epoch: int) -> list[Slot]:
         rng = np.random.default_rng([self.settings.seed, epoch])
-        slots = []
-        for (frames, steps), members, count in zip(
-            self.settings.buckets, self.members, self.batches_of, strict=True
-        ):
-            order = rng.permutation(members) if self.settings.shuffle else members
-            rows = np.resize(order, (count, self.settings.batch_size(frames)))
+        slots: list[Slot] = []
+        for number, (frames, steps) in enumerate(self.settings.buckets):
+            shape = self.batches_of[number], self.settings.batch_size(frames)
+            rows = self._filled(number, shape[0] * shape[1], rng).reshape(shape)
             slots += [Slot(frames, steps, row) for row in rows]
         return [slots[k] for k in rng.permutation(len(slots))] if self.settings.shuffle else slots
+
+    def _filled(self, number: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        """A bucket's examples, then as many more as `count` wants from all that fit it."""
+        members, fitting = self.members[number], np.concatenate(self.members[: number + 1])
+        missing = count - len(members)
+        if not self.settings.shuffle:
+            return np.concatenate([members, np.resize(fitting, missing)])
+        return np.concatenate([rng.permutation(members), rng.choice(fitting, missing)]) if count else members
 
 
 def batches(

@@ -108,6 +108,14 @@ def test_an_epoch_holds_every_example(folder, shuffle):
     assert set(np.concatenate([batch.ids_B for batch in got])) == set(range(2 * len(LENGTHS)))
 
 
+def test_a_few_long_examples_do_not_fill_whole_batches(folder):
+    settings = replace(PLAIN, batch_frames=4000)
+    plan = plan_of(folder, settings)
+    counts = np.bincount(np.concatenate([plan[k].examples for k in range(30 * plan.batches_per_epoch)])) / 30
+    assert counts.min() >= 1
+    assert counts[plan.members[2]].max() < 2 < settings.batch_size(256) / len(plan.members[2])
+
+
 def test_shapes_are_the_buckets_and_nothing_else(folder):
     for batch in take(folder, SETTINGS, 25):
         size, frames, bands = batch.mel_BTF.shape
