@@ -57,8 +57,9 @@ class DataSettings:
     prefetch_batches: int = 8
 
     def __post_init__(self) -> None:
-        if not self.buckets or list(self.buckets) != sorted(self.buckets):
-            raise UsageError(f"buckets {self.buckets}: give (frames, steps) in ascending order")
+        ascending = all(list(sizes) == sorted(sizes) for sizes in zip(*self.buckets, strict=True))
+        if not self.buckets or not ascending:
+            raise UsageError(f"buckets {self.buckets}: give (frames, steps), both in ascending order")
         if min(min(bucket) for bucket in self.buckets) < 2:
             raise UsageError(f"buckets {self.buckets}: a bucket needs at least two frames and two steps")
         if unknown := set(self.styles) - set(STYLES):
