@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax import __version__, shards
-from editjax.audio import Reader, atomic_path, probe, sha256_of
+from editjax.audio import Reader, atomic_path, sha256_of
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.edits import EditList, beat_labels, duration_samples, read_edits, to_pointers
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
@@ -226,12 +226,18 @@ def _read_edit_list(raw: Raw, files: EditFiles, path: Path) -> EditList:
     if source.sha256 and source.sha256 != sha256_of(raw.files.raw):
         raise DataError(f"{files.edits}: is of another recording than {name} (SHA-256)")
     if files.edited is not None:
-        info = probe(files.edited)
-        edited_s = info.header_frames / info.sample_rate_hz
-        list_s = duration_samples(edit_list) / source.sample_rate
-        if abs(edited_s - list_s) > LENGTH_TOLERANCE_S:
-            raise DataError(f"{files.edited}: lasts {edited_s:.2f} s, its edit list makes {list_s:.2f} s")
+        _check_length(files.edited, duration_samples(edit_list) / source.sample_rate)
     return edit_list
+
+
+def _check_length(edited: Path, wanted_s: float) -> None:
+    """Refuse an edited file that is not as long as its edit list; only a header that agrees is believed."""
+    with Reader(edited) as reader:
+        rate_hz, header_frames = reader.info.sample_rate_hz, reader.info.header_frames
+        if abs(header_frames / rate_hz - wanted_s) > LENGTH_TOLERANCE_S:
+            counted_s = reader.frames / rate_hz
+            if abs(counted_s - wanted_s) > LENGTH_TOLERANCE_S:
+                raise DataError(f"{edited}: lasts {counted_s:.2f} s, its edit list makes {wanted_s:.2f} s")
 
 
 def _align(raw: Raw, edited: Path) -> tuple[np.ndarray, EditList, float]:

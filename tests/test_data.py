@@ -243,8 +243,10 @@ def test_processes_share_every_batch_without_overlap(folder):
         batches(folder, settings, process_count=3)
 
 
-@pytest.mark.parametrize("wrong", [{"buckets": ()}, {"buckets": ((200, 9), (100, 9))}, {"buckets": ((100, 9), (200, 8))}, {"buckets": ((1, 1),)},
-                                   {"styles": ("loud",)}])  # fmt: skip
+IMPOSSIBLE_BUCKETS = ((), ((200, 9), (100, 9)), ((100, 9), (200, 8)), ((1, 1),))
+
+
+@pytest.mark.parametrize("wrong", [{"styles": ("loud",)}, *({"buckets": b} for b in IMPOSSIBLE_BUCKETS)])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UsageError):
         DataSettings(**wrong)
