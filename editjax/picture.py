@@ -274,9 +274,9 @@ def _draw_output(
         for kind in ("COPY", "REORDER", "LOOP"):
             here = np.array([span.kind == kind for span in plays])[row_of_bin]
             _draw_wave(axes, edges_s, low[source_bin], high[source_bin], here, COLOUR_OF_KIND[kind])
-        for before, span in pairwise(plays):
-            if span.start_s != before.stop_s:
-                axes.axvline(span.at_s, color=INK, linewidth=0.7, alpha=0.6 * min(1.0, 60 / len(plays)))
+        joins_s = [span.at_s for before, span in pairwise(plays) if span.start_s != before.stop_s]
+        alpha = 0.6 * min(1.0, 60 / len(plays))
+        axes.vlines(joins_s, 0, 1, INK, linewidth=0.7, alpha=alpha, transform=axes.get_xaxis_transform())
     axes.axvspan(0, output_s, color="#F7F7F7", linewidth=0, zorder=0)
     _frame(axes, "edit", low, high)
 
