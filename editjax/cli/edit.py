@@ -11,7 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from editjax.cli import complain
 from editjax.cli.options import named, parse
-from editjax.cli.outputs import Outputs, Place, Wanted, place_of, recordings
+from editjax.cli.outputs import Outputs, Place, Wanted, check_name, place_of, recordings
 from editjax.errors import EditjaxError, UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def each(words: Sequence[str], work: Callable[[Path], None]) -> int:
             done += 1
         except EditjaxError as error:
             codes.append(complain(error))
-    if codes:
+    if codes and done + len(codes) > 1:
         print(f"editjax: {done} done, {len(codes)} failed", file=sys.stderr)
     return codes[0] if codes else 0
 
@@ -155,6 +155,7 @@ def edit_file(source: Path, options: EditOptions, settings: "EditSettings", seve
     from editjax.audio import Reader
     from editjax.editor import decide, listen, render_edit, writer_for
 
+    check_name(source)
     wanted = options.wanted(options.edits)
     with Reader(source, settings.limits) as reader, progress(reader, options.quiet) as bar:
         if options.dry_run:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -70,11 +71,11 @@ def _flags(kind: Any) -> list[str]:
 
 
 def _first_paragraph(box: str) -> str:
-    """What tyro says is wrong, without the box it draws round it and the help it repeats below."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        inner = line.strip("│| ")
-        if not inner.strip("─-╰╯+"):
-            break
-        lines.append(inner)
-    return " ".join(lines).rstrip(".") or "the command line cannot be understood"
+    """What tyro says is wrong: the lines between the title and the next rule of its box, UTF-8 or ASCII."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    said = itertools.dropwhile(_is_rule, lines)
+    return " ".join(itertools.takewhile(lambda line: not _is_rule(line), said)).rstrip(".")
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-")

@@ -74,6 +74,15 @@ def recordings(words: Iterable[str]) -> list[Path]:
     return found
 
 
+def check_name(path: Path) -> None:
+    """Raises NoInputError for a name that is not text: neither libsndfile nor an edit list could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise NoInputError(f"{shown}: the name is not valid UTF-8; rename the file") from None
+
+
 def place_of(source: Path, wanted: Wanted, several: bool, ending: str = "") -> Place:
     """The outputs of one edit of an input, by default beside it as NAME_edited; see `place_beside`."""
     return place_beside(

@@ -1,0 +1,319 @@
+"""The command line: what it prints, where it writes, how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+import editjax.editor
+from editjax.cli import COMMANDS, main
+from editjax.cli.report import clock
+from editjax.edits import read_edits
+
+RATE_HZ = 22050
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*words: str | Path) -> SimpleNamespace:
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
+
+
+def recording(path: Path, gap_s: float = 1.5, channels: int = 1, subtype: str = "PCM_16") -> Path:
+    """Two tones of a second each with near silence between them."""
+    time_s = np.arange(RATE_HZ) / RATE_HZ
+    tone_S = 0.3 * np.sin(2 * np.pi * 220 * time_s)
+    gap_S = 1e-4 * np.random.default_rng(0).standard_normal(int(gap_s * RATE_HZ))
+    samples_S = np.concatenate([tone_S, gap_S, tone_S])
+    soundfile.write(path, np.repeat(samples_S[:, None], channels, axis=1), RATE_HZ, subtype)
+    return path
+
+
+@pytest.fixture
+def take(tmp_path: Path) -> Path:
+    return recording(tmp_path / "take.wav")
+
+
+def test_edit_writes_beside_the_input(run, take: Path) -> None:
+    done = run("edit", take)
+    assert done.code == 0 and not done.err
+    edited, edits = take.with_name("take_edited.wav"), take.with_name("take_edited.edits.json")
+    assert {path.name for path in take.parent.iterdir()} == {take.name, edited.name, edits.name}
+    edit_list = read_edits(edits)
+    expected = sum(segment.stop - segment.start for segment in edit_list.segments)
+    assert soundfile.info(edited).frames == expected < soundfile.info(take).frames
+    assert edit_list.source.path == str(take)
+
+
+def test_format_rate_channels_and_depth_stay(run, tmp_path: Path) -> None:
+    source = recording(tmp_path / "a.flac", channels=2, subtype="PCM_24")
+    assert run("edit", source).code == 0
+    info = soundfile.info(tmp_path / "a_edited.flac")
+    assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_24", RATE_HZ, 2)
+
+
+def test_the_report_is_in_minutes_and_seconds(run, take: Path) -> None:
+    out = run("edit", take, "--dry-run").out
+    assert "0:03.5 → 0:02.5" in out and "kept 0:02.5, cut 0:01.0, looped 0:00.0" in out
+    assert "2 clips" in out and "1 cut of" in out
+
+
+def test_json_says_the_same(run, take: Path) -> None:
+    done = run("edit", take, "--json")
+    tree = json.loads(done.out)
+    assert tree["output"].endswith("take_edited.wav") and tree["edits"].endswith(".edits.json")
+    assert tree["clips"] == 2 and tree["cuts"] == 1
+    assert tree["difference_s"] == pytest.approx(tree["output_s"] - tree["input_s"])
+    assert {"read", "mel", "decide", "place", "render"} <= set(tree["timings_s"])
+
+
+def test_dry_run_writes_nothing(run, take: Path) -> None:
+    done = run("edit", take, "--dry-run", "--plot", take.with_name("p.png"))
+    assert done.code == 0 and "nothing written" in done.out
+    assert list(take.parent.iterdir()) == [take]
+
+
+def test_quiet_says_nothing(run, take: Path) -> None:
+    done = run("edit", take, "-q")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_no_progress_where_stderr_is_no_terminal(run, take: Path) -> None:
+    assert "\r" not in run("edit", take).err
+
+
+def test_existing_outputs_are_refused_before_the_work(run, take: Path, monkeypatch) -> None:
+    take.with_name("p.png").write_text("mine")
+    monkeypatch.setattr(editjax.editor, "listen", lambda *_: pytest.fail("worked before refusing"))
+    done = run("edit", take, "--plot", take.with_name("p.png"))
+    assert done.code == 73 and "p.png" in done.err and take.with_name("p.png").read_text() == "mine"
+    assert not take.with_name("take_edited.wav").exists()
+
+
+def test_overwrite_replaces_outputs(run, take: Path) -> None:
+    edited = take.with_name("take_edited.wav")
+    edited.write_text("old")
+    assert run("edit", take).code == 73 and edited.read_text() == "old"
+    assert run("edit", take, "--overwrite").code == 0 and soundfile.info(edited).frames
+
+
+def test_everything_that_can_be_asked_for_is_written(run, take: Path) -> None:
+    folder = take.parent / "out"
+    folder.mkdir()
+    words = ["--export", "otio,edl,audacity,csv,rpp,fcpxml,auto-editor", "--plot", folder / "p.png"]
+    words += ["--save-removed", folder / "removed.wav", "--preview-joins", folder / "joins"]
+    done = run("edit", take, "-o", folder / "e.wav", "--edits", folder / "list.edits.json", *words)
+    assert done.code == 0, done.err
+    names = {path.name for path in folder.iterdir()}
+    assert {"e.wav", "list.edits.json", "p.png", "removed.wav", "joins"} <= names
+    assert {"e.otio", "e.edl", "e.labels.txt", "e.csv", "e.rpp", "e.fcpxml", "e.v1.json"} <= names
+    assert len(list((folder / "joins").iterdir())) == 1
+    whole = soundfile.info(take).frames
+    assert soundfile.info(folder / "removed.wav").frames + soundfile.info(folder / "e.wav").frames == whole
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_failure_at_the_end_leaves_nothing(run, take: Path, monkeypatch) -> None:
+    """All outputs appear together: here the last one, the picture, fails."""
+    import editjax.picture
+
+    def fail(*_, **__):
+        raise editjax.errors.InputOutputError("p.png: no")
+
+    monkeypatch.setattr(editjax.picture, "draw_edit", fail)
+    done = run("edit", take, "--plot", take.with_name("p.png"), "--preview-joins", take.with_name("joins"))
+    assert done.code == 74 and list(take.parent.iterdir()) == [take]
+
+
+def test_interrupt_leaves_nothing(run, take: Path, monkeypatch) -> None:
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(editjax.editor, "decide", interrupt)
+    done = run("edit", take)
+    assert done.code == 130 and done.err.count("\n") == 1 and list(take.parent.iterdir()) == [take]
+
+
+def test_internal_errors_show_their_traceback_only_when_debugging(run, take: Path, monkeypatch) -> None:
+    def break_down(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(editjax.editor, "decide", break_down)
+    done = run("edit", take)
+    assert done.code == 70 and done.err.count("\n") == 1 and "a bug" in done.err
+    done = run("edit", take, "--debug")
+    assert done.code == 70 and "Traceback" in done.err
+    assert list(take.parent.iterdir()) == [take]
+
+
+def test_keep_and_cut_have_the_last_word(run, take: Path) -> None:
+    run("edit", take, "-q", "--keep", "1.2,1.4", "--cut", "0:00,0:00.5", "--cut", "-0.2,end")
+    spans = [
+        (s.start / RATE_HZ, s.stop / RATE_HZ) for s in read_edits(take.with_name("take_edited.edits.json"))[1]
+    ]
+    assert spans[0][0] == pytest.approx(0.5, abs=0.005) and spans[-1][1] == pytest.approx(3.3, abs=0.005)
+    assert any(start <= 1.2 and stop >= 1.4 for start, stop in spans)
+
+
+def test_margin_replaces_the_editors_own(run, take: Path) -> None:
+    def cut_s(*words: str) -> float:
+        return json.loads(run("edit", take, "--dry-run", "--json", *words).out)["cut_s"]
+
+    assert cut_s("--margin", "0") == pytest.approx(cut_s("--margin", "0.1,0.3") + 0.4, abs=0.03)
+
+
+def test_the_whole_cut_away_is_an_error(run, take: Path) -> None:
+    done = run("edit", take, "--cut", "start,end")
+    assert done.code == 65 and "empty" in done.err and list(take.parent.iterdir()) == [take]
+
+
+def test_batch_goes_on_after_a_bad_file(run, tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        recording(tmp_path / f"{name}.wav")
+    (tmp_path / "b.wav").write_text("no audio")
+    done = run("edit", tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "missing.wav", tmp_path / "c.wav")
+    assert done.code == 65
+    lines = done.err.splitlines()
+    assert (
+        len(lines) == 3
+        and "b.wav" in lines[0]
+        and "missing.wav" in lines[1]
+        and "2 done, 2 failed" in lines[2]
+    )
+    assert (tmp_path / "a_edited.wav").exists() and (tmp_path / "c_edited.wav").exists()
+
+
+def test_a_folder_is_all_its_recordings_but_not_their_edits(run, tmp_path: Path) -> None:
+    recording(tmp_path / "a.wav")
+    recording(tmp_path / "b.flac")
+    (tmp_path / ".hidden.wav").write_text("")
+    assert run("edit", tmp_path).code == 0
+    assert run("edit", tmp_path, "--overwrite").code == 0
+    names = {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
+    assert names == {".hidden.wav", "a.wav", "b.flac", "a_edited.wav", "b_edited.flac"}
+
+
+def test_several_inputs_into_one_new_folder(run, tmp_path: Path) -> None:
+    sources = [recording(tmp_path / f"{name}.wav") for name in "ab"]
+    out = tmp_path / "new" / "folder"
+    done = run("edit", *sources, "-o", out, "--plot", out, "--preview-joins", out / "joins")
+    assert done.code == 0, done.err
+    assert {"a_edited.wav", "b_edited.wav", "a_edited.png", "b_edited.png"} <= {p.name for p in out.iterdir()}
+    assert {path.name for path in (out / "joins").iterdir()} == {"a_edited", "b_edited"}
+
+
+def test_one_name_for_several_outputs_is_refused(run, tmp_path: Path) -> None:
+    sources = [recording(tmp_path / f"{name}.wav") for name in "ab"]
+    done = run("edit", *sources, "-o", tmp_path / "both.wav")
+    assert done.code == 2 and not (tmp_path / "both.wav").exists()
+
+
+def test_options_may_stand_between_inputs(run, tmp_path: Path) -> None:
+    sources = [recording(tmp_path / f"{name}.wav") for name in "ab"]
+    assert run("edit", sources[0], "-q", sources[1]).code == 0
+    assert (tmp_path / "b_edited.wav").exists()
+
+
+def test_render_plays_an_edit_list_again(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edits = take.with_name("take_edited.edits.json")
+    assert run("render", take, edits, "-o", take.with_name("again.wav")).code == 0
+    assert take.with_name("again.wav").read_bytes() == take.with_name("take_edited.wav").read_bytes()
+
+
+def test_render_follows_a_hand_changed_list(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edits = take.with_name("take_edited.edits.json")
+    tree = json.loads(edits.read_text())
+    tree["segments"] = [{"start": 100, "stop": 5100}, {"start": 0, "stop": 4000}]
+    edits.write_text(json.dumps(tree))
+    done = run("render", take, edits, "--overwrite")
+    assert done.code == 0 and soundfile.info(take.with_name("take_edited.wav")).frames == 9000
+
+
+def test_render_refuses_another_recording_unless_forced(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edits = take.with_name("take_edited.edits.json")
+    other = recording(take.with_name("other.wav"), gap_s=2.0)
+    out = take.with_name("o.wav")
+    done = run("render", other, edits, "-o", out)
+    assert done.code == 65 and "SHA-256" in done.err and not out.exists()
+    assert run("render", other, edits, "-o", out, "--force").code == 0 and out.exists()
+
+
+def test_render_never_writes_over_its_inputs(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edits = take.with_name("take_edited.edits.json")
+    before = take.read_bytes(), edits.read_bytes()
+    assert run("render", take, edits, "-o", take, "--overwrite").code == 73
+    assert run("render", take, edits, "--plot", edits, "--overwrite").code == 2
+    assert (take.read_bytes(), edits.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["edti", "a.wav"], "did you mean 'edit'"),
+        (["edit", "a.wav", "--crosfade-ms", "5"], "did you mean --crossfade-ms"),
+        (["edit", "a.wav", "--editor", "silnce"], "'silnce'"),
+        (["edit", "a.wav", "--crossfade-ms", "long"], "--crossfade-ms"),
+        (["edit", "a.wav", "--crossfade-ms", "-5"], "crossfade_ms"),
+        (["edit", "a.wav", "--margin", "wide"], "'wide'"),
+        (["edit", "a.wav", "--max-pause", "1:2:3:4"], "1:2:3:4"),
+        (["edit", "a.wav", "--export", "reper"], "rpp"),
+        (["edit"], "name a recording"),
+        (["simulate"], "FOLDER"),
+        (["simulate", "out", "--min-lenght-s", "30"], "did you mean --min-length-s"),
+        (["train", "--fields"], "CONFIG"),
+        (["render", "a.wav", "b.json", "c.json"], "c.json"),
+    ],
+)
+def test_usage_errors_are_one_line_with_a_hint(run, words: list[str], hint: str) -> None:
+    done = run(*words)
+    assert done.code == 2 and not done.out
+    assert done.err.count("\n") == 1 and done.err.startswith("editjax: ") and hint in done.err
+
+
+def test_a_recording_in_place_of_a_command_is_understood(run, take: Path) -> None:
+    assert f"did you mean: editjax edit {take}" in run(take).err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run, command: str) -> None:
+    done = run(command, "--help")
+    assert done.code == 0 and f"usage: editjax {command}" in done.out and not done.err
+
+
+def test_help_names_every_command(run) -> None:
+    done = run("--help")
+    assert done.code == 0 and all(f"\n  {command} " in done.out for command in COMMANDS)
+    assert run().code == 2
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 7.25, 59.96, 61.04, 3599.96, 3723.4, -70.7)] == [
+        "0:00.0", "0:07.2", "1:00.0", "1:01.0", "1:00:00.0", "1:02:03.4", "−1:10.7",
+    ]  # fmt: skip
+
+
+def test_the_installed_command_runs_and_closes_pipes_quietly(take: Path) -> None:
+    """In a process of its own: the exit code arrives, and a reader that goes away causes no traceback."""
+    command = [sys.executable, "-m", "editjax", "edit", str(take), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read() and process.wait() in (0, 74)
+    process.stderr.close()
+    assert take.with_name("take_edited.wav").exists()

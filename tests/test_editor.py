@@ -1,0 +1,185 @@
+"""The editor: paths and arrays, settings, snapping, and edits that keep their promises."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+import editjax
+from editjax.audio import ArrayReader, Reader
+from editjax.editor import EditResult, EditSettings, decide, edit, listen, snap_joins
+from editjax.edits import EditList, Segment, Source, duration_samples
+from editjax.errors import CannotCreateError, NoInputError, UsageError
+from editjax.render import faded_spans, largest_join_step_ratio
+
+RATE_HZ = 44100
+
+
+def takes(channels: int = 2, seed: int = 0) -> np.ndarray:
+    """Six notes of music with hissing gaps between them, int16 (S, C)."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(RATE_HZ) / RATE_HZ
+    pieces = []
+    for pitch_hz in (220, 247, 262, 294, 330, 349):
+        note_S = sum(np.sin(2 * np.pi * pitch_hz * k * time_s) / k for k in (1, 2, 3)) * np.exp(-2 * time_s)
+        gap_S = np.zeros(int(rng.uniform(0.8, 1.5) * RATE_HZ))
+        pieces += [0.2 * note_S, gap_S]
+    samples_S = np.concatenate(pieces)
+    samples_SC = np.repeat(samples_S[:, None], channels, axis=1)
+    samples_SC += 2e-4 * rng.standard_normal(samples_SC.shape)
+    return np.round(samples_SC * 32767).astype(np.int16)
+
+
+def test_the_public_names_are_there() -> None:
+    assert editjax.edit is edit and editjax.EditResult is EditResult and editjax.EditSettings is EditSettings
+    with pytest.raises(AttributeError):
+        _ = editjax.edits_that_do_not_exist
+
+
+def test_samples_and_their_file_give_the_same_edit(tmp_path: Path) -> None:
+    samples_SC = takes()
+    soundfile.write(tmp_path / "a.wav", samples_SC, RATE_HZ)
+    of_file = edit(tmp_path / "a.wav")
+    of_array = edit(samples_SC, RATE_HZ)
+    assert of_file.edit_list.segments == of_array.edit_list.segments
+    assert of_file.samples_SC is not None and of_file.samples_SC.dtype == np.int16
+    np.testing.assert_array_equal(of_file.samples_SC, of_array.samples_SC)
+    assert of_file.edit_list.source.path == str(tmp_path / "a.wav") and not of_array.edit_list.source.path
+
+
+def test_with_out_the_same_samples_are_streamed_to_the_file(tmp_path: Path) -> None:
+    samples_SC = takes()
+    done = edit(samples_SC, RATE_HZ, out=tmp_path / "e.wav")
+    assert done.samples_SC is None and done.path == tmp_path / "e.wav"
+    written_SC = soundfile.read(tmp_path / "e.wav", dtype="int16")[0]
+    np.testing.assert_array_equal(written_SC, edit(samples_SC, RATE_HZ).samples_SC)
+    with pytest.raises(CannotCreateError):
+        edit(samples_SC, RATE_HZ, out=tmp_path / "e.wav")
+    assert edit(samples_SC, RATE_HZ, out=tmp_path / "e.wav", overwrite=True).path
+
+
+def test_the_result_adds_up() -> None:
+    samples_SC = takes()
+    done = edit(samples_SC, RATE_HZ)
+    assert done.samples_SC is not None
+    assert len(done.samples_SC) == duration_samples(done.edit_list)
+    assert done.summary.output_s == pytest.approx(len(done.samples_SC) / RATE_HZ)
+    assert done.summary.clips == 6 and done.summary.cut_s > 2
+    assert set(done.timings_s) == {"read", "mel", "decide", "place", "render"}
+    assert all(seconds >= 0 for seconds in done.timings_s.values())
+
+
+def test_nothing_clicks_and_nothing_else_changes() -> None:
+    samples_SC = takes()
+    done, reader = edit(samples_SC, RATE_HZ), ArrayReader(samples_SC, RATE_HZ)
+    assert done.samples_SC is not None
+    assert largest_join_step_ratio(done.samples_SC, done.edit_list, reader) <= 1.1
+    played = np.concatenate([np.arange(s.start, s.stop) for s in done.edit_list.segments])
+    untouched = np.ones(len(played), bool)
+    for start, stop in faded_spans(done.edit_list, reader):
+        untouched[start:stop] = False
+    assert untouched.mean() > 0.9
+    np.testing.assert_array_equal(done.samples_SC[untouched], samples_SC[played[untouched]])
+
+
+def test_gain_leaves_the_edit_unchanged() -> None:
+    samples_SC = takes()
+    quiet = np.round(samples_SC / 8).astype(np.int16)
+    spans = [
+        [(s.nominal_start, s.nominal_stop) for s in edit(x, RATE_HZ).edit_list.segments]
+        for x in (samples_SC, quiet)
+    ]
+    assert spans[0] == spans[1]
+
+
+def test_margins_widen_and_pauses_shorten() -> None:
+    samples_SC = takes()
+
+    def output_s(**changes) -> float:
+        return edit(samples_SC, RATE_HZ, **changes).summary.output_s
+
+    assert output_s(margin_s=(0.0, 0.0)) < output_s(margin_s=(0.05, 0.1)) < output_s(margin_s=(0.2, 0.2))
+    assert output_s(margin_s=(0.2, 0.2), max_pause_s=0.1) < output_s(margin_s=(0.2, 0.2))
+    assert edit(samples_SC, RATE_HZ, keep=("start,end",)).summary.cuts == 0
+
+
+def test_settings_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(UsageError, match="max_pause_s"):
+        edit(takes(), RATE_HZ, max_pauses=1.0)
+    with pytest.raises(UsageError, match="silence"):
+        EditSettings(editor="loudness")
+    with pytest.raises(UsageError, match="beat"):
+        EditSettings(snap="bars")
+    with pytest.raises(UsageError, match="sample_rate_hz"):
+        edit(takes())
+    with pytest.raises(NoInputError):
+        edit("no such file.wav")
+
+
+def test_what_was_read_is_told(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", takes(), RATE_HZ)
+    told: list[int] = []
+    with Reader(tmp_path / "a.flac") as reader:
+        heard = listen(reader, watch=told.append)
+        assert sum(told) == heard.source.frames == len(takes())
+        assert len(heard.mel_TF) == heard.grid.frames_in(heard.source.frames)
+        again = [decide(heard, reader) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def drums(bpm: float, length_s: float) -> np.ndarray:
+    """Hits on every beat over a held tone."""
+    rng = np.random.default_rng(1)
+    samples_S = 0.05 * np.sin(2 * np.pi * 200 * np.arange(int(length_s * RATE_HZ)) / RATE_HZ)
+    click_S = 0.5 * rng.standard_normal(2000) * np.exp(-np.arange(2000) / 300)
+    for beat_s in np.arange(0.0, length_s - 0.1, 60 / bpm):
+        at = int(beat_s * RATE_HZ)
+        samples_S[at : at + 2000] += click_S
+    return samples_S.astype(np.float32)
+
+
+def test_cuts_snap_to_the_beat() -> None:
+    """At 100 BPM a beat is 0.6 s: every inner edge ends up within a frame of one."""
+    samples_S = drums(100, 30)
+    samples_S[int(6.1 * RATE_HZ) : int(8.45 * RATE_HZ)] *= 1e-3
+    edges_s = [
+        edge / RATE_HZ
+        for segment in edit(samples_S, RATE_HZ, snap="beat").edit_list.segments
+        for edge in (segment.nominal_start, segment.nominal_stop)
+        if 0 < edge < len(samples_S)
+    ]
+    assert edges_s
+    for edge_s in edges_s:
+        assert abs(edge_s / 0.6 - round(edge_s / 0.6)) * 0.6 < 0.05
+
+
+SOURCE = Source("", "", RATE_HZ, 1, 10_000)
+
+
+@given(
+    st.lists(st.integers(0, 10_000), min_size=2, max_size=12, unique=True),
+    st.lists(st.integers(0, 10_000), max_size=20, unique=True),
+)
+def test_snapped_edges_lie_on_the_grid_or_stay(edges: list[int], grid: list[int]) -> None:
+    edges, positions = sorted(edges[: len(edges) // 2 * 2]), np.array(sorted(grid), np.int64)
+    segments = tuple(Segment(a, b, a, b) for a, b in zip(edges[::2], edges[1::2], strict=True))
+    snapped = snap_joins(EditList(SOURCE, segments, {}), positions).segments
+    allowed = {0, 10_000, *grid}
+    assert all(segment.start < segment.stop for segment in snapped)
+    for segment in snapped:
+        moved = {segment.start, segment.stop} - set(edges)
+        assert moved <= allowed
+    for before, after in pairwise(snapped):
+        assert before.stop != after.start
+
+
+def test_snapping_twice_is_snapping_once() -> None:
+    segments = (Segment(10, 480, 10, 480), Segment(700, 1900, 700, 1900))
+    positions = np.arange(0, 10_000, 500)
+    once = snap_joins(EditList(SOURCE, segments, {}), positions)
+    assert [(s.start, s.stop) for s in once.segments] == [(0, 2000)]
+    assert snap_joins(once, positions) == once
