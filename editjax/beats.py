@@ -40,7 +40,6 @@ BAND_WEIGHTS = (1.0, 1.0, 0.5)
 HEARD_DB = 45.0  # what lies further below the loudest band of its surroundings is not heard
 SURROUNDINGS_S = 6.0
 QUIET_FLUX_DB = 0.25  # added to the level: keeps hiss and steady tones from being levelled up
-ONSET_LATE_FRAMES = 1  # the flux peaks one frame before the frame that plays the onset
 BLOCK_FRAMES = 4096
 
 # Tempo: windows of 12 s every 3 s, candidates 2 % apart, a comb of four teeth with counter-teeth in between.
@@ -90,7 +89,7 @@ class BeatSettings:
 
 
 class Beats(NamedTuple):
-    """Where the music counts: frames (int64, ascending), each the frame that plays the beat.
+    """Where the music counts: frames (int64, ascending), each the frame that plays the beat, ± 1.
 
     Bars are among the beats and phrases among the bars. `confidence` in [0, 1] is the autocorrelation of the
     onset strength one and two beats apart: near 1 for a click, near 0 for noise, speech and held tones.
@@ -229,7 +228,6 @@ def _flux_db(mel_TF: np.ndarray, mel: MelSettings) -> np.ndarray:
         rise_TF = np.maximum(heard_TF[1:] - _neighbours_max(heard_TF[:-1]), 0.0)
         for g, (low, high) in enumerate(pairwise(edges)):
             flux_TG[first : first + BLOCK_FRAMES, g] = rise_TF[:, low:high].mean(axis=1)
-    flux_TG[ONSET_LATE_FRAMES:] = flux_TG[:-ONSET_LATE_FRAMES].copy()
     return range_db * flux_TG
 
 
@@ -396,7 +394,7 @@ def _typical_gap(mark_frames: np.ndarray) -> float:
     gaps = np.diff(mark_frames)
     if not len(gaps):
         return 0.0
-    median = np.median(gaps)
+    median = np.sort(gaps)[len(gaps) // 2]
     return float(gaps[np.abs(gaps - median) <= 0.1 * median + 1].mean())
 
 
