@@ -105,6 +105,24 @@ def test_a_copy_is_bit_exact(tmp_path, kind, rate_hz, channels, frames, block, s
         assert copied.dtype == samples_SC.dtype and np.array_equal(copied, samples_SC)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_U8", "PCM_24"])
+@pytest.mark.parametrize("frames", [1, 5, 6])
+def test_an_aiff_of_odd_length_counts_no_padding(tmp_path, subtype, frames):
+    samples_SC = noise(frames, 1, subtype)
+    path = write(
+        tmp_path / "a.aiff", samples_SC, "AIFF", subtype, tags={"title": "odd", "comment": "x" * 333}
+    )
+    assert np.array_equal(read(path), samples_SC)
+
+
+def test_a_missing_pad_byte_is_no_truncation(tmp_path):
+    path = write(tmp_path / "a.wav", noise(5, 1, "PCM_U8"), "WAV", "PCM_U8")
+    data = bytearray(path.read_bytes())
+    data[40:44] = struct.pack("<I", 6)
+    path.write_bytes(data[: 44 + 5])
+    assert len(read(path)) == 5
+
+
 @pytest.mark.parametrize(("container", "subtype", "rate_hz"), STATEFUL)
 def test_random_access_equals_reading_in_order(tmp_path, container, subtype, rate_hz):
     path = write(tmp_path / "a", music(3.0, rate_hz), container, subtype, rate_hz)
@@ -447,6 +465,16 @@ def test_a_full_disk_while_finishing_is_one_line_too(tmp_path, monkeypatch):
     with pytest.raises(InputOutputError) as error:
         write(tmp_path / "a.wav", noise(5))
     one_line(error, "No space left")
+    assert not os.listdir(tmp_path)
+
+
+def test_an_encoder_that_loses_samples_is_found_out(tmp_path, monkeypatch):
+    class Shorter:
+        frames = 4
+
+    monkeypatch.setattr(soundfile, "info", lambda _: Shorter)
+    with pytest.raises(InputOutputError, match="less arrived than was written"):
+        write(tmp_path / "a.wav", noise(5))
     assert not os.listdir(tmp_path)
 
 
