@@ -17,10 +17,11 @@ from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, St
 
 class Decoded(NamedTuple):
     """Pointers (B, N) int32 ending in STOP where the model stopped, PAD after; log-probability of each step's
-    choice (B, N); steps taken before the stop (B,)."""
+    choice and probability of stopping, (B, N); steps taken before the stop (B,)."""
 
     pointers_BN: jax.Array
     log_p_BN: jax.Array
+    stop_p_BN: jax.Array
     steps_B: jax.Array
 
 
@@ -31,7 +32,7 @@ class Carry(NamedTuple):
     state_B3: jax.Array  # pointer, run, stopped
     caches: tuple
     pointers_BN: jax.Array
-    log_p_BN: jax.Array
+    p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
 
 @partial(jax.jit, static_argnames=("settings",))
@@ -51,7 +52,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         jnp.tile(jnp.array([[-1, 0, 0]], jnp.int32), (batch, 1)),
         (cache,) * settings.decoder_layers,
         jnp.full((batch, max_steps), PAD, jnp.int32),
-        jnp.zeros((batch, max_steps), jnp.float32),
+        jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
 
     def going(carry: Carry):
@@ -63,7 +64,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
         h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
         noise = jax.random.fold_in(key, carry.index)
-        next_B, log_p_B = choose(settings, params, keys, h, pointer_B, temperature, noise)
+        next_B, p_B2 = choose(settings, params, keys, h, pointer_B, temperature, noise)
         stopped = stopped_B.astype(bool)
         jumped = next_B != pointer_B + 1
         written = jnp.where(stopped, PAD, next_B)
@@ -82,23 +83,27 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
             caches,
             jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.index)),
             jax.lax.dynamic_update_slice(
-                carry.log_p_BN, jnp.where(stopped, 0.0, log_p_B)[:, None], (0, carry.index)
+                carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.index, 0)
             ),
         )
 
     end = jax.lax.while_loop(going, advance, start)
-    return Decoded(end.pointers_BN, end.log_p_BN, (end.pointers_BN >= 0).sum(1))
+    return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], (end.pointers_BN >= 0).sum(1))
 
 
 def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperature, key):
-    """Next pointer (or STOP) and its log-probability, (B,) each: mode, and for a jump bar → beat → frame."""
+    """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
+
+    First the mode; for a jump then bar → beat → frame.
+    """
     pointer_B1 = pointer_B[:, None]
     key_mode, key_bar, key_beat, key_frame = jax.random.split(key, 4)
 
     def ask(method, *args):
         return decoder_call(settings, params, method, *args)
 
-    mode, mode_p = _pick(ask("mode_logits", h_B1D, pointer_B1, keys.n_frames_B), temperature, key_mode)
+    mode_logits = ask("mode_logits", h_B1D, pointer_B1, keys.n_frames_B)
+    mode, mode_p = _pick(mode_logits, temperature, key_mode)
     bar, bar_p = _pick(ask("bar_logits", h_B1D, pointer_B1, keys), temperature, key_bar)
     beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
     beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
@@ -106,7 +111,8 @@ def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperatur
     target = beat * settings.frames_per_beat + frame
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
-    return pointer[:, 0].astype(jnp.int32), log_p[:, 0]
+    stop_p = jax.nn.softmax(mode_logits, axis=-1)[..., STOP_MODE]
+    return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
 
 
 def _pick(logits, temperature, key):

@@ -1,7 +1,7 @@
 """Exact negative log-likelihood of an edit under the pointer network, and the dense losses beside it.
 
-The likelihood factorises into modes at every step and targets at jumps only, so the target softmaxes are evaluated
-for the few jumps, gathered to a static number per example, and never for all steps × all frames.
+The likelihood factorises into modes at every step and targets at jumps only, so the target softmaxes are
+evaluated for the few jumps, gathered to a static number per example, and never for all steps × all frames.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class LossSettings:
 class Targets(NamedTuple):
     """Teacher-forcing view of pointer sequences, (B, N) each.
 
-    `step`: decoder inputs; `pointer`: raw frame to play; `mode`: advance, jump or stop; `counted`: steps in the
-    likelihood (padding and unaligned frames are not).
+    `step`: decoder inputs; `pointer`: raw frame to play; `mode`: advance, jump or stop; `counted`: steps in
+    the likelihood (padding and unaligned frames are not).
     """
 
     step: Step
@@ -124,8 +124,8 @@ def length_loss(log_length_B, steps_B):
 def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings):
     """(loss, metrics) of a `data.Batch`.
 
-    The sequence part is nats per event (jumps and the stop), because events are what there is to learn: 97–99 %
-    of the steps advance.
+    The sequence part is nats per event (jumps and the stop), because events are what there is to learn:
+    97–99 % of the steps advance.
     """
     encoded = encode(
         settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B

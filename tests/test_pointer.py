@@ -1,4 +1,4 @@
-"""The pointer network: exact distribution, decoding equals teacher forcing, padding and batch change nothing."""
+"""The pointer network: exact distribution, decoding equals teacher forcing, padding changes nothing."""
 
 from typing import Any, NamedTuple
 
@@ -43,9 +43,19 @@ class Batch(NamedTuple):
     target_B: Any
 
 
+@jax.jit
+def fresh_params(seed):
+    return pointer.init(TINY, jax.random.key(seed))
+
+
+@jax.jit
+def loss_of(params, batch):
+    return pointer_loss(params, batch, TINY, LossSettings())[0]
+
+
 @pytest.fixture(scope="module")
 def params():
-    fresh = pointer.init(TINY, jax.random.key(0))
+    fresh = fresh_params(0)
     # Larger weights than at the start, so that choices are not all alike; stopping kept rare.
     wild = jax.tree.map(
         lambda a: a * 2.0 + 0.05 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape)), fresh
@@ -168,8 +178,8 @@ def batch_of(pointers, frames=60, length=64):
 
 def test_loss_ignores_padding_steps(params):
     real = [3, 4, 5, 40, 41, STOP]
-    short = pointer_loss(params, batch_of(real), TINY, LossSettings())[0]
-    long = pointer_loss(params, batch_of([*real, PAD, PAD, PAD]), TINY, LossSettings())[0]
+    short = loss_of(params, batch_of(real))
+    long = loss_of(params, batch_of([*real, PAD, PAD, PAD]))
     np.testing.assert_allclose(short, long, rtol=1e-5)
 
 
@@ -177,7 +187,7 @@ def test_likelihood_counts_targets_at_jumps_only(params):
     batch = batch_of([3, 4, 5, 40, 41, 7, STOP])
     _, keys = encoded(params, [recording(60)], 64)
     t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
-    nll = sequence_nll(TINY, params, keys, t, batch.steps_B, 8)
+    nll = jax.jit(lambda p, k, t, n: sequence_nll(TINY, p, k, t, n, 8))(params, keys, t, batch.steps_B)
     total = float((nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B)[0])
     forced = teacher_forced_log_p(params, keys, batch.pointers_BN, jnp.zeros(1))
     assert int(nll.jumps_B[0]) == 3
@@ -195,13 +205,11 @@ def test_unaligned_frames_leave_the_loss():
 
 def test_a_few_steps_of_gradient_descent_learn_one_edit(params):
     batch = batch_of([*range(10, 25), *range(40, 50), STOP])
-    fresh = pointer.init(TINY, jax.random.key(1))
+    fresh = fresh_params(1)
 
     @jax.jit
     def descend(p):
-        (loss, _), g = jax.value_and_grad(
-            lambda p: pointer_loss(p, batch, TINY, LossSettings()), has_aux=True
-        )(p)
+        loss, g = jax.value_and_grad(loss_of)(p, batch)
         norm = jnp.sqrt(sum(jnp.sum(a * a) for a in jax.tree.leaves(g)))
         return jax.tree.map(lambda a, b: a - 0.3 / jnp.maximum(norm, 1.0) * b, p, g), loss
 

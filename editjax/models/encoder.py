@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 
 
 def pool(x_BTD, frames_B, size: int):
-    """Mean and maximum over spans of `size` frames, (B, ceil(T / size), 2D); spans without a frame are zero."""
+    """Mean and maximum over spans of `size` frames, (B, ceil(T / size), 2D); empty spans are zero."""
     batch, n_frames, width = x_BTD.shape
     n_spans = -(-n_frames // size)
     padding = ((0, 0), (0, n_spans * size - n_frames), (0, 0))
@@ -58,9 +58,10 @@ def upsample(x_BVD, size: int, n_frames: int):
 class MatchAttention(nn.Module):
     """Residual branch: every landmark reads the places where its music is heard again.
 
-    Keys and values are those of the matching landmark plus a linear map of how they match (similarity, distance,
-    direction), so that a head can ask for "later, and alike all along the diagonal". The map is applied to the
-    query and to the weighted features, never to every pair. An empty key of logit zero lets a landmark read nothing.
+    Keys and values are those of the matching landmark plus a linear map of how they match (similarity,
+    distance, direction), so that a head can ask for "later, and alike all along the diagonal". The map is
+    applied to the query and to the weighted features, never to every pair. An empty key of logit zero lets a
+    landmark read nothing.
     """
 
     width: int
@@ -295,8 +296,8 @@ def init_encoder(settings, key):
 def encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
     """Raw mel → everything the decoder reads.
 
-    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), wanted length in
-    frames (B,), 0 where none is asked. Padding may hold anything.
+    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), wanted length
+    in frames (B,), 0 where none is asked. Padding may hold anything.
     """
     s, n_frames = settings, mel_BTF.shape[1]
     mask_BT = frame_mask(frames_B, n_frames)

@@ -21,8 +21,8 @@ LEVEL_CHANNELS = 3
 def level_normalise(mel_BTF, frames_B, floor_db: float, ceiling_db: float):
     """Mel relative to its own neighbourhood, with three level channels appended: (B, T, F + 3) float32.
 
-    `mel_BTF` in [0, 1] spans `floor_db`…`ceiling_db`. Values are decibels over 20, clipped to −3…2 (−60…+40 dB
-    around the running level). Level channels: near level against far level, frame level against near and far.
+    `mel_BTF` in [0, 1] spans `floor_db`…`ceiling_db`. Values are decibels over 20, clipped to −3…2 (−60…+40
+    dB around the running level). Level channels: near level against far, frame level against near and far.
     Padding frames count for nothing and come out as zero.
     """
     mask_BT = frame_mask(frames_B, mel_BTF.shape[1])

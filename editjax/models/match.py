@@ -1,8 +1,8 @@
 """Where is the music of this moment heard again? Blockwise search for repeated performances.
 
-Choosing takes is content matching at a distance: two takes of a passage form a diagonal in the self-similarity of
-the recording, at any offset. Similarities are computed a block of rows at a time, averaged along the diagonal,
-and only the best few places of each row are kept: memory is O(n), never n².
+Choosing takes is content matching at a distance: two takes of a passage form a diagonal in the
+self-similarity of the recording, at any offset. Similarities are computed a block of rows at a time, averaged
+along the diagonal, and only the best few places of each row are kept: memory is O(n), never n².
 """
 
 from typing import NamedTuple

@@ -1,8 +1,9 @@
 """The pointer network: which raw frame comes next in the edit?
 
-A sequence of pointers is factorised exactly. At each step, from the decoder state: advance (previous + 1), jump or
-stop; a jump picks bar, then beat in the bar, then frame in the beat. Every raw frame is reachable, previous + 1 is
-excluded from jumps, so the probabilities of all sequences sum to one (pointer networks: Vinyals et al. 2015).
+A sequence of pointers is factorised exactly. At each step, from the decoder state: advance (previous + 1),
+jump or stop; a jump picks bar, then beat in the bar, then frame in the beat. Every raw frame is reachable,
+previous + 1 is excluded from jumps, so the probabilities of all sequences sum to one (pointer networks:
+Vinyals et al. 2015).
 """
 
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ ADVANCE_BIAS = 5.0
 class PointerSettings:
     """Architecture of the pointer network; mel and beat settings as it was trained with.
 
-    Window sizes are in units of their level: landmarks (4 frames), frames, decoder steps. `max_globals` bounds
-    the pooled bar tokens of the encoder, so that its cost grows with the length and not with its square.
+    Window sizes are in units of their level: landmarks (4 frames), frames, decoder steps. `max_globals`
+    bounds the pooled bar tokens of the encoder, so that its cost grows with the length and not with its square.
     """
 
     n_mels: int = 128
@@ -320,8 +321,8 @@ class Decoder(nn.Module):
 def step_features(step: Step):
     """Numbers that tell a step where it is: (B, N, 7) float32.
 
-    Start flag, just jumped, log run length; and when a length is asked: its flag, the share and the logarithm of
-    what remains, and whether the target is passed.
+    Start flag, just jumped, log run length; and when a length is asked: its flag, the share and the logarithm
+    of what remains, and whether the target is passed.
     """
     run = step.run_BN.astype(jnp.float32)
     asked = (step.target_B > 0)[:, None]

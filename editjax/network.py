@@ -1,0 +1,169 @@
+"""A trained pointer network to call: mel in, pointers out.
+
+Recordings are padded to a few standard lengths, because every new shape costs a compilation; padding changes
+nothing (tested). Beats are tracked from the mel.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from editjax.beats import BeatSettings, beat_phases, track_beats
+from editjax.decode import decode, encode
+from editjax.mel import MelSettings
+from editjax.models.pointer import PointerSettings
+
+SHORTEST_FRAMES = 1024
+LONGEST_STEPS = 1.6  # decoding ends after this many times the raw length
+
+
+class EditedPointers(NamedTuple):
+    """One recording's edit: `pointers_N` raw frames in playing order, `score_N` the log-probability of each
+    choice, `keep_T` the probability that a raw frame is kept, `length_frames` the predicted length, `stopped`
+    false when decoding was cut off at the longest length."""
+
+    pointers_N: np.ndarray
+    score_N: np.ndarray
+    keep_T: np.ndarray
+    length_frames: float
+    stopped: bool
+
+
+class PointerNetwork:
+    """Settings and parameters of a trained model, with the calls of the pointer network.
+
+    `generate`, `generate_hierarchical` and `inference` take mel spectrograms (batch, time, mel) or (time, mel)
+    in [0, 1] (`editjax.mel`); `edit_pointers` is what the editor uses.
+    """
+
+    def __init__(
+        self,
+        settings: PointerSettings,
+        params: Any,
+        mel: MelSettings = MelSettings(),
+        beats: BeatSettings | None = None,
+    ):
+        self.settings, self.params, self.mel = settings, params, mel
+        self.beats = beats or BeatSettings(mel=mel)
+
+    def edit_pointers(
+        self,
+        mel_TF: np.ndarray,
+        phase_T3: np.ndarray | None = None,
+        target_frames: float | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> EditedPointers:
+        """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
+        phases = None if phase_T3 is None else [phase_T3]
+        out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed)
+        steps, n_frames = int(out.steps_B[0]), len(mel_TF)
+        structure_T3 = np.asarray(jax.nn.softmax(encoded.structure_BTS[0, :n_frames], -1))
+        pointers = np.asarray(out.pointers_BN[0])
+        return EditedPointers(
+            pointers[:steps],
+            np.asarray(out.log_p_BN[0, :steps]),
+            structure_T3[:, 1:].sum(-1),
+            float(np.exp(encoded.log_length_B[0])),
+            bool((pointers == -2).any()),
+        )
+
+    def generate(
+        self, mel: np.ndarray, target_length: float | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> np.ndarray:
+        """Pointers (batch, steps) int32: raw frames, then STOP (−2), then PAD (−1).
+
+        `target_length` is the wanted length in frames.
+        """
+        out, _ = self._run(_recordings(mel), None, target_length, temperature, seed)
+        return _trimmed(out.pointers_BN)
+
+    def generate_hierarchical(
+        self,
+        mel: np.ndarray,
+        coarse_to_fine: bool = True,
+        target_length: float | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """`pointers` as `generate`, with the `bar_indices` and `beat_indices` they were chosen through.
+
+        Jumps are always decided bar → beat → frame, so `coarse_to_fine=False` returns the same pointers. Entries
+        at STOP and PAD repeat those values.
+        """
+        pointers = self.generate(mel, target_length, temperature, seed)
+        levels = {
+            "bar_indices": self.settings.frames_per_bar,
+            "beat_indices": self.settings.frames_per_beat,
+        }
+        spans = {name: np.where(pointers < 0, pointers, pointers // size) for name, size in levels.items()}
+        return {"pointers": pointers, **spans}
+
+    def inference(self, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Greedy pointers (batch, steps) and the probability of stopping at each step."""
+        out, _ = self._run(_recordings(mel), None, None, 0.0, 0)
+        pointers = _trimmed(out.pointers_BN)
+        return pointers, np.asarray(out.stop_p_BN)[:, : pointers.shape[1]]
+
+    def phases(self, mel_TF: np.ndarray) -> np.ndarray:
+        """Position in beat, bar and phrase of every frame, from tracked beats, (T, 3)."""
+        return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
+
+    def _run(self, mels, phases, target_frames, temperature, seed):
+        phases = phases or [self.phases(mel_TF) for mel_TF in mels]
+        frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
+        length = padded_length(int(frames_B.max()))
+        target_B = np.full(len(mels), target_frames or 0.0, np.float32)
+        encoded, keys = encode(
+            self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), target_B
+        )
+        max_steps = int(length * LONGEST_STEPS)
+        out = decode(
+            self.settings,
+            self.params,
+            keys,
+            target_B,
+            max_steps,
+            np.float32(temperature),
+            jax.random.key(seed),
+        )
+        return out, encoded
+
+
+def padded_length(n_frames: int) -> int:
+    """The standard length for a recording: 1,024 frames times powers of the square root of two."""
+    length = float(SHORTEST_FRAMES)
+    while int(length) < n_frames:
+        length *= 2**0.5
+    return int(length)
+
+
+def load_model(model: str | Path) -> PointerNetwork:
+    """The bundled model of that name, or a model folder written by `editjax export`.
+
+    Raises NoInputError when there is none, DataError when it is damaged or not a pointer network.
+    """
+    from editjax.export import load_bundle
+
+    bundle = load_bundle(model)
+    return PointerNetwork(bundle.settings, bundle.params)
+
+
+def _recordings(mel: np.ndarray) -> list[np.ndarray]:
+    mel = np.asarray(mel, np.float32)
+    return [mel] if mel.ndim == 2 else list(mel)
+
+
+def _padded(parts: list[np.ndarray], length: int) -> np.ndarray:
+    out = np.zeros((len(parts), length, parts[0].shape[-1]), np.float32)
+    for row, part in zip(out, parts, strict=True):
+        row[: len(part)] = part
+    return out
+
+
+def _trimmed(pointers_BN) -> np.ndarray:
+    pointers = np.asarray(pointers_BN)
+    used = (pointers != -1).any(0)
+    return pointers[:, : int(used.nonzero()[0].max(initial=-1)) + 1]
