@@ -173,9 +173,7 @@ def _mix(song: tuple[Recording, ...], rate_hz: int) -> np.ndarray:
 
 
 def _cut_on_onsets(song_S: np.ndarray, start_s: float, stop_s: float, rate_hz: int) -> Excerpt:
-    """Moves both ends inwards, by up to ONSET_REACH_S, to the strongest onset; the end comes just before its
-    onset.
-    """
+    """Moves both ends inwards, by up to ONSET_REACH_S, to the strongest onset, and ends before it."""
     piece_S = song_S[int(start_s * rate_hz) : int(stop_s * rate_hz)]
     flux = onset_flux(piece_S, rate_hz)
     reach = int(ONSET_REACH_S / FLUX_BLOCK_S)

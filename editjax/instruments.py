@@ -118,7 +118,9 @@ class NoteBank:
         self._seed = seed
         self._cache: dict[tuple, np.ndarray] = {}
 
-    def pitched(self, part: int, timbre: Timbre, pitch: int, length_s: float, force: float, variant: int):
+    def pitched(
+        self, part: int, timbre: Timbre, pitch: int, length_s: float, force: float, variant: int
+    ) -> np.ndarray:
         """Samples of a note at unit force and at least `length_s` long (up to the longest class), unfaded."""
         length_class = next((i for i, s in enumerate(LENGTH_CLASSES_S) if s >= length_s), -1)
         force_class = int(force >= 0.62)
@@ -130,7 +132,7 @@ class NoteBank:
             )
         return self._cache[key]
 
-    def drum(self, kit: int, name: str, variant: int):
+    def drum(self, kit: int, name: str, variant: int) -> np.ndarray:
         """Samples of a stroke on a drum of a kit (a kit is a number: its sizes and tones follow from it)."""
         key = (kit, name, variant)
         if key not in self._cache:
@@ -223,7 +225,9 @@ _DRUM_SHAPES = {
 }
 
 
-def _harmonic(timbre, f0_hz, force, time_S, rate_hz, rng) -> np.ndarray:
+def _harmonic(
+    timbre: Timbre, f0_hz: float, force: float, time_S: np.ndarray, rate_hz: int, rng: np.random.Generator
+) -> np.ndarray:
     """Reads one period after another from a table whose rows are the note's changing spectrum."""
     n_harmonics = int(min(MAX_HARMONICS, max(1, 0.46 * rate_hz // f0_hz)))
     phase_S = _phase(timbre, f0_hz, time_S, rng)
@@ -260,7 +264,7 @@ def _read(table: np.ndarray, position_S: np.ndarray) -> np.ndarray:
     return low_S + (table[index_S + 1] - low_S) * (position_S - index_S).astype(np.float32)
 
 
-def _phase(timbre, f0_hz, time_S, rng) -> np.ndarray:
+def _phase(timbre: Timbre, f0_hz: float, time_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Periods passed since the start of the note, with vibrato that sets in after a quarter of a second."""
     phase_S = f0_hz * time_S.astype(np.float64)
     if timbre.vibrato_cents < 0.5:
@@ -281,7 +285,7 @@ def _formant_gain(timbre: Timbre, freqs_hz: np.ndarray) -> np.ndarray:
     return gain
 
 
-def _modal(timbre, f0_hz, force, time_S, rate_hz) -> np.ndarray:
+def _modal(timbre: Timbre, f0_hz: float, force: float, time_S: np.ndarray, rate_hz: int) -> np.ndarray:
     wave_S = np.zeros_like(time_S)
     for i, ratio in enumerate(timbre.ratios_K):
         freq_hz = f0_hz * ratio
@@ -293,14 +297,16 @@ def _modal(timbre, f0_hz, force, time_S, rate_hz) -> np.ndarray:
     return wave_S
 
 
-def _frequency_modulation(timbre, f0_hz, force, time_S) -> np.ndarray:
+def _frequency_modulation(timbre: Timbre, f0_hz: float, force: float, time_S: np.ndarray) -> np.ndarray:
     decay = timbre.decay_per_s * (f0_hz / 261.6) ** 0.4
     index_S = timbre.fm_index * force * np.exp(-3.0 * decay * time_S) * (0.12 if timbre.fm_ratio > 4 else 1.0)
     modulator_S = index_S * np.sin(2 * np.pi * f0_hz * timbre.fm_ratio * time_S)
     return (np.exp(-decay * time_S) * np.sin(2 * np.pi * f0_hz * time_S + modulator_S)).astype(np.float32)
 
 
-def _note_noise(timbre, f0_hz, force, time_S, rate_hz, rng) -> np.ndarray:
+def _note_noise(
+    timbre: Timbre, f0_hz: float, force: float, time_S: np.ndarray, rate_hz: int, rng: np.random.Generator
+) -> np.ndarray:
     """Breath, bow or hammer: band noise above the fundamental, dying away with `noise_decay_s`."""
     if timbre.noise <= 0.0:
         return np.zeros_like(time_S)

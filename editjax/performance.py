@@ -1,5 +1,4 @@
-"""Human takes of a score: a piece, a section and a plan come in, a `Take` (samples and its landmarks) goes
-out.
+"""Human takes of a score: a section and a plan come in, a `Take` (samples and landmarks) goes out.
 
 Two takes of the same section differ in what a player changes: tempo and its drift, rubato, micro-timing,
 force, articulation, ornaments, tuning, distance to the microphone. What a plan calls a fault is played as
@@ -26,8 +25,7 @@ MAX_DECAY_S = 1.6
 
 
 class TakePlan(NamedTuple):
-    """What shall happen in an attempt: faults as (name, share of the section), and the share at which it
-    breaks off.
+    """What shall happen in an attempt: faults as (name, share of the section), and where it breaks off.
 
     `break_share` is None for a take that reaches the end of its section.
     """
@@ -37,8 +35,7 @@ class TakePlan(NamedTuple):
 
 
 class Take(NamedTuple):
-    """A played attempt: samples (S,), its end, bar lines and phrase starts in samples, faults as (sample,
-    name).
+    """A played attempt: samples (S,), bar lines and phrase starts in samples, faults as (sample, name).
 
     The first onset lies LEAD_IN_S after the first sample; `samples_S` ends when the sound has decayed.
     """
@@ -50,9 +47,7 @@ class Take(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The place a session is recorded in: early and late reflections as an impulse response without the
-    direct sound.
-    """
+    """The place a session is recorded in: its reflections, an impulse response without direct sound."""
 
     response_S: np.ndarray
     wet: float
@@ -66,6 +61,14 @@ class _Played(NamedTuple):
     pitch: int
     force: float
     part: int
+
+
+class _Hand(NamedTuple):
+    """How a player plays one take: length of notes, spread of their starts, dynamics per beat."""
+
+    legato: float
+    jitter_s: float
+    dynamics: np.ndarray
 
 
 class SynthMaterial:
@@ -90,8 +93,8 @@ class SynthMaterial:
         clock = _TempoCurve(score, self.tempo_bpm, rng)
         notes, faults = _perform(score, plan, clock, rng)
         dry_S = self._mix(notes, rng)
-        bars_s = clock.seconds(np.arange(0, score.beats, score.beats_per_bar))
-        bars = (np.atleast_1d(bars_s + LEAD_IN_S) * self.rate_hz).astype(np.int64)
+        bars_s = [clock.seconds(beat) for beat in np.arange(0, score.beats, score.beats_per_bar)]
+        bars = ((np.array(bars_s) + LEAD_IN_S) * self.rate_hz).astype(np.int64)
         fault_samples = tuple((int((time_s + LEAD_IN_S) * self.rate_hz), name) for time_s, name in faults)
         take = Take(dry_S, bars, bars[:: phrase_bars(len(bars))], fault_samples)
         return finish_take(take, room, self.rate_hz, rng)
@@ -154,9 +157,9 @@ class _TempoCurve:
         steps_s = 0.25 * 60.0 / local
         self._seconds = np.concatenate(([0.0], np.cumsum(steps_s)[:-1]))
 
-    def seconds(self, beat):
-        """Seconds from the first beat, for a beat or an array of beats."""
-        return np.interp(beat, self._beats, self._seconds)
+    def seconds(self, beat: float) -> float:
+        """Seconds from the first beat."""
+        return float(np.interp(beat, self._beats, self._seconds))
 
 
 def smooth_curve(n: int, period: int, rng: np.random.Generator) -> np.ndarray:
@@ -206,14 +209,32 @@ def _perform(
     score: Section, plan: TakePlan, clock: _TempoCurve, rng: np.random.Generator
 ) -> tuple[list[_Played], list[tuple[float, str]]]:
     """The notes as played (seconds) and the seconds at which faults happened."""
-    fault_beats = [(share * score.beats, name) for name, share in plan.faults]
+    fault_beats = sorted((_next_lead_beat(score, share * score.beats), name) for name, share in plan.faults)
     notes = list(score.notes)
     for beat, name in fault_beats:
         notes = _spoil_notes(notes, beat, name, rng)
-    played, faults = _play_spans(notes, fault_beats, score, clock, rng)
+    stop_beat = score.beats if plan.break_share is None else plan.break_share * score.beats
+    played, faults, end_s = _play_spans(notes, fault_beats, stop_beat, clock, _draw_hand(score, rng), rng)
+    for time_s, name in faults:
+        if name == "timing":
+            played = _unsettle(played, time_s, rng)
     if plan.break_share is not None:
-        played = _break_off(played, float(clock.seconds(plan.break_share * score.beats)), rng)
+        played = _let_go(played, end_s, rng)
     return played, faults
+
+
+def _next_lead_beat(score: Section, beat: float) -> float:
+    """The first note of the lead at or after a beat, or its last: where a fault is heard."""
+    lead = [note.beat for note in score.notes if note.part == 0]
+    return next((at for at in lead if at >= beat), lead[-1])
+
+
+def _draw_hand(score: Section, rng: np.random.Generator) -> _Hand:
+    return _Hand(
+        legato=rng.uniform(0.75, 1.08),
+        jitter_s=rng.uniform(0.004, 0.011),
+        dynamics=smooth_curve(int(score.beats) + 2, score.beats_per_bar * 2, rng) * 0.05,
+    )
 
 
 def _spoil_notes(notes: list[Note], beat: float, name: str, rng: np.random.Generator) -> list[Note]:
@@ -243,50 +264,46 @@ def _is_pitched(note: Note) -> bool:
     return note.pitch >= len(DRUMS)
 
 
-def _play_spans(notes, fault_beats, score, clock, rng):
-    """Plays the score from start to end, going back after each stumble, and places every note in time."""
-    stumbles = sorted(beat for beat, name in fault_beats if name == "stumble")
+def _play_spans(
+    notes: list[Note],
+    fault_beats: list[tuple[float, str]],
+    stop_beat: float,
+    clock: _TempoCurve,
+    hand: _Hand,
+    rng: np.random.Generator,
+) -> tuple[list[_Played], list[tuple[float, str]], float]:
+    """Plays up to a beat, going back after each stumble; also returns the faults and the end in seconds."""
+    stumbles = [beat for beat, name in fault_beats if name == "stumble" and 0.0 < beat < stop_beat]
+    others = [(beat, name) for beat, name in fault_beats if name != "stumble"]
     played: list[_Played] = []
     faults: list[tuple[float, str]] = []
-    shift_s, start = 0.0, 0.0
-    dynamics = smooth_curve(int(score.beats) + 2, score.beats_per_bar * 2, rng) * 0.05
-    legato = rng.uniform(0.75, 1.08)
-    jitter_s = rng.uniform(0.004, 0.011)
-    for stop in [*stumbles, score.beats]:
-        span = [note for note in notes if start <= note.beat < stop]
-        end_s = float(clock.seconds(stop)) + shift_s
-        for note in span:
-            played += _play_note(note, clock, shift_s, legato, jitter_s, dynamics, rng)
-        faults += [
-            (float(clock.seconds(b)) + shift_s, n)
-            for b, n in fault_beats
-            if start <= b < stop and n != "stumble"
-        ]
-        if stop < score.beats:
-            choke_s = end_s + rng.uniform(0.0, 0.05)
-            played = [n._replace(length_s=min(n.length_s, max(0.05, choke_s - n.time_s))) for n in played]
+    shift_s, start, end_s = 0.0, 0.0, 0.0
+    for stop in [*stumbles, stop_beat]:
+        for note in notes:
+            if start <= note.beat < stop:
+                played += _play_note(note, clock, shift_s, hand, rng)
+        faults += [(clock.seconds(beat) + shift_s, name) for beat, name in others if start <= beat < stop]
+        end_s = clock.seconds(stop) + shift_s
+        if stop < stop_beat:
+            played = _let_go(played, end_s, rng)
             faults.append((end_s, "stumble"))
-            back = float(min(stop, rng.choice((1.0, 2.0, 2.0, 4.0))))
-            start = max(start, stop - back)
-            shift_s = end_s + rng.uniform(0.12, 0.6) - float(clock.seconds(start))
-    for beat, name in fault_beats:
-        if name == "timing":
-            played = _unsettle(played, float(clock.seconds(beat)), rng)
-    return played, sorted(faults)
+            start = max(start, stop - float(rng.choice((1.0, 2.0, 2.0, 4.0))))
+            shift_s = end_s + rng.uniform(0.12, 0.6) - clock.seconds(start)
+    return played, sorted(faults), end_s
 
 
-def _play_note(note, clock, shift_s, legato, jitter_s, dynamics, rng) -> list[_Played]:
+def _play_note(
+    note: Note, clock: _TempoCurve, shift_s: float, hand: _Hand, rng: np.random.Generator
+) -> list[_Played]:
     """A note with micro-timing, dynamics and articulation, now and then with a grace note before it."""
-    time_s = max(0.0, float(clock.seconds(note.beat)) + shift_s + rng.normal(0.0, jitter_s))
-    length_s = float(clock.seconds(note.beat + note.beats)) + shift_s - time_s
-    force = float(np.clip(note.force + dynamics[int(note.beat)] + rng.normal(0.0, 0.05), 0.2, 1.0))
-    main = _Played(time_s, max(0.06, length_s * legato), note.pitch, force, note.part)
+    time_s = max(0.0, clock.seconds(note.beat) + shift_s + rng.normal(0.0, hand.jitter_s))
+    length_s = clock.seconds(note.beat + note.beats) + shift_s - time_s
+    force = float(np.clip(note.force + hand.dynamics[int(note.beat)] + rng.normal(0.0, 0.05), 0.2, 1.0))
+    main = _Played(time_s, max(0.06, length_s * hand.legato), note.pitch, force, note.part)
     if note.part == 0 and _is_pitched(note) and note.beat >= 1.0 and rng.random() < 0.02:
         grace_s = rng.uniform(0.05, 0.09)
-        return [
-            _Played(time_s - grace_s, grace_s, note.pitch + int(rng.choice((1, 2))), force * 0.8, note.part),
-            main,
-        ]
+        pitch = note.pitch + int(rng.choice((1, 2)))
+        return [_Played(time_s - grace_s, grace_s, pitch, force * 0.8, note.part), main]
     return [main]
 
 
@@ -302,14 +319,11 @@ def _unsettle(played: list[_Played], time_s: float, rng: np.random.Generator) ->
     ]
 
 
-def _break_off(played: list[_Played], stop_s: float, rng: np.random.Generator) -> list[_Played]:
-    """Everybody stops at `stop_s`, each within a tenth of a second; the first note is always heard."""
-    left = [note for note in played if note.time_s < stop_s]
-    if not left:
-        left = [min(played)]
+def _let_go(played: list[_Played], stop_s: float, rng: np.random.Generator) -> list[_Played]:
+    """Everybody stops at `stop_s`, each within a tenth of a second."""
     return [
-        note._replace(length_s=min(note.length_s, max(0.08, stop_s + rng.uniform(0.0, 0.1) - note.time_s)))
-        for note in left
+        note._replace(length_s=min(note.length_s, max(0.06, stop_s + rng.uniform(0.0, 0.1) - note.time_s)))
+        for note in played
     ]
 
 

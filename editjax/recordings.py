@@ -1,5 +1,4 @@
-"""A folder of recordings: files go in, a library of music, speech and noises for simulated sessions comes
-out.
+"""A folder of recordings goes in, a library of music, speech and noises for sessions comes out.
 
 What a file is follows from the folder's `manifest.csv` (columns `file` and `kind`) if there is one, else from
 the name of the folder it lies in; what is neither speech nor noise is music. Files of one song or series (a
@@ -10,6 +9,7 @@ import csv
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -59,9 +59,7 @@ class Library(NamedTuple):
 
 
 def family_of(name: str) -> str:
-    """The song or series a file belongs to: its name up to `__`, else its words before the first with a
-    digit.
-    """
+    """The song or series of a file: its name up to `__`, else its words before the first with a digit."""
     stem = re.sub(r"\.[^.]*$", "", name.rsplit("/", 1)[-1]).lower()
     if stems := re.match(r"(.+?)__.", stem):
         return stems[1]
@@ -126,16 +124,12 @@ def scan(folder: Path, split: str = "") -> Library:
 
 
 def load(recording: Recording, rate_hz: int) -> np.ndarray:
-    """Mono float32 samples (S,) of a recording at a rate: its first MAX_READ_S, kept in memory for the next
-    call.
-    """
+    """Mono float32 samples (S,) of a recording's first MAX_READ_S at a rate, kept for the next call."""
     return _load(os.fspath(recording.path), rate_hz).astype(np.float32) / np.float32(32767.0)
 
 
 class RecordedSurroundings:
-    """Talk and noises from a library, mixed with synthetic ones; `used` collects the names of the files
-    played.
-    """
+    """Talk and noises from a library, mixed with synthetic ones; `used` names the files played."""
 
     def __init__(self, library: Library, rate_hz: int):
         self._library = library
@@ -210,7 +204,7 @@ def _load(path: str, rate_hz: int) -> np.ndarray:
     return np.round(np.clip(samples_S, -1.0, 1.0) * 32767.0).astype(np.int16)
 
 
-def _first(blocks, most: int):
+def _first(blocks: Iterable[np.ndarray], most: int) -> Iterator[np.ndarray]:
     """The blocks that begin within the first `most` samples."""
     read = 0
     for block_SC in blocks:

@@ -1,11 +1,13 @@
-"""Takes of recorded music: excerpts of real recordings come in, attempts that differ as performances do go
-out.
+"""Takes of recorded music: excerpts come in, attempts that differ as performances do go out.
 
 A section is an excerpt of a song between two onsets, or a few short phrases of one instrument in a row.
 Playing it again bends its tempo (waveform-similarity overlap-add: Verhelst and Roelands, ICASSP 1993),
 tuning, dynamics, tone and distance; faults are made from the sound itself: a span at a wrong pitch, a foreign
 note, a stumble that goes back and repeats, an uneven pulse, notes that fail to sound.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -78,11 +80,15 @@ class RecordedMaterial:
         take = Take(np.concatenate((piece_S, tail_S)), nothing, nothing, ())
         return finish_take(take, room, self.rate_hz, rng).samples_S
 
-    def _read(self, samples_S, plan, faults, rng) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    def _read(
+        self, samples_S: np.ndarray, plan: TakePlan, faults: list[tuple[int, str]], rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[tuple[int, str]]]:
         """Plays through, going back after each stumble and stopping where the plan breaks off."""
         stop_at = len(samples_S) if plan.break_share is None else int(plan.break_share * len(samples_S))
         stop_at = max(stop_at, int(0.25 * self.rate_hz))
-        pieces, placed, start, written = [], [], 0, 0
+        pieces: list[np.ndarray] = []
+        placed: list[tuple[int, str]] = []
+        start, written = 0, 0
         for stop in [*(at for at, name in faults if name == "stumble" and at < stop_at), stop_at]:
             start = min(start, max(0, stop - 1))
             placed += [(written + at - start, n) for at, n in faults if start <= at < stop and n != "stumble"]
@@ -120,8 +126,7 @@ def draw_material(
 
 
 def wsola(samples_S: np.ndarray, position_K: np.ndarray, hop: int, reach: int) -> np.ndarray:
-    """Plays the frames that start at `position_K`, one every `hop` samples, each moved by up to `reach` to
-    fit.
+    """Plays frames from `position_K`, one every `hop` samples, each moved by up to `reach` to fit.
 
     Frames are `2 · hop` long and overlap by half; the fit is the correlation with the natural continuation of
     the frame before, searched at a quarter of the rate and refined at full rate. Returns (K + 1) · hop
@@ -144,7 +149,9 @@ def wsola(samples_S: np.ndarray, position_K: np.ndarray, hop: int, reach: int) -
     return out_S
 
 
-def _best_fit(padded_S, coarse_S, natural: int, wanted: int, hop: int, reach: int) -> int:
+def _best_fit(
+    padded_S: np.ndarray, coarse_S: np.ndarray, natural: int, wanted: int, hop: int, reach: int
+) -> int:
     """The position within `reach` of `wanted` that best continues what would follow naturally."""
     template = coarse_S[natural // 4 : natural // 4 + hop // 4]
     first = (wanted - reach) // 4
@@ -156,10 +163,10 @@ def _best_fit(padded_S, coarse_S, natural: int, wanted: int, hop: int, reach: in
     return coarse - 4 + int(fine.argmax())
 
 
-def _bend_tempo(samples_S, faults, rate_hz, rng):
-    """Changes the tempo smoothly by a few per cent, violently around timing faults; also returns the time
-    map.
-    """
+def _bend_tempo(
+    samples_S: np.ndarray, faults: list[tuple[int, str]], rate_hz: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Callable[[Any], Any]]:
+    """Changes the tempo by a few per cent, more around timing faults; also returns the time map."""
     n_points = max(8, int(len(samples_S) / rate_hz * 10))
     grid = np.linspace(0.0, len(samples_S), n_points)
     speed = np.exp(np.clip(rng.normal(0.0, 0.015), -0.04, 0.04) + 0.012 * smooth_curve(n_points, 30, rng))
@@ -176,7 +183,7 @@ def _bend_tempo(samples_S, faults, rate_hz, rng):
     return bent_S, lambda at: np.interp(at, grid, played).astype(np.int64)
 
 
-def _spoil(samples_S, at: int, name: str, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
+def _spoil(samples_S: np.ndarray, at: int, name: str, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
     """Faults that keep the length: a wrong pitch or a foreign note, and notes that fail to sound."""
     length = min(int(rng.uniform(0.3, 0.9) * rate_hz), len(samples_S) - at)
     if length < 0.05 * rate_hz or name not in ("wrong_notes", "missing_notes"):

@@ -53,7 +53,7 @@ class SimulateSettings:
     slate_share: float = 0.12
     failed_last_share: float = 0.15
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 20.0 <= self.min_length_s <= self.max_length_s:
             raise ValueError("min_length_s must be at least 20 and at most max_length_s")
         if self.style_weights and len(self.style_weights) != len(self.styles):
@@ -91,9 +91,7 @@ class KeptTake(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """A whole session: samples (S,), its events in time order (pauses lie inside takes), kept takes in song
-    order.
-    """
+    """A whole session: samples (S,), events in time order (pauses lie inside takes), kept takes."""
 
     raw_S: np.ndarray
     rate_hz: int
@@ -203,14 +201,15 @@ def record(
 ) -> Timeline:
     """Plays a script: every attempt and everything between, one after the other, over one room tone."""
     rate_hz = settings.sample_rate_hz
-    room = studio.draw_room(rate_hz, rng)
+    place = _Place(material, surroundings, studio.draw_room(rate_hz, rng))
     tape = _Tape(rate_hz)
     weights = rng.exponential(1.0, len(script.attempts) + 1) + 0.15
     fillers_s = script.filler_s * weights / weights.sum()
     takes: dict[int, tuple[Event, Take]] = {}
     for attempt, filler_s in zip(script.attempts, fillers_s, strict=False):
-        _between(tape, attempt, float(filler_s), script, material, surroundings, room, rng)
-        take = material.play(attempt.section, attempt.plan, room, rng)
+        _fill(tape, float(filler_s), place, rng)
+        _announce(tape, attempt, script, place, rng)
+        take = material.play(attempt.section, attempt.plan, place.room, rng)
         event = tape.add(_kind(attempt), take.samples_S, attempt, take.faults)
         if attempt.kind == "take":
             takes[attempt.section] = (event, take)
@@ -225,6 +224,14 @@ def record(
     return Timeline(raw_S, rate_hz, tuple(sorted([*tape.events, *pauses])), kept)
 
 
+class _Place(NamedTuple):
+    """Who and what is heard in a session."""
+
+    material: Material
+    surroundings: Surroundings
+    room: Room
+
+
 class _Tape:
     """Grows by one event after another."""
 
@@ -234,7 +241,13 @@ class _Tape:
         self._pieces: list[np.ndarray] = []
         self._at = 0
 
-    def add(self, kind: str, samples_S: np.ndarray, attempt: Attempt | None = None, faults=()) -> Event:
+    def add(
+        self,
+        kind: str,
+        samples_S: np.ndarray,
+        attempt: Attempt | None = None,
+        faults: tuple[tuple[int, str], ...] = (),
+    ) -> Event:
         """Appends an event and returns it; neighbouring silences become one."""
         section = attempt.section if attempt else -1
         complete = attempt is not None and attempt.plan.break_share is None
@@ -306,28 +319,32 @@ def _attempt_length_s(attempt: Attempt, length_s: float) -> float:
     return length_s * share + 0.8 + 1.2 * sum(name == "stumble" for name, _ in attempt.plan.faults)
 
 
-def _between(tape, attempt, filler_s, script, material, surroundings, room, rng) -> None:
-    """Fills the time before an attempt: talk, noise, noodling, silence, slate, count-in or breath."""
-    rate_hz = tape.rate_hz
-    start = tape.events[-1].stop if tape.events else 0
+def _fill(tape: _Tape, filler_s: float, place: _Place, rng: np.random.Generator) -> None:
+    """Talk, noise, noodling and silence for about `filler_s`, or nothing but the shortest of them."""
+    start_s = tape.length_s
     if rng.random() < 0.4 and filler_s > 0.8:
         tape.silence(rng.uniform(0.0, 0.8))
-        tape.add("talk", surroundings.talk(min(filler_s, float(rng.uniform(0.6, 5.0))), rng))
+        tape.add("talk", place.surroundings.talk(min(filler_s, float(rng.uniform(0.6, 5.0))), rng))
     if rng.random() < 0.35 and filler_s > 0.4:
         tape.silence(rng.uniform(0.0, 0.8))
-        tape.add("noise", surroundings.noise(rng))
+        tape.add("noise", place.surroundings.noise(rng))
     if rng.random() < 0.1 and filler_s > 1.5:
         tape.silence(rng.uniform(0.2, 0.8))
-        tape.add("noodling", material.noodle(room, rng))
-    used_s = ((tape.events[-1].stop if tape.events else 0) - start) / rate_hz
-    tape.silence(max(0.0, filler_s - used_s) if rng.random() < 0.85 else 0.0)
+        tape.add("noodling", place.material.noodle(place.room, rng))
+    left_s = filler_s - (tape.length_s - start_s)
+    tape.silence(left_s if rng.random() < 0.85 else 0.0)
+
+
+def _announce(tape: _Tape, attempt: Attempt, script: Script, place: _Place, rng: np.random.Generator) -> None:
+    """What comes right before an attempt: the slate, then a count-in or a breath."""
     if script.slated:
-        tape.add("slate", studio.slate(attempt.section + 1, rate_hz))
+        tape.add("slate", studio.slate(attempt.section + 1, tape.rate_hz))
         tape.silence(rng.uniform(0.3, 0.7))
     if script.counts_in and rng.random() < 0.7:
-        tape.add("count_in", studio.count_in(material.tempo_bpm, int(rng.choice((3, 4))), rate_hz, rng))
+        beats = int(rng.choice((3, 4)))
+        tape.add("count_in", studio.count_in(place.material.tempo_bpm, beats, tape.rate_hz, rng))
     elif rng.random() < BREATH_SHARE:
-        tape.add("breath", studio.breath(rate_hz, rng))
+        tape.add("breath", studio.breath(tape.rate_hz, rng))
 
 
 def _kept(event: Event, take: Take, tape: _Tape, rate_hz: int) -> KeptTake:

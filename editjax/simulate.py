@@ -3,7 +3,8 @@
 `python -m editjax.simulate OUT --count N --seed S` writes `<id>_raw.flac`, `<id>_edit.flac` and
 `<id>.edits.json` per session; further styles of the same session are `<id>~<style>_edit.flac` and
 `<id>~<style>.edits.json`. A session is a function of (seed, index) and the settings alone, whatever the
-number of workers. `editor["events"]` in the edit list says what every span of the raw recording is.
+number of workers (another version of NumPy may round a sample otherwise). `editor["events"]` in the edit list
+says what every span of the raw recording is.
 """
 
 import argparse

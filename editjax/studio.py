@@ -117,9 +117,7 @@ def slate(number: int, rate_hz: int) -> np.ndarray:
 
 
 def processed(samples_S: np.ndarray, name: str, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
-    """A span through an equaliser (`eq`: a strong tilt) or a hall (`reverb`), as loud as before, ramps at its
-    ends.
-    """
+    """A span through an equaliser (`eq`: a strong tilt) or a hall (`reverb`), as loud as before."""
     if name == "eq":
         tilt = rng.choice((-1.0, 1.0)) * rng.uniform(0.6, 0.9)
         wet_S = signal.lfilter((1.0, tilt), (1.0,), samples_S)
@@ -135,9 +133,7 @@ def processed(samples_S: np.ndarray, name: str, rate_hz: int, rng: np.random.Gen
 
 
 def levelled(wave_S: np.ndarray, level_db: float) -> np.ndarray:
-    """The wave with its loudest tenth of a second (by mean square, of 10 ms blocks) `level_db` from the
-    music.
-    """
+    """The wave with the louder quarter of its blocks of about 200 samples `level_db` from the music."""
     blocks = max(1, len(wave_S) // 200)
     power = np.sort(np.square(wave_S[: blocks * (len(wave_S) // blocks)].reshape(blocks, -1)).mean(axis=1))
     loud = float(np.sqrt(power[-max(1, blocks // 4) :].mean()))

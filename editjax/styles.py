@@ -117,9 +117,7 @@ def radio(timeline: Timeline, rng: np.random.Generator) -> Edit:
 
 
 def extended(timeline: Timeline, rng: np.random.Generator) -> Edit:
-    """A longer version: phrases of the kept takes played again, the longest that fits first, to meet a
-    target.
-    """
+    """A longer version: phrases played again, the longest that fits first, to meet a target."""
     natural = sum(take.stop - take.start for take in timeline.kept)
     missing = natural * (rng.uniform(*EXTENDED_SHARES) - 1.0)
     phrases = sorted((b - a, i, a, b) for i, take in enumerate(timeline.kept) for a, b in _phrases(take))
@@ -159,9 +157,7 @@ def _segment(start: int, stop: int, reason: str = "keep") -> Segment:
 
 
 def _bounds(take: KeptTake) -> list[int]:
-    """Places inside a take where music may be cut: phrase starts, or bar lines where there is one phrase
-    only.
-    """
+    """Places inside a take where music may be cut: phrase starts, else every second bar line."""
     inner = [int(at) for at in take.phrases if take.start < at < take.stop][1:]
     if not inner:
         inner = [int(at) for at in take.bars[2:-1:2] if take.start < at < take.stop]
