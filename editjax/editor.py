@@ -8,12 +8,13 @@ Every editor returns an edit list, so that all of them share the adjustments, th
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from editjax.adjust import (
 )
 from editjax.audio import ArrayReader, Reader, Writer
 from editjax.beats import BeatSettings, track_beats
-from editjax.edits import EditList, Segment, Source, Summary, summary
+from editjax.edits import EditList, Segment, Source, Summary, from_pointers, summary
 from editjax.errors import DataError, UsageError
 from editjax.files import sha256_of
 from editjax.formats import AudioLimits, output_format
@@ -35,7 +36,10 @@ from editjax.mel import FrameGrid, MelSettings, mel_of
 from editjax.render import RenderSettings, place_joins, render
 from editjax.silence import quiet_spans, silence_edit
 
-EDITORS = ("silence",)
+if TYPE_CHECKING:
+    from editjax.network import PointerNetwork
+
+EDITORS = ("pointer", "silence")
 DEFAULT_RENDER, DEFAULT_MEL, DEFAULT_LIMITS = RenderSettings(), MelSettings(), AudioLimits()
 Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
@@ -45,11 +49,16 @@ SNAPS = ("none", "beat", "bar")
 class EditSettings:
     """What is asked of an edit. Times and lengths are seconds; `keep` and `cut` are texts such as "1:00,end".
 
-    `margin_s` is (before, after) each cut, None the editor's own. `seed` matters with a `temperature` above
-    0.
+    `model` is the name of a bundled model or a model's folder, `target_s` the length the edit should have;
+    these and sampling (`seed` with a `temperature` above 0) are the pointer editor's. `margin_s` is (before,
+    after) each clip, None the editor's own.
     """
 
     editor: str = "silence"
+    model: str = "final"
+    target_s: float | None = None
+    temperature: float = 0.0
+    seed: int = 0
     margin_s: tuple[float, float] | None = None
     min_clip_s: float = 0.0
     max_pause_s: float | None = None
@@ -65,6 +74,12 @@ class EditSettings:
             raise UsageError(f"unknown editor {self.editor!r}; use one of {', '.join(EDITORS)}")
         if self.snap not in SNAPS:
             raise UsageError(f"unknown snap {self.snap!r}; use one of {', '.join(SNAPS)}")
+        if self.temperature < 0:
+            raise UsageError(f"temperature {self.temperature}: give 0 (always the likeliest edit) or more")
+        if self.target_s is not None and self.target_s <= 0:
+            raise UsageError(f"target length {self.target_s} s: give a length above 0")
+        if self.editor != "pointer" and (self.target_s or self.temperature):
+            raise UsageError("a target length or a temperature needs the pointer editor: --editor pointer")
 
 
 class Heard(NamedTuple):
@@ -107,7 +122,7 @@ def edit(
     `EditSettings`, as in `edit("session.wav", max_pause_s=0.5)`. Raises the errors of `errors.py`; nothing
     half-written is left.
     """
-    settings = _changed(settings, changes)
+    settings = ready(_changed(settings, changes))
     if isinstance(source, np.ndarray) and sample_rate_hz is None:
         raise UsageError("samples need their sample_rate_hz")
     reader = (
@@ -124,6 +139,11 @@ def edit(
         return render_edit(edit_list, heard, reader, writer, settings)
 
 
+def ready(settings: EditSettings) -> EditSettings:
+    """The settings with their model loaded and its mel: an unusable model is refused before the work."""
+    return replace(settings, mel=_network(settings.model).mel) if settings.editor == "pointer" else settings
+
+
 def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
     """Reads a recording once and computes its mel; `watch` is told the samples of every block read."""
     timings_s = {"read": 0.0}
@@ -135,6 +155,11 @@ def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch
     path = str(info.path.absolute()) if info.path.is_file() else ""
     source = Source(path, sha256, info.sample_rate_hz, info.channels, frames)
     return Heard(source, settings.mel.grid(info.sample_rate_hz), mel_TF, timings_s)
+
+
+def heard_again(heard: Heard) -> Heard:
+    """The same recording with timings of its own, for one of several edits."""
+    return heard._replace(timings_s=dict(heard.timings_s))
 
 
 def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()) -> EditList:
@@ -156,6 +181,8 @@ def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()
 def choose(heard: Heard, settings: EditSettings) -> EditList:
     """What the editor itself wants, before any adjustment."""
     match settings.editor:
+        case "pointer":
+            return _pointer_edit(heard, settings)
         case "silence":
             own = (
                 {} if settings.margin_s is None else {"margin_s": 0.0}
@@ -247,6 +274,42 @@ def _changed(settings: EditSettings, changes: dict[str, Any]) -> EditSettings:
                 f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"use {known}")
             )
     return replace(settings, **changes)
+
+
+def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
+    """The network's edit: scores are the probability of each jump, reasons the mean to keep a frame."""
+    network = _network(settings.model)
+    with _timed(heard.timings_s, "beats"):
+        phase_T3 = network.phases(heard.mel_TF)
+    target_frames = None if settings.target_s is None else settings.target_s * settings.mel.frames_per_second
+    with _timed(heard.timings_s, "network"):
+        edited = network.edit_pointers(
+            heard.mel_TF, phase_T3, target_frames, settings.temperature, settings.seed
+        )
+    editor = {"name": "pointer", "model": settings.model, "stopped": edited.stopped}
+    if settings.target_s is not None:
+        editor["target_s"] = settings.target_s
+    if settings.temperature:
+        editor |= {"temperature": settings.temperature, "seed": settings.seed}
+    probability_N = np.exp(edited.score_N.astype(np.float64))
+    edit_list = from_pointers(
+        edited.pointers_N, heard.source, heard.grid, probability_N.round(4), editor=editor
+    )
+    return edit_list._replace(
+        segments=tuple(_with_reason(s, heard.grid, edited.keep_T) for s in edit_list.segments)
+    )
+
+
+def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segment:
+    keep = keep_T[grid.frames_in(segment.start) : grid.frames_in(segment.stop)].mean()
+    return segment._replace(reason=f"keep {keep:.2f}")
+
+
+@functools.lru_cache(maxsize=2)
+def _network(model: str) -> "PointerNetwork":
+    from editjax.network import load_model
+
+    return load_model(model)
 
 
 def _musical_samples(heard: Heard, settings: EditSettings) -> np.ndarray:

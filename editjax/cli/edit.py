@@ -1,9 +1,10 @@
 """`editjax edit`: one or many recordings → edited files, edit lists and whatever else is asked for."""
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from editjax.errors import EditjaxError, UsageError
 
 if TYPE_CHECKING:
     from editjax.audio import Reader
-    from editjax.editor import EditSettings
+    from editjax.editor import EditResult, EditSettings
     from editjax.edits import EditList
     from editjax.render import RenderSettings
 
@@ -74,8 +75,18 @@ class EditOptions(OutputOptions):
 
     inputs: Positional[Annotated[tuple[str, ...], named("IN...")]] = ()
     """Recordings, or folders of recordings (edits made before are passed over)."""
-    editor: Literal["silence"] = "silence"
-    """Who decides: 'silence' cuts what is quiet."""
+    editor: Literal["pointer", "silence"] = "silence"
+    """Who decides: 'pointer' is a trained network, 'silence' cuts what is quiet."""
+    model: Annotated[str, arg(metavar="NAME|FOLDER")] = "final"
+    """The pointer editor's model: a name that `editjax models` lists, or the folder of an exported one."""
+    target_length: Annotated[str, named("LENGTH")] = ""
+    """How long the edit should be, as in 2:30 (pointer editor)."""
+    temperature: float = 0.0
+    """0 takes the likeliest edit; above, edits are drawn at random (pointer editor)."""
+    seed: int = 0
+    """Decides what is drawn."""
+    variants: int = 1
+    """Number of edits to draw, with seeds counted up; written as OUT_1, OUT_2 and so on."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -99,10 +110,12 @@ class EditOptions(OutputOptions):
 def run(arguments: Sequence[str]) -> int:
     """Edits every recording; a bad one is reported and the rest goes on. Returns the first error's code."""
     options = parse(EditOptions, arguments, "editjax edit", spread="inputs")
+    from editjax.editor import ready
+
     if not options.inputs:
         raise UsageError("edit what? name a recording or a folder, as in: editjax edit IN.wav")
     several = len(options.inputs) > 1 or Path(options.inputs[0]).is_dir()
-    settings = settings_of(options)
+    settings = ready(settings_of(options))
     if not several:
         edit_file(Path(options.inputs[0]), options, settings, several)
         return 0
@@ -137,8 +150,14 @@ def settings_of(options: EditOptions) -> "EditSettings":
     from editjax.formats import AudioLimits
     from editjax.render import RenderSettings
 
+    if options.variants < 1 or (options.variants > 1 and not options.temperature):
+        raise UsageError(f"--variants {options.variants}: variants differ with --temperature above 0 only")
     return EditSettings(
         editor=options.editor,
+        model=options.model,
+        target_s=parse_length(options.target_length) if options.target_length else None,
+        temperature=options.temperature,
+        seed=options.seed,
         margin_s=parse_margin(options.margin) if options.margin else None,
         min_clip_s=parse_length(options.min_clip) if options.min_clip else 0.0,
         max_pause_s=parse_length(options.max_pause) if options.max_pause else None,
@@ -153,23 +172,44 @@ def settings_of(options: EditOptions) -> "EditSettings":
 def edit_file(source: Path, options: EditOptions, settings: "EditSettings", several: bool) -> None:
     """One recording: outputs that cannot be written are refused, then all is computed, then all appears."""
     from editjax.audio import Reader
-    from editjax.editor import decide, listen, render_edit, writer_for
+    from editjax.editor import decide, heard_again, listen
 
     check_name(source)
     wanted = options.wanted(options.edits)
+    variants = [replace(settings, seed=settings.seed + k) for k in range(options.variants)]
     with Reader(source, settings.limits) as reader, progress(reader, options.quiet) as bar:
         if options.dry_run:
             heard = listen(reader, settings, bar.update)
-            tell(decide(heard, reader, settings), source, None, heard.timings_s, options)
+            for variant in variants:
+                alone = heard_again(heard)
+                tell(decide(alone, reader, variant), source, None, alone.timings_s, options)
             return
-        place = place_of(source, wanted, several)
+        endings = [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
+        spots = [place_of(source, wanted, several, ending) for ending in endings]
         with Outputs(options.overwrite, [source]) as outputs:
-            outputs.open(place, make_folders=several)
-            with writer_for(reader, outputs[place.audio], overwrite=True) as writer:
-                heard = listen(reader, settings, bar.update)
-                result = render_edit(decide(heard, reader, settings), heard, reader, writer, settings)
-            write_sides(result.edit_list, reader, outputs, place, settings.render)
-    tell(result.edit_list, source, place, result.timings_s, options)
+            for spot in spots:
+                outputs.open(spot, make_folders=several)
+            results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
+            for result, spot in zip(results, spots, strict=True):
+                write_sides(result.edit_list, reader, outputs, spot, settings.render)
+    for result, spot in zip(results, spots, strict=True):
+        tell(result.edit_list, source, spot, result.timings_s, options)
+
+
+def write_audio(
+    reader: "Reader", variants: Sequence["EditSettings"], paths: Sequence[Path], watch: Callable[[int], Any]
+) -> list["EditResult"]:
+    """Listens once, then decides and renders each variant into its path; formats are refused first."""
+    from editjax.editor import decide, heard_again, listen, render_edit, writer_for
+
+    with contextlib.ExitStack() as files:
+        writers = [files.enter_context(writer_for(reader, path, overwrite=True)) for path in paths]
+        heard = listen(reader, variants[0], watch)
+        results = []
+        for variant, writer in zip(variants, writers, strict=True):
+            alone = heard_again(heard)
+            results.append(render_edit(decide(alone, reader, variant), alone, reader, writer, variant))
+    return results
 
 
 def write_sides(
