@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import soundfile
@@ -99,7 +98,7 @@ class Reader:
         if self._counted is not None:
             self._check_count(self._counted)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -305,7 +304,7 @@ class Writer:
         outgrows = container in RIFF_FAMILY and expected_frames * self._frame_bytes > WAV_LIMIT_BYTES
         self._container = "RF64" if outgrows else container
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writer":
         with contextlib.ExitStack() as stack:
             self._temporary = stack.enter_context(atomic_path(self.path, self._overwrite, self._inputs))
             self._file = self._create(self._temporary)

@@ -35,7 +35,7 @@ BYTES_PER_SAMPLE = {
     "ULAW": 1, "ALAW": 1, "FLOAT": 4, "DOUBLE": 8,
 }  # fmt: skip
 LOSSY_COMPRESSION = {"VORBIS": 0.2, "OPUS": 0.6, "MPEG_LAYER_III": 0.0}
-"""libsndfile's 0 (best) to 1 (smallest): Vorbis quality 8, Opus about 106 kbit/s a channel, the best MP3."""
+"""libsndfile's 0 (best) to 1 (smallest): Vorbis quality 8, Opus about 100 kbit/s a channel, MP3 V0."""
 
 WRITABLE_SUBTYPES = {*BYTES_PER_SAMPLE, *LOSSY_COMPRESSION, "IMA_ADPCM", "MS_ADPCM"}
 """Not ALAC: libsndfile's encoder overruns its buffer on loud noise in more than two channels."""
@@ -197,7 +197,7 @@ def dtype_of(subtype: str) -> np.dtype:
     return np.dtype(np.float64 if subtype == "DOUBLE" else np.float32)
 
 
-def convert(samples: np.ndarray, dtype: np.dtype | type, bits: int = 0) -> np.ndarray:
+def convert(samples: np.ndarray, dtype: np.dtype | type | str, bits: int = 0) -> np.ndarray:
     """Samples in another number type, rounded to `bits` (0: all it has) and saturated; exact if possible."""
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
@@ -211,7 +211,7 @@ def convert(samples: np.ndarray, dtype: np.dtype | type, bits: int = 0) -> np.nd
     return from_float(to_float(samples, np.float64), dtype, bits)
 
 
-def to_float(samples: np.ndarray, dtype: type | np.dtype = np.float32) -> np.ndarray:
+def to_float(samples: np.ndarray, dtype: np.dtype | type | str = np.float32) -> np.ndarray:
     """Integers as floats in [-1, 1) (int16 / 2¹⁵, int32 / 2³¹); floats keep their values."""
     if samples.dtype.kind == "f":
         return samples.astype(dtype, copy=False)
@@ -219,7 +219,7 @@ def to_float(samples: np.ndarray, dtype: type | np.dtype = np.float32) -> np.nda
     return samples.astype(dtype) * np.dtype(dtype).type(scale)
 
 
-def from_float(samples: np.ndarray, dtype: np.dtype | type, bits: int = 0) -> np.ndarray:
+def from_float(samples: np.ndarray, dtype: np.dtype | type | str, bits: int = 0) -> np.ndarray:
     """Floats in [-1, 1) as `dtype`, rounded to `bits`, saturated; undoes `to_float(…, float64)` exactly."""
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
@@ -237,7 +237,7 @@ def too_long(path: Path, frames: int, rate_hz: int, limits: AudioLimits) -> Data
     return DataError(f"{path}: lasts {clock(frames, rate_hz)} or more; at most {limit} is accepted")
 
 
-def clock(frames: float, rate_hz: int) -> str:
+def clock(frames: int | float, rate_hz: int) -> str:
     """A sample position as h:mm:ss.mmm, rounded down."""
     seconds, milliseconds = divmod(int(frames * 1000 // rate_hz), 1000)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{milliseconds:03d}"

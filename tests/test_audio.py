@@ -195,6 +195,7 @@ def test_tags_travel(tmp_path, container):
 # Number types
 
 
+@settings(deadline=None)
 @given(st.integers(1, 32), st.sampled_from(["int16", "int32"]))
 def test_integers_survive_floats(bits, dtype):
     width = np.dtype(dtype).itemsize * 8

@@ -159,7 +159,7 @@ def test_fades_at_the_edges_only_inside_the_recording():
     assert faded_spans(edit_of(reader, (0, 8_999)), reader) == [(8_975, 8_999)]
     rendered_SC = render(edit_of(reader, (1, 9_000)), reader)
     assert abs(rendered_SC[0]).max() < 200 and np.array_equal(rendered_SC[24:], reader.read(25, 9_000))
-    plain_SC = render(edit_of(reader, (1, 9_000)), reader, None, RenderSettings(fade_edges_ms=0))
+    plain_SC = render(edit_of(reader, (1, 9_000)), reader, None, RenderSettings(fade_edges_ms=0.0))
     assert np.array_equal(plain_SC, reader.read(1, 9_000))
 
 
@@ -295,6 +295,7 @@ def test_something_loud_beyond_the_cut_is_not_heard():
 # The law of the fade
 
 
+@settings(deadline=None)
 @given(st.floats(-1, 1), st.integers(1, 2_000))
 def test_gains_keep_the_power_of_correlated_material(correlation, length):
     out_S, in_S = crossfade.crossfade_gains(length, correlation)
@@ -433,7 +434,7 @@ def test_without_handles_the_whole_file_still_loops_without_a_click():
 def test_segments_shorter_than_the_crossfade_render(length):
     reader = ArrayReader(noise(5_000), RATE_HZ)
     edit_list = edit_of(reader, *((start, start + length) for start in range(0, 4_900, 777)))
-    for settings_ in (RenderSettings(), RenderSettings(crossfade_ms=200, snap_ms=50)):
+    for settings_ in (RenderSettings(), RenderSettings(crossfade_ms=200.0, snap_ms=50.0)):
         placed = place_joins(edit_list, reader, settings_)
         assert len(render(placed, reader, None, settings_)) == duration_samples(placed)
 
