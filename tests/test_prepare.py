@@ -224,6 +224,18 @@ def test_without_an_edit_list_pointers_come_from_alignment(tmp_path, monkeypatch
         assert source[0].edit_mel_NF.shape == (58, 128)
 
 
+def test_alignment_finds_what_the_edit_list_says(tmp_path):
+    write_pair(tmp_path / "pairs", "a")
+    write_pair(tmp_path / "pairs", "b", seed=1, edits=False)
+    report = prepare(tmp_path / "pairs", tmp_path / "out", PrepareSettings(check_alignment=True), workers=1)
+    rows = {row["pair"]: row for row in report["aligned"]}
+    assert rows["a"]["within_1_frame"] > 0.97
+    assert min(row["alignment_ratio"] for row in rows.values()) > 0.95
+    with shards.read(tmp_path / "out") as source:
+        assert len(source[1].pointers_N) == pytest.approx(len(source[0].pointers_N), abs=2)
+        assert np.abs(source[1].pointers_N[:40] - source[0].pointers_N[:40]).max() <= 1
+
+
 def test_a_pair_that_does_not_belong_together_is_refused(tmp_path, monkeypatch):
     raw_path = write_pair(tmp_path / "pairs", "a", edits=False)
     monkeypatch.setattr(editjax.align, "align", lambda raw, edited: aligned(np.arange(9), raw_path, 0.12))
