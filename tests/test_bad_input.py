@@ -177,6 +177,16 @@ def test_name_that_is_no_text(edit: Edit, folder: Path) -> None:
     assert code == 66 and "rename" in said
 
 
+def test_unknown_model(edit: Edit, folder: Path) -> None:
+    code, said = edit(recording(folder / "a.wav"), "--editor", "pointer", "--model", "finl")
+    assert code == 66 and "finl" in said
+
+
+def test_folder_that_is_no_model(edit: Edit, folder: Path) -> None:
+    code, said = edit(recording(folder / "a.wav"), "--editor", "pointer", "--model", folder)
+    assert code == 66 and "model" in said
+
+
 def test_folder_without_recordings(edit: Edit, folder: Path) -> None:
     (folder / "readme.txt").write_text("no audio here")
     code, said = edit(folder)

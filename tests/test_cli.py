@@ -15,6 +15,8 @@ import editjax.editor
 from editjax.cli import COMMANDS, main
 from editjax.cli.report import clock
 from editjax.edits import read_edits
+from editjax.mel import MelSettings
+from editjax.network import EditedPointers
 
 RATE_HZ = 22050
 
@@ -179,6 +181,36 @@ def test_the_whole_cut_away_is_an_error(run, take: Path) -> None:
     assert done.code == 65 and "empty" in done.err and list(take.parent.iterdir()) == [take]
 
 
+def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
+    """Each seed of a stand-in network keeps another stretch of the recording."""
+
+    def edit_pointers(mel_TF, phase_T3, target_frames, temperature, seed):
+        pointers_N = np.arange(10, 60 + 20 * seed)
+        return EditedPointers(pointers_N, np.zeros(len(pointers_N)), np.ones(len(mel_TF)), 50.0, True)
+
+    network = SimpleNamespace(
+        mel=MelSettings(), phases=lambda mel_TF: np.zeros((len(mel_TF), 3)), edit_pointers=edit_pointers
+    )
+    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    words = [
+        "--editor",
+        "pointer",
+        "--temperature",
+        "1",
+        "--variants",
+        "3",
+        "--plot",
+        take.with_name("p.png"),
+    ]
+    done = run("edit", take, *words, "--json")
+    assert done.code == 0, done.err
+    outputs_s = [json.loads(line)["output_s"] for line in done.out.splitlines()]
+    assert outputs_s[0] < outputs_s[1] < outputs_s[2]
+    names = {path.name for path in take.parent.iterdir()}
+    assert {f"take_edited_{k}.wav" for k in (1, 2, 3)} | {f"p_{k}.png" for k in (1, 2, 3)} < names
+    assert "take_edited.wav" not in names
+
+
 def test_batch_goes_on_after_a_bad_file(run, tmp_path: Path) -> None:
     for name in ("a", "c"):
         recording(tmp_path / f"{name}.wav")
@@ -274,6 +306,9 @@ def test_render_never_writes_over_its_inputs(run, take: Path) -> None:
         (["edit", "a.wav", "--max-pause", "1:2:3:4"], "1:2:3:4"),
         (["edit", "a.wav", "--export", "reper"], "rpp"),
         (["edit"], "name a recording"),
+        (["edit", "a.wav", "--target-length", "2:30", "--editor", "silence"], "pointer"),
+        (["edit", "a.wav", "--editor", "pointer", "--variants", "2"], "--temperature"),
+        (["edit", "a.wav", "--variants", "0"], "--variants"),
         (["simulate"], "FOLDER"),
         (["simulate", "out", "--min-lenght-s", "30"], "did you mean --min-length-s"),
         (["train", "--fields"], "CONFIG"),

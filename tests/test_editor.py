@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import editjax
+from editjax import editor
 from editjax.audio import ArrayReader, Reader
 from editjax.editor import EditResult, EditSettings, decide, edit, listen, snap_joins
 from editjax.edits import EditList, Segment, Source, duration_samples
 from editjax.errors import CannotCreateError, NoInputError, UsageError
+from editjax.mel import MelSettings
+from editjax.network import EditedPointers
 from editjax.render import faded_spans, largest_join_step_ratio
 
 RATE_HZ = 44100
@@ -183,3 +186,63 @@ def test_snapping_twice_is_snapping_once() -> None:
     once = snap_joins(EditList(SOURCE, segments, {}), positions)
     assert [(s.start, s.stop) for s in once.segments] == [(0, 2000)]
     assert snap_joins(once, positions) == once
+
+
+class Planted:
+    """Stands in for a trained network: cuts the second half and plays the first eighth twice."""
+
+    mel = MelSettings()
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+
+    def phases(self, mel_TF: np.ndarray) -> np.ndarray:
+        return np.zeros((len(mel_TF), 3), np.float32)
+
+    def edit_pointers(self, mel_TF, phase_T3, target_frames, temperature, seed) -> EditedPointers:
+        self.asked.append((target_frames, temperature, seed))
+        half, eighth = len(mel_TF) // 2, len(mel_TF) // 8
+        pointers_N = np.concatenate([np.arange(half), np.arange(eighth)])
+        score_N = np.full(len(pointers_N), -0.1)
+        score_N[half] = np.log(0.5)
+        return EditedPointers(pointers_N, score_N, np.linspace(1, 0, len(mel_TF)), half, True)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
+    network = Planted()
+    monkeypatch.setattr(editor, "_network", lambda model: network)
+    return network
+
+
+def test_pointers_become_clips_with_score_and_reason(planted: Planted) -> None:
+    done = edit(takes(), RATE_HZ, editor="pointer", target_s=10.0, temperature=0.5, seed=3)
+    first, second = done.edit_list.segments
+    assert first.nominal_start == second.nominal_start == 0 and second.stop < first.stop
+    assert first.score == pytest.approx(np.exp(-0.1), abs=1e-3) and second.score == pytest.approx(0.5)
+    assert first.reason == "keep 0.75" and second.reason == "keep 0.94"
+    assert done.summary.looped_s > 0
+    assert planted.asked == [(pytest.approx(10.0 * 22050 / 512), 0.5, 3)]
+    made_by = done.edit_list.editor
+    assert (made_by["name"], made_by["model"], made_by["target_s"], made_by["seed"]) == (
+        "pointer",
+        "final",
+        10.0,
+        3,
+    )
+    assert {"beats", "network"} <= set(done.timings_s)
+
+
+def test_user_wishes_hold_for_the_network_too(planted: Planted) -> None:
+    done = edit(takes(), RATE_HZ, editor="pointer", keep=("-1,end",), cut=("0,0.5",))
+    spans_s = [(s.start / RATE_HZ, s.stop / RATE_HZ) for s in done.edit_list.segments]
+    assert max(stop_s for _, stop_s in spans_s) == pytest.approx(len(takes()) / RATE_HZ)
+    assert min(start_s for start_s, _ in spans_s) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("changes", [{"target_s": 5.0}, {"temperature": 0.5}])
+def test_what_only_the_network_can_do_is_refused_elsewhere(changes: dict) -> None:
+    with pytest.raises(UsageError, match="pointer"):
+        edit(takes(), RATE_HZ, editor="silence", **changes)
+    with pytest.raises(UsageError):
+        EditSettings(editor="pointer", **{name: -1.0 for name in changes})
