@@ -292,7 +292,8 @@ def _model_card(name: str, config: Json, size_bytes: int) -> str:
     numbers = sum(int(np.prod(facts["shape"])) for facts in config["tensors"].values())
     dtypes = sorted({facts["dtype"] for facts in config["tensors"].values()})
     scores = training.get("scores") or {}
-    table = "".join(f"| {figure} | {value:.4g} |\n" for figure, value in scores.items())
+    shown = {figure: "–" if value is None else f"{value:.4g}" for figure, value in scores.items()}
+    table = "".join(f"| {figure} | {value} |\n" for figure, value in shown.items())
     return f"""# {name}
 
 An editjax model of the family *{config["family"]}*: {numbers:,} parameters stored as {", ".join(dtypes)}

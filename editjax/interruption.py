@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from editjax.errors import TryAgainError
 
@@ -39,10 +39,8 @@ class Interruption:
         except _Cut:
             return None
 
-    def obey(self, saved: str) -> None:
-        """Raise what the signal asks for, TryAgainError or KeyboardInterrupt; `saved` opens the message."""
-        if self.signal is None:
-            return
+    def obey(self, saved: str) -> NoReturn:
+        """Raise what the signal asks for: TryAgainError or KeyboardInterrupt, with a message opened by `saved`."""
         message = f"{saved}; the same command goes on from there"
         raise TryAgainError(message) if self.signal == signal.SIGTERM else KeyboardInterrupt(message)
 

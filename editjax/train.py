@@ -36,7 +36,8 @@ from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
 from editjax.shards import MANIFEST, read_manifest, write_json
 
-MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh")  # when a run goes on
+MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
+"""Settings without a say in the result: a run may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Batches(Protocol):
 
 
 Validate = Callable[[Any], dict[str, float]]  # params → figures; the highest "score" is the best checkpoint
+Scores = dict[str, float | None]  # figures as they are saved: None where one was not finite
 
 
 def init_state(config: TrainConfig, family: Family, key: jax.Array) -> TrainState:
@@ -160,10 +162,12 @@ def train(
                     scores = _validate(validate, state, rows, interruption)
                     if scores and _score(scores) > _best_score(best):
                         _save(best, state, batches, notes, scores)
-                if scores or interruption.signal or _due(step, config.checkpoint_every, steps):
+                stopping = interruption.signal is not None  # asked once: nothing may arrive after the save
+                if scores or stopping or _due(step, config.checkpoint_every, steps):
                     rows.flush()
                     _save(last, state, batches, notes, scores)
-                interruption.obey(f"stopped at step {step}, saved in {run_dir}")
+                if stopping:
+                    interruption.obey(f"stopped at step {step}, saved in {run_dir}")
                 if step >= steps:
                     return state
                 began = time.perf_counter()
@@ -209,7 +213,7 @@ def train_command(
 
 def _resume(
     last: Checkpoints, shapes: TrainState, notes: dict[str, Any], batches: Batches
-) -> tuple[TrainState, dict[str, float] | None]:
+) -> tuple[TrainState, Scores | None]:
     """The latest state, and the scores if it was validated; `batches` is set to follow it."""
     step = last.latest_step
     assert step is not None
@@ -224,19 +228,25 @@ def _resume(
 
 def _decisive(notes: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had never stopped."""
-    config = {name: value for name, value in notes["config"].items() if name not in MAY_CHANGE}
-    return {"family": notes["family"], **config, "shards": notes["origin"].get("shards_sha256")}
+
+    def kept(settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        return {name: kept(value) for name, value in settings.items() if name not in MAY_CHANGE}
+
+    shards = notes["origin"].get("shards_sha256")
+    return {"family": notes["family"], **kept(notes["config"]), "shards": shards}
 
 
-def _validate(
-    validate: Validate, state: TrainState, rows: Rows, interruption: Interruption
-) -> dict[str, float] | None:
+def _validate(validate: Validate, state: TrainState, rows: Rows, interruption: Interruption) -> Scores | None:
+    """Figures of the state's parameters, averaged where they are; None if a signal cut it short."""
     params = state.params if state.ema_params is None else state.ema_params
     rows.flush()
     scores = interruption.cuttable(lambda: validate(params))
-    if scores is not None:
-        rows.write_scores(int(state.step), scores)
-    return scores
+    if scores is None:
+        return None
+    rows.write_scores(int(state.step), scores)
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _save(
@@ -244,7 +254,7 @@ def _save(
     state: TrainState,
     batches: Batches,
     notes: dict[str, Any],
-    scores: dict[str, float] | None,
+    scores: Scores | None,
 ) -> None:
     step = int(state.step)
     if checkpoints.latest_step != step:
@@ -255,8 +265,8 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {name: part for name, part in state._asdict().items() if part is not None}
 
 
-def _score(scores: dict[str, float]) -> float:
-    return scores["score"] if math.isfinite(scores["score"]) else -math.inf
+def _score(scores: Scores) -> float:
+    return -math.inf if scores["score"] is None else scores["score"]
 
 
 def _best_score(best: Checkpoints) -> float:

@@ -43,7 +43,12 @@ def run_dir(tmp_path_factory):
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
     average = jax.tree.map(lambda x: x + 1, params)
     config = to_json(TrainConfig(model=SETTINGS, ema_decay=0.9))
-    notes = {"family": "pointer", "config": config, "origin": ORIGIN, "scores": {"score": 0.75, "iou": 0.8}}
+    notes = {
+        "family": "pointer",
+        "config": config,
+        "origin": ORIGIN,
+        "scores": {"score": 0.75, "iou": 0.8, "loop_recall": None},
+    }
     with Checkpoints(folder / "best") as best:
         best.save(12, {"params": params, "ema_params": average, "step": jnp.int32(12)}, notes)
     return folder
@@ -114,9 +119,17 @@ def test_nothing_in_a_bundle_is_code(exported):
 
 def test_the_card_says_how_the_model_came_about(exported):
     card = (exported / "README.md").read_text()
-    for fact in (ORIGIN["command"], "12 steps", "5a5a", "| iou | 0.8 |", "Apache-2.0", "editjax export"):
+    for fact in (
+        ORIGIN["command"],
+        "12 steps",
+        "5a5a",
+        "| iou | 0.8 |",
+        "| loop_recall | – |",
+        "Apache-2.0",
+        "editjax export",
+    ):
         assert fact in card
-    assert read_config(exported)["training"]["scores"] == {"score": 0.75, "iou": 0.8}
+    assert read_config(exported)["training"]["scores"]["iou"] == 0.8
 
 
 def test_an_existing_folder_is_not_replaced_unasked(run_dir, bundle):

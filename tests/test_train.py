@@ -154,8 +154,8 @@ def test_going_on_with_other_shards_is_refused(tmp_path):
         run(config, tmp_path, origin={"shards_sha256": "b"})
 
 
-def test_how_often_to_save_may_change(whole):
-    run(tiny_config(checkpoint_every=3, validate_every=2), whole[0])
+def test_how_often_to_save_and_how_to_read_may_change(whole):
+    run(tiny_config(checkpoint_every=3, validate_every=2, data=TinyData(threads=9)), whole[0])
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])

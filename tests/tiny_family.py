@@ -27,6 +27,7 @@ class TinySettings:
 @dataclass(frozen=True)
 class TinyData:
     batch: int = 8
+    threads: int = 1
     poison_from: int = -1  # steps whose batches hold NaN
     poison_until: int = -1
 
