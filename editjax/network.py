@@ -90,8 +90,8 @@ class PointerNetwork:
     ) -> dict[str, np.ndarray]:
         """`pointers` as `generate`, with the `bar_indices` and `beat_indices` they were chosen through.
 
-        Jumps are always decided bar → beat → frame, so `coarse_to_fine=False` returns the same pointers. Entries
-        at STOP and PAD repeat those values.
+        Jumps are always decided bar → beat → frame, so `coarse_to_fine=False` returns the same pointers.
+        Entries at STOP and PAD repeat those values.
         """
         pointers = self.generate(mel, target_length, temperature, seed)
         levels = {

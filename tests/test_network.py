@@ -1,0 +1,66 @@
+"""The callable network keeps the documents' calls: shapes, tokens, levels that agree, one or several."""
+
+import jax
+import numpy as np
+import pytest
+
+from editjax.edits import PAD, STOP
+from editjax.models import pointer
+from editjax.models.pointer import PointerSettings
+from editjax.network import PointerNetwork, padded_length
+
+SMALL = PointerSettings(
+    n_mels=32, width=16, frame_width=8, landmark_layers=1, landmark_window=6, frame_window=5, matches=1
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    params = jax.jit(lambda: pointer.init(SMALL, jax.random.key(3)))()
+    params["decoder"]["mode"]["bias"] = np.array([4.0, 0.0, -2.0], np.float32)
+    return PointerNetwork(SMALL, params)
+
+
+@pytest.fixture(scope="module")
+def mel():
+    return np.random.default_rng(0).uniform(0.3, 0.7, (300, SMALL.n_mels)).astype(np.float32)
+
+
+def test_generate_ends_in_stop_then_pad(network, mel):
+    pointers = network.generate(mel, temperature=1.0, seed=4)
+    assert pointers.shape[0] == 1
+    stop = int(np.flatnonzero(pointers[0] == STOP)[0])
+    assert (pointers[0, :stop] >= 0).all() and (pointers[0, :stop] < len(mel)).all()
+    assert (pointers[0, stop + 1 :] == PAD).all()
+
+
+def test_a_seed_fixes_the_sampled_edit_and_another_changes_it(network, mel):
+    first, again, other = (network.generate(mel, temperature=1.0, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape != other.shape or (first != other).any()
+
+
+def test_bars_and_beats_contain_the_pointers(network, mel):
+    out = network.generate_hierarchical(mel, coarse_to_fine=True, temperature=1.0)
+    played = out["pointers"] >= 0
+    np.testing.assert_array_equal(out["bar_indices"][played], out["pointers"][played] // 172)
+    np.testing.assert_array_equal(out["beat_indices"][played], out["pointers"][played] // 43)
+
+
+def test_inference_returns_a_stop_probability_for_every_pointer(network, mel):
+    pointers, stop_p = network.inference(np.stack([mel, mel]))
+    assert pointers.shape == stop_p.shape and pointers.shape[0] == 2
+    assert ((stop_p >= 0) & (stop_p <= 1)).all()
+    np.testing.assert_array_equal(pointers[0], pointers[1])
+
+
+def test_edit_pointers_reports_every_raw_frame(network, mel):
+    edited = network.edit_pointers(mel)
+    assert edited.keep_T.shape == (len(mel),)
+    assert edited.score_N.shape == edited.pointers_N.shape
+    assert (edited.score_N <= 0).all() and edited.length_frames > 0
+
+
+def test_standard_lengths_waste_at_most_half():
+    for frames in (1, 1024, 1025, 5000, 25840):
+        assert frames <= padded_length(frames) <= max(1024, 1.42 * frames)
