@@ -28,7 +28,7 @@ class Decoded(NamedTuple):
 class Carry(NamedTuple):
     """Loop state: few packed arrays, because XLA pays per leaf."""
 
-    index: jax.Array
+    step: jax.Array
     state_B3: jax.Array  # pointer, run, stopped
     caches: tuple
     pointers_BN: jax.Array
@@ -56,14 +56,14 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
     )
 
     def going(carry: Carry):
-        return (carry.index < max_steps) & ~carry.state_B3[:, 2].astype(bool).all()
+        return (carry.step < max_steps) & ~carry.state_B3[:, 2].astype(bool).all()
 
     def advance(carry: Carry):
         pointer_B, run_B, stopped_B = carry.state_B3.T
-        index_B1 = jnp.full((batch, 1), carry.index, jnp.int32)
+        index_B1 = jnp.full((batch, 1), carry.step, jnp.int32)
         step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
         h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
-        noise = jax.random.fold_in(key, carry.index)
+        noise = jax.random.fold_in(key, carry.step)
         next_B, p_B2 = choose(settings, params, keys, h, pointer_B, temperature, noise)
         stopped = stopped_B.astype(bool)
         jumped = next_B != pointer_B + 1
@@ -78,12 +78,12 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
             axis=1,
         )
         return Carry(
-            carry.index + 1,
+            carry.step + 1,
             state,
             caches,
-            jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.index)),
+            jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.step)),
             jax.lax.dynamic_update_slice(
-                carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.index, 0)
+                carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.step, 0)
             ),
         )
 

@@ -34,8 +34,8 @@ class EditedPointers(NamedTuple):
 class PointerNetwork:
     """Settings and parameters of a trained model, with the calls of the pointer network.
 
-    `generate`, `generate_hierarchical` and `inference` take mel spectrograms (batch, time, mel) or (time, mel)
-    in [0, 1] (`editjax.mel`); `edit_pointers` is what the editor uses.
+    `generate`, `generate_hierarchical` and `inference` take mels (batch, time, mel) or (time, mel) in [0, 1]
+    (`editjax.mel`); `edit_pointers` is what the editor uses.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ def attend(
 ):
     """Scaled dot-product attention of every frame to its window and to all valid global tokens.
 
-    q, k, v: (batch, frames, heads, head width); `frames_B` int32 counts the valid frames of each example: what
+    q, k, v: (batch, frames, heads, head width); `frames_B` int32 counts each example's valid frames, what
     lies beyond is padding and may hold anything. Globals: (batch, tokens, heads, head width) with a boolean
     validity (batch, tokens). Returns (batch, frames, heads, head width); a query that sees no key gives zero.
     Raises ValueError for an unknown kind: a kernel is never replaced silently.

@@ -7,7 +7,7 @@ def merged_attention(groups):
     """Attention output over the union of key groups; rows that see no key give zero.
 
     `groups` is a list of (logits_BHQS, mask_BHQS, v_BHSK); masks broadcast against the logits. Products stay
-    separate per group because concatenated rows of 1,024 floats alias in the cache. The weights are float32; the
+    separate per group because concatenated rows of 1,024 floats alias in the cache. Weights are float32; the
     result (B, H, Q, K) has the dtype of the values.
     """
     peaks = [jnp.max(jnp.where(m, s, -jnp.inf), axis=-1, keepdims=True) for s, m, _ in groups]

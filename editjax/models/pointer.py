@@ -28,7 +28,7 @@ class PointerSettings:
     """Architecture of the pointer network; mel and beat settings as it was trained with.
 
     Window sizes are in units of their level: landmarks (4 frames), frames, decoder steps. `max_globals`
-    bounds the pooled bar tokens of the encoder, so that its cost grows with the length and not with its square.
+    bounds the encoder's pooled bar tokens, so that its cost grows with the length, not with its square.
     """
 
     n_mels: int = 128
@@ -79,8 +79,8 @@ class Keys(NamedTuple):
 class Step(NamedTuple):
     """The input of one decoding step, or of all at once: (B, N) each.
 
-    `pointer`: raw frame played before (−1 at the start); `run`: steps since the last jump; `index`: the step;
-    target_B: wanted length in frames, 0 when none is asked.
+    `pointer`: raw frame played before (−1 at the start); `run`: steps since the last jump; `index`: the
+    step; target_B: wanted length in frames, 0 when none is asked.
     """
 
     pointer_BN: jax.Array
