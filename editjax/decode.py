@@ -42,6 +42,12 @@ def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, targ
     return encoded, decoder_call(settings, params, "keys", encoded)
 
 
+@partial(jax.jit, static_argnames=("settings",))
+def read_keys(settings: PointerSettings, params, encoded):
+    """The keys that decoding reads, of a recording encoded elsewhere."""
+    return decoder_call(settings, params, "keys", encoded)
+
+
 @partial(jax.jit, static_argnames=("settings", "max_steps"))
 def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, temperature, key) -> Decoded:
     """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`."""

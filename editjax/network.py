@@ -11,11 +11,13 @@ import jax
 import numpy as np
 
 from editjax.beats import BeatSettings, beat_phases, track_beats
-from editjax.decode import decode, encode
+from editjax.chunks import encode_in_chunks
+from editjax.decode import decode, encode, read_keys
 from editjax.mel import MelSettings
 from editjax.models.pointer import PointerSettings
 
 SHORTEST_FRAMES = 1024
+WHOLE_FRAMES = 41_000  # about 16 minutes; longer recordings are encoded in chunks
 LONGEST_STEPS = 1.6  # decoding ends after this many times the raw length
 
 
@@ -116,9 +118,15 @@ class PointerNetwork:
         frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
         length = padded_length(int(frames_B.max()))
         target_B = np.full(len(mels), target_frames or 0.0, np.float32)
-        encoded, keys = encode(
-            self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), target_B
-        )
+        if len(mels) == 1 and length > WHOLE_FRAMES:
+            encoded = encode_in_chunks(
+                self.settings, self.params["encoder"], mels[0], phases[0], target_B[0], length
+            )
+            keys = read_keys(self.settings, self.params, encoded)
+        else:
+            encoded, keys = encode(
+                self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), target_B
+            )
         max_steps = int(length * LONGEST_STEPS)
         out = decode(
             self.settings,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from editjax import decode as decoding
+from editjax.chunks import encode_in_chunks
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.losses import LossSettings, pointer_loss, sequence_nll, targets
 from editjax.models import pointer
+from editjax.models.encoder import ALIGN_FRAMES, encode
 from editjax.models.pointer import PointerSettings, decoder_call
 
 TINY = PointerSettings(
@@ -154,6 +156,30 @@ def test_nan_in_the_padding_does_not_reach_the_encoding(params):
     np.testing.assert_array_equal(poisoned.frames_BTD, plain.frames_BTD)
     np.testing.assert_array_equal(poisoned.bars_BVD, plain.bars_BVD)
     assert np.isfinite(np.asarray(poisoned.log_length_B)).all()
+
+
+def test_encoding_in_chunks_equals_the_whole():
+    settings = PointerSettings(
+        n_mels=32, width=16, frame_width=8, landmark_layers=1, landmark_window=6, frame_window=5, matches=1
+    )
+    params = jax.jit(lambda: pointer.init(settings, jax.random.key(2)))()
+    rng = np.random.default_rng(5)
+    mel = rng.uniform(0.3, 0.7, (5100, 32)).astype(np.float32)
+    phase = rng.uniform(size=(5100, 3)).astype(np.float32)
+    total = 16 * ALIGN_FRAMES
+    whole = jax.jit(encode, static_argnums=0)(
+        settings,
+        params["encoder"],
+        padded([mel], total),
+        np.array([5100]),
+        padded([phase], total),
+        np.zeros(1),
+    )
+    parts = encode_in_chunks(
+        settings, params["encoder"], mel, phase, 0.0, total, chunk_frames=4 * ALIGN_FRAMES
+    )
+    for name, one, other in zip(whole._fields, whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5, err_msg=name)
 
 
 def test_gain_of_20_db_changes_nothing(params):

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import Window, attend
-from editjax.models.encoder import LANDMARK_FRAMES, Encoded, encode, init_encoder
+from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary
+from editjax.models.scales import LANDMARK_FRAMES
 
 ADVANCE, JUMP, STOP_MODE = 0, 1, 2
 NEVER = -1e9

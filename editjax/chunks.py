@@ -1,0 +1,92 @@
+"""A long recording through the encoder in overlapping chunks: bounded memory, the result of the whole.
+
+Only the landmarks, a quarter of the frames, are held at once; the mel's own layers see 4 minutes at a time.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editjax.models import encoder
+from editjax.models.encoder import ALIGN_FRAMES, Encoded
+from editjax.models.match import STEP_FRAMES
+from editjax.models.pointer import PointerSettings
+from editjax.models.scales import LANDMARK_FRAMES
+
+CHUNK_FRAMES = 32 * ALIGN_FRAMES
+
+_listen = partial(jax.jit, static_argnums=0)(encoder.listen)
+_relate = partial(jax.jit, static_argnums=0)(encoder.relate)
+_settle = partial(jax.jit, static_argnums=0)(encoder.settle)
+_length = partial(jax.jit, static_argnums=0)(encoder.length)
+
+
+def encode_in_chunks(
+    settings: PointerSettings,
+    params: Any,
+    mel_TF: np.ndarray,
+    phase_T3: np.ndarray,
+    target_frames: float,
+    padded_frames: int,
+    chunk_frames: int = CHUNK_FRAMES,
+) -> Encoded:
+    """`models.encoder.encode` of one recording, padded to `padded_frames`, chunk by chunk.
+
+    `chunk_frames` must be a multiple of two bars (ALIGN_FRAMES), and so that mel and phase are read in slices
+    they may be memory maps.
+    """
+    s, n_frames = settings, len(mel_TF)
+    total = encoder.aligned(padded_frames)
+    valid_B, target_B = np.array([n_frames], np.int32), np.array([target_frames], np.float32)
+    x_TD = np.zeros((total, s.frame_width), jnp.dtype(s.dtype))
+    u_MG = None
+    for window, inner in _chunks(n_frames, total, chunk_frames, encoder.listen_halo()):
+        mel, phase = (_slice(a, window)[None] for a in (mel_TF, phase_T3))
+        x, u = (np.asarray(a[0]) for a in _listen(s, params, mel, _valid(n_frames, window), phase))
+        x_TD[inner] = _inner(x, window, inner, 1)
+        u_MG = np.zeros((total // STEP_FRAMES, u.shape[-1]), u.dtype) if u_MG is None else u_MG
+        u_MG[_coarse(inner, STEP_FRAMES)] = _inner(u, window, inner, STEP_FRAMES)
+    landmarks_BLD = _relate(s, params, x_TD[None], u_MG[None], valid_B, target_B)
+    landmarks_LD = np.asarray(landmarks_BLD[0])
+    rates = (1, s.frames_per_beat, s.frames_per_bar, 1)
+    parts: list[Any] = [None] * len(rates)
+    for window, inner in _chunks(n_frames, total, chunk_frames, encoder.settle_halo(s)):
+        x, landmarks = x_TD[window][None], landmarks_LD[_coarse(window, LANDMARK_FRAMES)][None]
+        settled = _settle(s, params, x, landmarks, _valid(n_frames, window))
+        for k, (rate, part) in enumerate(zip(rates, settled, strict=True)):
+            part = np.asarray(part[0])
+            parts[k] = np.zeros((total // rate, part.shape[-1]), part.dtype) if parts[k] is None else parts[k]
+            parts[k][_coarse(inner, rate)] = _inner(part, window, inner, rate)
+    frames, beats, bars, structure = (part[None] for part in parts)
+    log_length_B = _length(s, params, bars, structure, valid_B)
+    return Encoded(frames, landmarks_BLD, beats, bars, structure, log_length_B, valid_B)
+
+
+def _chunks(n_frames: int, total: int, chunk: int, halo: int) -> Iterator[tuple[slice, slice]]:
+    """(what a chunk sees, what it settles): windows of one static size that tile the valid frames."""
+    seen = min(chunk + 2 * halo, total)
+    for start in range(0, n_frames, chunk):
+        low = min(max(start - halo, 0), total - seen)
+        yield slice(low, low + seen), slice(start, min(start + chunk, total))
+
+
+def _valid(n_frames: int, window: slice) -> np.ndarray:
+    return np.array([np.clip(n_frames - window.start, 0, window.stop - window.start)], np.int32)
+
+
+def _slice(array_T: np.ndarray, window: slice) -> np.ndarray:
+    part = np.asarray(array_T[window], np.float32)
+    return np.pad(part, ((0, window.stop - window.start - len(part)), (0, 0)))
+
+
+def _coarse(frames: slice, rate: int) -> slice:
+    return slice(frames.start // rate, frames.stop // rate)
+
+
+def _inner(part: np.ndarray, window: slice, inner: slice, rate: int) -> np.ndarray:
+    first = (inner.start - window.start) // rate
+    return part[first : first + (inner.stop - inner.start) // rate]

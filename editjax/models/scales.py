@@ -1,0 +1,249 @@
+"""The layers of the encoder at its scales: frames, landmarks (÷4), beats, bars; and the way between them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from editjax.attention import Window
+from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
+from editjax.models.match import STEP_FRAMES, Matches
+
+LANDMARK_FRAMES = 4
+MATCH_CHANNELS = 6
+
+
+def pool(x_BTD, frames_B, size: int):
+    """Mean and maximum over spans of `size` frames, (B, ceil(T / size), 2D); empty spans are zero."""
+    batch, n_frames, width = x_BTD.shape
+    n_spans = -(-n_frames // size)
+    padding = ((0, 0), (0, n_spans * size - n_frames), (0, 0))
+    mask_BVS = frame_mask(frames_B, n_spans * size).reshape(batch, n_spans, size, 1)
+    x_BVSD = jnp.pad(x_BTD, padding).reshape(batch, n_spans, size, width)
+    count_BV1 = mask_BVS.sum(2).astype(x_BTD.dtype)
+    mean = jnp.where(mask_BVS, x_BVSD, 0.0).sum(2) / jnp.maximum(count_BV1, 1.0)
+    top = jnp.where(count_BV1 > 0, jnp.where(mask_BVS, x_BVSD, -jnp.inf).max(2), 0.0)
+    return jnp.concatenate([mean, top], axis=-1)
+
+
+def upsample(x_BVD, size: int, n_frames: int):
+    """Repeat each span's vector for its frames."""
+    return jnp.repeat(x_BVD, size, axis=1)[:, :n_frames]
+
+
+class MatchAttention(nn.Module):
+    """Residual branch: every landmark reads the places where its music is heard again.
+
+    Keys and values are those of the matching landmark plus a linear map of how they match (similarity,
+    distance, direction), so that a head can ask for "later, and alike all along the diagonal". The map is
+    applied to the query and to the weighted features, never to every pair. An empty key of logit zero lets a
+    landmark read nothing.
+    """
+
+    width: int
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BLD, places_BLJ, features_BLJC, valid_BLJ):
+        inner, head = self.width // 2, self.width // 2 // self.heads
+        shape = (self.heads, features_BLJC.shape[-1], head)
+        key_map_HCK = self.param("key_map", nn.initializers.normal(0.1), shape).astype(self.dtype)
+        value_map_HCK = self.param("value_map", nn.initializers.normal(0.1), shape).astype(self.dtype)
+        features_BLJC = features_BLJC.astype(self.dtype)
+        h = Norm(self.dtype, name="norm")(x_BLD)
+        q_BLHK = nn.Dense(inner, dtype=self.dtype, name="query")(h).reshape(*h.shape[:2], self.heads, head)
+        kv_BLE = nn.Dense(2 * inner, dtype=self.dtype, name="key_value")(h)
+        seen_BLJE = jnp.take_along_axis(kv_BLE[:, :, None], places_BLJ[..., None], axis=1)
+        k, v = (a.reshape(*a.shape[:-1], self.heads, head) for a in jnp.split(seen_BLJE, 2, -1))
+
+        def product(subscripts, *operands):
+            return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
+
+        asked_BLHC = product("blhk,hck->blhc", q_BLHK, key_map_HCK).astype(self.dtype)
+        logits_BLHJ = product("blhk,bljhk->blhj", q_BLHK, k) + product(
+            "blhc,bljc->blhj", asked_BLHC, features_BLJC
+        )
+        logits_BLHJ = jnp.where(valid_BLJ[:, :, None, :], logits_BLHJ * head**-0.5, -1e9)
+        empty = jnp.zeros((*logits_BLHJ.shape[:-1], 1), jnp.float32)
+        weights = jax.nn.softmax(jnp.concatenate([logits_BLHJ, empty], -1), axis=-1)[..., :-1].astype(
+            self.dtype
+        )
+        read_BLHC = jnp.einsum("blhj,bljc->blhc", weights, features_BLJC)
+        out = jnp.einsum("blhj,bljhk->blhk", weights, v) + jnp.einsum(
+            "blhc,hck->blhk", read_BLHC, value_map_HCK
+        )
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(*h.shape[:2], inner))
+
+
+class LandmarkLayer(nn.Module):
+    """Window + bar globals, matches, feed-forward: one residual layer at landmark rate."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BLD, landmarks_B, places_BLJ, features_BLJC, valid_BLJ):
+        s = self.settings
+        dtype, reach = jnp.dtype(s.dtype), Window(s.landmark_window, s.landmark_window)
+        mask_BL = frame_mask(landmarks_B, x_BLD.shape[1])
+        tokens = bar_globals(x_BLD, landmarks_B, s.frames_per_bar // LANDMARK_FRAMES, s.max_globals)
+        window = WindowAttention(s.width, s.heads, reach, s.attention, dtype, name="window")
+        x = x_BLD + window(x_BLD, landmarks_B, *tokens)
+        match = MatchAttention(s.width, s.heads, dtype, name="match")
+        x = masked(x + match(x, places_BLJ, features_BLJC, valid_BLJ), mask_BL)
+        return masked(x + Mlp(s.width, s.expansion, dtype, name="mlp")(x), mask_BL)
+
+
+def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
+    """At most `limit` pooled tokens: one a bar, or one for several bars when there are more bars than that.
+
+    Returns (tokens_BGD, position_BG in landmarks, valid_BG). How many bars share a token depends on the valid
+    length alone, so padding changes nothing.
+    """
+    n_landmarks = x_BLD.shape[1]
+    n_tokens = min(-(-n_landmarks // per_bar), limit)
+    bars_B = -(-landmarks_B // per_bar)
+    span_B = jnp.maximum(-(-bars_B // limit), 1) * per_bar
+    token_BL = jnp.minimum(jnp.arange(n_landmarks)[None, :] // span_B[:, None], n_tokens - 1)
+
+    def mean(x_LD, token_L, count):
+        weight_L = (jnp.arange(n_landmarks) < count).astype(x_LD.dtype)
+        total = jax.ops.segment_sum(x_LD * weight_L[:, None], token_L, n_tokens, indices_are_sorted=True)
+        number = jax.ops.segment_sum(weight_L, token_L, n_tokens, indices_are_sorted=True)
+        return total / jnp.maximum(number, 1.0)[:, None], number > 0
+
+    tokens_BGD, valid_BG = jax.vmap(mean)(x_BLD, token_BL, landmarks_B)
+    position_BG = (jnp.arange(n_tokens, dtype=jnp.float32)[None, :] + 0.5) * span_B[:, None].astype(
+        jnp.float32
+    )
+    return tokens_BGD, position_BG, valid_BG
+
+
+def landmark_matches(matches: Matches, n_landmarks: int):
+    """Matches of steps spread to their landmarks: places (B, L, J) and features (B, L, J, 6), validity."""
+    ratio = STEP_FRAMES // LANDMARK_FRAMES
+
+    def spread(a):
+        return jnp.repeat(a, ratio, axis=1)[:, :n_landmarks]
+
+    place, score, here, valid = (spread(a) for a in matches)
+    landmark_1L1 = jnp.arange(n_landmarks)[None, :, None]
+    place_BLJ = jnp.minimum(place * ratio + landmark_1L1 % ratio, n_landmarks - 1)
+    away = (place_BLJ - landmark_1L1).astype(jnp.float32)
+    distance = jnp.log1p(jnp.abs(away) / 100.0)
+    direction = jnp.sign(away)
+    best = jnp.max(jnp.where(valid, score, 0.0), axis=-1, keepdims=True)
+    features = [score, here, score - best, distance * direction, distance, direction]
+    features_BLJC = jnp.where(valid[..., None], jnp.stack(features, -1), 0.0)
+    return place_BLJ, features_BLJC, valid
+
+
+class Stem(nn.Module):
+    """Level-normalised mel and musical phase → frames, (B, T, frame_width)."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, level_BTF, phase_BT3, mask_BT):
+        dtype, width = jnp.dtype(self.settings.dtype), self.settings.frame_width
+        angle = 2 * jnp.pi * phase_BT3.astype(jnp.float32)
+        position = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(dtype)
+        x = nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="listen")(level_BTF.astype(dtype)))
+        x = masked(x + nn.Dense(width, dtype=dtype, name="phase")(position), mask_BT)
+        return masked(x + nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="mix")(x)), mask_BT)
+
+
+class LandmarkEntry(nn.Module):
+    """Frames, how they match elsewhere, and the wanted length → landmarks, (B, L, width)."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, features_BLJC, target_B3, mask_BL):
+        dtype, width = jnp.dtype(self.settings.dtype), self.settings.width
+        batch, n_landmarks = mask_BL.shape
+        padding = n_landmarks * LANDMARK_FRAMES - x_BTD.shape[1]
+        x = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0))).reshape(batch, n_landmarks, -1)
+        x = nn.Dense(width, dtype=dtype, name="frames")(x)
+        x = x + nn.Dense(width, dtype=dtype, name="matches")(
+            features_BLJC.reshape(batch, n_landmarks, -1).astype(dtype)
+        )
+        return masked(
+            x + nn.Dense(width, dtype=dtype, name="target")(target_B3.astype(dtype))[:, None], mask_BL
+        )
+
+
+class Fusion(nn.Module):
+    """Top-down: landmarks, then bars, back into the frames."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, landmarks_BLD, frames_B):
+        s = self.settings
+        dtype, n_frames = jnp.dtype(s.dtype), x_BTD.shape[1]
+        mask_BT = frame_mask(frames_B, n_frames)
+        above = nn.Dense(s.frame_width, dtype=dtype, name="landmarks")(landmarks_BLD)
+        x = masked(x_BTD + upsample(above, LANDMARK_FRAMES, n_frames), mask_BT)
+        bars = nn.Dense(s.frame_width, dtype=dtype, name="bars")(pool(x, frames_B, s.frames_per_bar))
+        return masked(x + upsample(bars, s.frames_per_bar, n_frames), mask_BT)
+
+
+class FrameLayer(nn.Module):
+    """Windowed attention and feed-forward at frame rate: settles boundaries to the frame."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, frames_B):
+        s = self.settings
+        dtype, window = jnp.dtype(s.dtype), Window(s.frame_window, s.frame_window)
+        mask_BT = frame_mask(frames_B, x_BTD.shape[1])
+        attention = WindowAttention(s.frame_width, s.frame_heads, window, s.attention, dtype, name="window")
+        x = masked(x_BTD + attention(x_BTD, frames_B), mask_BT)
+        return masked(x + Mlp(s.frame_width, s.expansion, dtype, name="mlp")(x), mask_BT)
+
+
+class Levels(nn.Module):
+    """Settled frames → (frames, beats, bars, structure logits): the three levels of the pointer hierarchy."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, frames_B):
+        s = self.settings
+        dtype = jnp.dtype(s.dtype)
+        x = masked(Norm(dtype, name="norm")(x_BTD), frame_mask(frames_B, x_BTD.shape[1]))
+
+        def spans(size, name):
+            pooled = nn.Dense(s.width, dtype=dtype, name=name)(pool(x, frames_B, size))
+            return masked(pooled, frame_mask(-(-frames_B // size), pooled.shape[1]))
+
+        structure = nn.Dense(3, dtype=jnp.float32, name="structure")(x.astype(jnp.float32))
+        return x, spans(s.frames_per_beat, "beats"), spans(s.frames_per_bar, "bars"), structure
+
+
+class Length(nn.Module):
+    """Natural logarithm of the edit's length in frames, (B,): what the structure expects, corrected."""
+
+    settings: Any
+
+    @nn.compact
+    def __call__(self, bars_BVD, structure_BTS, frames_B):
+        mask_BT = frame_mask(frames_B, structure_BTS.shape[1])
+        played_BT = jax.nn.softmax(structure_BTS, -1) @ jnp.array([0.0, 1.0, 2.0])
+        expected_B = jnp.where(mask_BT, played_BT, 0.0).sum(-1) + 1.0
+        n_bars_B = jnp.maximum(-(-frames_B // self.settings.frames_per_bar), 1).astype(jnp.float32)
+        mean_BD = bars_BVD.astype(jnp.float32).sum(1) / n_bars_B[:, None]
+        hidden = nn.gelu(nn.Dense(self.settings.width, name="hidden")(mean_BD))
+        return jax.lax.stop_gradient(jnp.log(expected_B)) + nn.Dense(1, name="correction")(hidden)[:, 0]
+
+
+def target_features(target_B, frames_B):
+    """How the wanted length enters the model: (asked, log(target / raw), asked · that), (B, 3)."""
+    asked = target_B > 0
+    ratio = jnp.log(jnp.where(asked, target_B, 1.0) / jnp.maximum(frames_B, 1).astype(jnp.float32))
+    ratio = jnp.where(asked, ratio, 0.0)
+    asked = asked.astype(jnp.float32)
+    return jnp.stack([asked, ratio, jnp.exp(ratio) * asked], axis=-1)
