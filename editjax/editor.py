@@ -28,12 +28,13 @@ from editjax.adjust import (
 )
 from editjax.audio import ArrayReader, Reader, Writer
 from editjax.beats import BeatSettings, track_beats
-from editjax.edits import EditList, Segment, Source, Summary, from_pointers, summary
+from editjax.edits import EditList, Segment, Source, Summary, duration_samples, from_pointers, summary
 from editjax.errors import DataError, UsageError
 from editjax.files import sha256_of
 from editjax.formats import AudioLimits, output_format
 from editjax.mel import FrameGrid, MelSettings, mel_of
 from editjax.render import RenderSettings, place_joins, render
+from editjax.retarget import PROMISE, RetargetSettings, retarget_edit_list
 from editjax.silence import quiet_spans, silence_edit
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ SNAPS = ("none", "beat", "bar")
 class EditSettings:
     """What is asked of an edit. Times and lengths are seconds; `keep` and `cut` are texts such as "1:00,end".
 
-    `model` is the name of a bundled model or a model's folder, `target_s` the length the edit should have;
-    these and sampling (`seed` with a `temperature` above 0) are the pointer editor's. `margin_s` is (before,
-    after) each clip, None the editor's own.
+    `model` is the name of a bundled model or a model's folder; it and sampling (`seed` with a `temperature`
+    above 0) are the pointer editor's. `target_s` is the length the edit should have, met within 5 %.
+    `margin_s` is (before, after) each clip, None the editor's own.
     """
 
     editor: str = "silence"
@@ -78,8 +79,8 @@ class EditSettings:
             raise UsageError(f"temperature {self.temperature}: give 0 (always the likeliest edit) or more")
         if self.target_s is not None and self.target_s <= 0:
             raise UsageError(f"target length {self.target_s} s: give a length above 0")
-        if self.editor != "pointer" and (self.target_s or self.temperature):
-            raise UsageError("a target length or a temperature needs the pointer editor: --editor pointer")
+        if self.editor != "pointer" and self.temperature:
+            raise UsageError("a temperature needs the pointer editor: --editor pointer")
 
 
 class Heard(NamedTuple):
@@ -166,7 +167,7 @@ def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()
     """The chosen editor's edit of a recording, adjusted to what the user asked for, its joins placed.
 
     Raises UsageError for times that make no sense for this recording and DataError when nothing would be
-    left.
+    left or the edit cannot have the wanted length.
     """
     with _timed(heard.timings_s, "decide"):
         edit_list = adjust(choose(heard, settings), heard, settings)
@@ -174,6 +175,9 @@ def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()
         raise DataError(
             f"{reader.info.path}: the edit would be empty; say what must stay (--keep) or try another editor"
         )
+    if settings.target_s is not None:
+        with _timed(heard.timings_s, "decide"):
+            edit_list = bring_to_length(edit_list, heard, settings.target_s, settings)
     with _timed(heard.timings_s, "place"):
         return place_joins(edit_list, reader, settings.render)
 
@@ -207,6 +211,35 @@ def adjust(edit_list: EditList, heard: Heard, settings: EditSettings) -> EditLis
     if keep_s:
         edit_list = keep_ranges(edit_list, keep_s)
     return cut_ranges(edit_list, cut_s) if cut_s else edit_list
+
+
+def bring_to_length(edit_list: EditList, heard: Heard, target_s: float, settings: EditSettings) -> EditList:
+    """The edit with whole musical spans dropped or repeated for a length; what `keep` names is not dropped.
+
+    Raises DataError when that gives no length within 5 %.
+    """
+    rate_hz, beat_settings = heard.source.sample_rate, BeatSettings(mel=settings.mel)
+    held_T = np.zeros(len(heard.mel_TF), bool)
+    for start_s, stop_s in parse_ranges(settings.keep, heard.source.frames / rate_hz):
+        held_T[heard.grid.frame_of_seconds(start_s) : heard.grid.frame_of_seconds(stop_s)] = True
+    natural_s = duration_samples(edit_list) / rate_hz
+    fitted, _ = retarget_edit_list(
+        edit_list,
+        heard.grid,
+        heard.mel_TF,
+        track_beats(heard.mel_TF, beat_settings),
+        target_s * settings.mel.frames_per_second,
+        RetargetSettings(beats=beat_settings),
+        held_T=held_T,
+    )
+    fitted_s = duration_samples(fitted) / rate_hz
+    if abs(fitted_s / target_s - 1.0) > PROMISE:
+        raise DataError(
+            f"{heard.source.path or 'samples'}: an edit of {natural_s:.1f} s cannot be made {target_s:.1f} s "
+            f"long by dropping or repeating whole spans ({fitted_s:.1f} s comes nearest); ask for that"
+        )
+    notes = {"target_s": target_s, "natural_s": round(natural_s, 3)}
+    return fitted._replace(editor=fitted.editor | notes)
 
 
 def snap_joins(edit_list: EditList, positions: np.ndarray) -> EditList:
@@ -287,8 +320,6 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
             heard.mel_TF, phase_T3, target_frames, settings.temperature, settings.seed
         )
     editor = {"name": "pointer", "model": settings.model, "stopped": edited.stopped}
-    if settings.target_s is not None:
-        editor["target_s"] = settings.target_s
     if settings.temperature:
         editor |= {"temperature": settings.temperature, "seed": settings.seed}
     probability_N = np.exp(edited.score_N.astype(np.float64))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 TICKS = 8.0  # length steps in the tolerance
-TOO_LONG = 1.06  # lengths up to this part of the wanted one are searched
+TOO_LONG = 1.06  # lengths up to this part of the wanted one are searched, and up to the whole chain
 CLOSEST = 24  # paths whose length is counted in frames
 
 
@@ -42,8 +42,8 @@ class Path(NamedTuple):
     frames: int
 
 
-def cheapest_path(edge_E: np.ndarray, cost_EE: np.ndarray, wanted: Wanted) -> Path | None:
-    """The best path, None when no path is short enough.
+def cheapest_path(edge_E: np.ndarray, cost_EE: np.ndarray, wanted: Wanted) -> Path:
+    """The best path; playing on from beginning to end is one.
 
     `edge_E` are E ascending frames; `cost_EE[a, b]` is the price of leaving at edge a and going on at edge b,
     infinite where that is not allowed. Edges, not units, are rounded to ticks: an unbroken run of units has
@@ -51,12 +51,10 @@ def cheapest_path(edge_E: np.ndarray, cost_EE: np.ndarray, wanted: Wanted) -> Pa
     """
     near_frames = wanted.tolerance * wanted.frames
     tick_frames = min(near_frames / TICKS, float(np.diff(edge_E).min()))
-    n_ticks = int(TOO_LONG * wanted.frames / tick_frames) + 1
+    n_ticks = int(max(TOO_LONG * wanted.frames, edge_E[-1] - edge_E[0]) / tick_frames) + 1
     ticks_U = np.minimum(np.diff(np.floor(edge_E / tick_frames + 0.5)), n_ticks + 1).astype(np.int64)
     table = _shortest(cost_EE, ticks_U, n_ticks, wanted.candidates)
     ends = np.flatnonzero(np.isfinite(table.end_L))
-    if not ends.size:
-        return None
     off_frames = np.abs(ends * tick_frames - wanted.frames)
     score = table.end_L[ends] + wanted.error_cost * off_frames / near_frames
     score[off_frames > near_frames + 2.0 * tick_frames] = np.inf

@@ -31,7 +31,7 @@ from editjax.paths import Wanted, cheapest_path
 PROMISE = 0.05
 """The largest length error an edit may have; `RetargetSettings.tolerance` is what is aimed at."""
 
-LONGEST = 8.0  # times the natural length: more is not tried
+LONGEST = 8.0  # times the natural length, and its inverse, are the most extreme lengths tried
 MOST_UNITS = 600  # the longest edits jump between groups of bars
 ROUNDS = 4  # searches until no loop is repeated too often
 MARK_LEAD_FRAMES = 1  # cut just before the beat, which is known to one frame
@@ -127,14 +127,14 @@ def retarget(
         raise DataError("the edit is empty: there is nothing to bring to a length")
     if not target_frames > 0:
         raise UsageError(f"wanted length {target_frames} frames: give a length above 0")
-    wanted = Wanted(target_frames, settings.tolerance, settings.error_cost, settings.candidates)
+    frames = float(np.clip(target_frames, n_rows / LONGEST, n_rows * LONGEST))
+    wanted = Wanted(frames, settings.tolerance, settings.error_cost, settings.candidates)
     best = _Plan(np.array([0, n_rows]), [(0, 1)], [], 0.0, n_rows)
-    if target_frames <= LONGEST * n_rows:
-        for places in _levels(chain, mel_TF, beats, settings):
-            if abs(best.frames - target_frames) <= settings.tolerance * target_frames:
-                break
-            plans = [best, *_plans(chain, places, wanted, settings)]
-            best = min(plans, key=lambda plan: wanted.rank(plan.frames, plan.cost))
+    for places in _levels(chain, mel_TF, beats, settings):
+        if abs(best.frames - frames) <= settings.tolerance * frames:
+            break
+        plans = [best, *_plans(chain, places, wanted, settings)]
+        best = min(plans, key=lambda plan: wanted.rank(plan.frames, plan.cost))
     row_N = np.concatenate([np.arange(best.edge_E[a], best.edge_E[b]) for a, b in best.spans])
     error = len(row_N) / target_frames - 1.0
     return Retargeted(chain.pointers_N[row_N], row_N, best.edge_E, best.joins, error)
@@ -369,8 +369,6 @@ def _plans(chain: _Chain, places: _Places, wanted: Wanted, settings: RetargetSet
     plans: list[_Plan] = []
     for _ in range(ROUNDS):
         path = cheapest_path(places.edge_E, raised_EE, wanted)
-        if path is None:
-            break
         jumps = [(a[1], b[0]) for a, b in pairwise(path.spans)]
         joins = [Join(leave - 1, land, float(cost_EE[leave, land])) for leave, land in jumps]
         extra = {jump: n - settings.most_repeats for jump, n in Counter(jumps).items()}

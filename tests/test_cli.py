@@ -306,7 +306,7 @@ def test_render_never_writes_over_its_inputs(run, take: Path) -> None:
         (["edit", "a.wav", "--max-pause", "1:2:3:4"], "1:2:3:4"),
         (["edit", "a.wav", "--export", "reper"], "rpp"),
         (["edit"], "name a recording"),
-        (["edit", "a.wav", "--target-length", "2:30", "--editor", "silence"], "pointer"),
+        (["edit", "a.wav", "--temperature", "0.5", "--editor", "silence"], "pointer"),
         (["edit", "a.wav", "--editor", "pointer", "--variants", "2"], "--temperature"),
         (["edit", "a.wav", "--variants", "0"], "--variants"),
         (["simulate"], "FOLDER"),

@@ -14,7 +14,7 @@ from editjax import editor
 from editjax.audio import ArrayReader, Reader
 from editjax.editor import EditResult, EditSettings, decide, edit, listen, snap_joins
 from editjax.edits import EditList, Segment, Source, duration_samples
-from editjax.errors import CannotCreateError, NoInputError, UsageError
+from editjax.errors import CannotCreateError, DataError, NoInputError, UsageError
 from editjax.mel import MelSettings
 from editjax.network import EditedPointers
 from editjax.render import faded_spans, largest_join_step_ratio
@@ -216,18 +216,19 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
 
 
 def test_pointers_become_clips_with_score_and_reason(planted: Planted) -> None:
-    done = edit(takes(), RATE_HZ, editor="pointer", target_s=10.0, temperature=0.5, seed=3)
+    target_s = 0.625 * len(takes()) / RATE_HZ
+    done = edit(takes(), RATE_HZ, editor="pointer", target_s=target_s, temperature=0.5, seed=3)
     first, second = done.edit_list.segments
     assert first.nominal_start == second.nominal_start == 0 and second.stop < first.stop
     assert first.score == pytest.approx(np.exp(-0.1), abs=1e-3) and second.score == pytest.approx(0.5)
     assert first.reason == "keep 0.75" and second.reason == "keep 0.94"
     assert done.summary.looped_s > 0
-    assert planted.asked == [(pytest.approx(10.0 * 22050 / 512), 0.5, 3)]
+    assert planted.asked == [(pytest.approx(target_s * 22050 / 512), 0.5, 3)]
     made_by = done.edit_list.editor
     assert (made_by["name"], made_by["model"], made_by["target_s"], made_by["seed"]) == (
         "pointer",
         "final",
-        10.0,
+        target_s,
         3,
     )
     assert {"beats", "network"} <= set(done.timings_s)
@@ -240,9 +241,34 @@ def test_user_wishes_hold_for_the_network_too(planted: Planted) -> None:
     assert min(start_s for start_s, _ in spans_s) == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize("changes", [{"target_s": 5.0}, {"temperature": 0.5}])
-def test_what_only_the_network_can_do_is_refused_elsewhere(changes: dict) -> None:
+@pytest.mark.parametrize("name", ["silence", "pointer"])
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.3, 1.5])
+def test_a_wanted_length_is_met_and_nothing_is_cut_short(planted: Planted, name: str, factor: float) -> None:
+    natural = edit(takes(), RATE_HZ, editor=name)
+    target_s = factor * natural.summary.output_s
+    done = edit(takes(), RATE_HZ, editor=name, target_s=target_s)
+    assert done.summary.output_s == pytest.approx(target_s, rel=0.03)
+    assert done.edit_list.segments[0].nominal_start == natural.edit_list.segments[0].nominal_start
+    assert done.edit_list.segments[-1].nominal_stop == natural.edit_list.segments[-1].nominal_stop
+    assert done.edit_list.editor["natural_s"] == pytest.approx(natural.summary.output_s, abs=0.02)
+    assert any("for the length" in segment.reason for segment in done.edit_list.segments)
+
+
+def test_a_length_is_not_bought_with_what_must_stay() -> None:
+    asked = {"keep": ("2.5,4.5",), "cut": ("7,8",), "target_s": 5.0}
+    spans_s = [
+        (s.nominal_start / RATE_HZ, s.nominal_stop / RATE_HZ)
+        for s in edit(takes(), RATE_HZ, **asked).edit_list.segments
+    ]
+    assert any(start_s <= 2.55 and stop_s >= 4.45 for start_s, stop_s in spans_s)
+    assert not any(start_s < 7.95 and stop_s > 7.05 for start_s, stop_s in spans_s)
+    with pytest.raises(DataError, match="cannot be made 1000"):
+        edit(takes(), RATE_HZ, target_s=1000.0)
+
+
+def test_what_only_the_network_can_do_is_refused_elsewhere() -> None:
     with pytest.raises(UsageError, match="pointer"):
-        edit(takes(), RATE_HZ, editor="silence", **changes)
-    with pytest.raises(UsageError):
-        EditSettings(editor="pointer", **{name: -1.0 for name in changes})
+        edit(takes(), RATE_HZ, editor="silence", temperature=0.5)
+    for changes in ({"target_s": -1.0}, {"temperature": -1.0}):
+        with pytest.raises(UsageError):
+            EditSettings(editor="pointer", **changes)

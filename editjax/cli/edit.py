@@ -80,7 +80,7 @@ class EditOptions(OutputOptions):
     model: Annotated[str, arg(metavar="NAME|FOLDER")] = "final"
     """The pointer editor's model: a name that `editjax models` lists, or the folder of an exported one."""
     target_length: Annotated[str, named("LENGTH")] = ""
-    """How long the edit should be, as in 2:30 (pointer editor)."""
+    """How long the edit should be, as in 2:30; whole musical spans are dropped or repeated for it."""
     temperature: float = 0.0
     """0 takes the likeliest edit; above, edits are drawn at random (pointer editor)."""
     seed: int = 0
