@@ -33,6 +33,7 @@ PROMISE = 0.05
 
 LONGEST = 8.0  # times the natural length, and its inverse, are the most extreme lengths tried
 MOST_UNITS = 600  # the longest edits jump between groups of bars
+FEW_UNITS = 400  # beats are looked at beside bars up to here, beyond only when bars do not give the length
 ROUNDS = 4  # searches until no loop is repeated too often
 MARK_LEAD_FRAMES = 1  # cut just before the beat, which is known to one frame
 
@@ -53,10 +54,10 @@ class RetargetSettings:
     `join_cost`, that of a jump between places that sound the same.
 
     `unlike_cost` is added between unrelated music, `meter_cost` when a jump breaks the bar, `phrase_cost`
-    when it breaks the phrase, `quiet_cost` when it loops silence, `repeat_cost` each time a jump was made
-    more than `most_repeats` times; `keep_cost` at most, to keep what is likely to be kept. Loops are
-    `loop_min_bars` or longer, drops `drop_min_bars`; in very short edits a quarter and an eighth of their
-    length will do.
+    when it breaks the phrase, `aside_cost` when it does not lead to a bar line and again when no phrase
+    begins there, `quiet_cost` when it loops silence, `repeat_cost` each time a jump was made more than
+    `most_repeats` times; `keep_cost` at most, to keep what is likely to be kept. Loops are `loop_min_bars` or
+    longer, drops `drop_min_bars`; in very short edits a quarter and an eighth of their length will do.
     """
 
     tolerance: float = 0.02
@@ -68,6 +69,7 @@ class RetargetSettings:
     unlike_cost: float = 2.0
     meter_cost: float = 1.5
     phrase_cost: float = 0.4
+    aside_cost: float = 0.2
     quiet_cost: float = 2.0
     repeat_cost: float = 1.0
     keep_cost: float = 0.3
@@ -130,8 +132,9 @@ def retarget(
     frames = float(np.clip(target_frames, n_rows / LONGEST, n_rows * LONGEST))
     wanted = Wanted(frames, settings.tolerance, settings.error_cost, settings.candidates)
     best = _Plan(np.array([0, n_rows]), [(0, 1)], [], 0.0, n_rows)
-    for places in _levels(chain, mel_TF, beats, settings):
-        if abs(best.frames - frames) <= settings.tolerance * frames:
+    for level, places in enumerate(_levels(chain, mel_TF, beats, settings)):
+        met = abs(best.frames - frames) <= settings.tolerance * frames
+        if met and (level in (0, 2) or len(places.edge_E) > FEW_UNITS):
             break
         plans = [best, *_plans(chain, places, wanted, settings)]
         best = min(plans, key=lambda plan: wanted.rank(plan.frames, plan.cost))
@@ -234,7 +237,7 @@ def _chain(pointers_N, mel_TF, keep_T, held_T, settings: RetargetSettings) -> _C
 
 
 def _levels(chain: _Chain, mel_TF, beats: Beats, settings: RetargetSettings) -> Iterator[_Places]:
-    """Ever smaller units: bars, beats, and for very short edits sixty-fourths of the edit."""
+    """Ever smaller units: bars, beats, and where those do not give the length quarter beats or less."""
     n_rows, of_beats = len(chain.pointers_N), settings.beats
     confident = beats.confidence >= of_beats.confident and len(beats.bar_frames) > 1
     if confident:
@@ -336,6 +339,8 @@ def _jump_costs(chain: _Chain, places: _Places, settings: RetargetSettings) -> n
     cost_EE = settings.join_cost + settings.unlike_cost * unlike_EE
     cost_EE += settings.meter_cost * _out_of_phase(places.bar_phase_E)
     cost_EE += settings.phrase_cost * _out_of_phase(places.phrase_phase_E)
+    for phase_E in (places.bar_phase_E, places.phrase_phase_E):
+        cost_EE += settings.aside_cost * (np.minimum(phase_E, 1.0 - phase_E) > PHASE)
     ahead_EE = edge_E - edge_E[:, None]
     mean_keep = chain.keep_sum[-1] / n_rows
     span_EE = np.maximum(np.abs(ahead_EE), 1)

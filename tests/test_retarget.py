@@ -1,5 +1,6 @@
 """Edits brought to a length: planted repeats are found, beginnings and endings stay, lengths are met."""
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -97,37 +98,76 @@ def test_an_edit_of_the_wanted_length_is_left_alone() -> None:
     assert not found.joins and found.pointers_N.dtype == np.int32
 
 
-def test_bars_are_kept_whole_where_that_gives_the_length() -> None:
-    mel_TF = music("ABCDEF")
-    natural_N = np.arange(len(mel_TF))
-    found = retarget(natural_N, mel_TF, planted_beats(len(mel_TF)), 0.73 * len(mel_TF))
-    for join in found.joins:
-        ahead = found.edge_E[join.to_unit] - found.edge_E[join.from_unit + 1]
-        assert ahead % BAR == 0 and abs(ahead) >= BAR
+def jumps(found: Retargeted) -> list[int]:
+    """How far ahead each join goes, in frames."""
+    return [int(found.edge_E[j.to_unit] - found.edge_E[j.from_unit + 1]) for j in found.joins]
+
+
+@pytest.mark.parametrize(
+    "drop_beats, bars, without",
+    [
+        (30, (7, 8), {"meter_cost": 0.0, "phrase_cost": 0.0, "aside_cost": 0.0}),
+        (28, (8,), {"phrase_cost": 0.0}),
+    ],
+    ids=["bars", "phrases"],
+)
+def test_bars_and_phrases_stay_whole_in_steady_music(drop_beats: int, bars: tuple, without: dict) -> None:
+    mel_TF = np.tile(music("A", bars=1)[:BEAT], (64 * 4, 1))  # every beat is like every other
+    natural_N, beats = np.arange(len(mel_TF)), planted_beats(len(mel_TF))
+    target = len(mel_TF) - drop_beats * BEAT
+    (ahead,) = jumps(retarget(natural_N, mel_TF, beats, target))
+    assert ahead in [n * BAR for n in bars]
+    (ahead,) = jumps(retarget(natural_N, mel_TF, beats, target, RetargetSettings(**without)))
+    assert ahead == drop_beats * BEAT
 
 
 def test_the_same_loop_is_not_played_on_and_on() -> None:
+    """Two bars sound the same as the two before, nothing else does, and joins as such are cheap."""
     mel_TF = np.concatenate(
-        [music("ABCDE", seed=1), np.tile(music("X", 2, seed=2), (2, 1)), music("FGH", seed=3)]
+        [music("ABC", seed=1), np.tile(music("X", 2, seed=2), (2, 1)), music("DE", seed=3)]
     )
-    natural_N = np.arange(len(mel_TF))
-    found = retarget(natural_N, mel_TF, planted_beats(len(mel_TF)), 1.5 * len(mel_TF))
-    uses = [(join.from_unit, join.to_unit) for join in found.joins]
-    assert max(uses.count(use) for use in uses) <= 2
-    assert abs(found.error) <= 0.02
+    natural_N, beats = np.arange(len(mel_TF)), planted_beats(len(mel_TF))
+
+    def most_uses(**changes) -> int:
+        cheap = RetargetSettings(join_cost=0.05, unlike_cost=3.0, phrase_cost=0.0, **changes)
+        joins = retarget(natural_N, mel_TF, beats, 1.3 * len(mel_TF), cheap).joins
+        return max(Counter((join.from_unit, join.to_unit) for join in joins).values())
+
+    assert most_uses() <= 2 < most_uses(most_repeats=99)
 
 
-def test_what_is_held_stays_and_what_is_unlikely_to_be_kept_goes() -> None:
+def test_silence_is_not_looped_to_gain_time() -> None:
+    mel_TF = music("ABC", bars=4)
+    mel_TF[5 * BAR : 10 * BAR] = 0.0
+    natural_N, beats = np.arange(len(mel_TF)), planted_beats(len(mel_TF))
+    target = len(mel_TF) + 3 * BAR
+
+    def silent_frames(settings: RetargetSettings) -> int:
+        return int(
+            (mel_TF[retarget(natural_N, mel_TF, beats, target, settings).pointers_N] == 0).all(1).sum()
+        )
+
+    assert silent_frames(RetargetSettings()) <= 5 * BAR < silent_frames(RetargetSettings(quiet_cost=0.0))
+
+
+@pytest.mark.parametrize("section", [2, 5])
+def test_what_is_unlikely_to_be_kept_goes_first(section: int) -> None:
     mel_TF = music("AAAAAAAA", bars=2)
-    n = len(mel_TF)
-    keep_T = np.where(np.arange(n) // (2 * BAR) == 5, 0.2, 0.9)
-    held_T = np.zeros(n, bool)
+    n_frames = len(mel_TF)
+    is_there_T = np.arange(n_frames) // (2 * BAR) == section
+    keep_T = np.where(is_there_T, 0.2, 0.9)
+    beats = planted_beats(n_frames)
+    found = retarget(np.arange(n_frames), mel_TF, beats, n_frames - 2 * BAR, keep_T=keep_T)
+    assert np.isin(np.flatnonzero(is_there_T), found.pointers_N).mean() < 0.05
+
+
+def test_what_is_held_stays() -> None:
+    mel_TF = music("AAAAAAAA", bars=2)
+    n_frames = len(mel_TF)
+    held_T = np.zeros(n_frames, bool)
     held_T[4 * BAR : 8 * BAR] = True
-    beats, target = planted_beats(n), n - 2 * BAR
-    unlikely = retarget(np.arange(n), mel_TF, beats, target, keep_T=keep_T)
-    assert np.isin(np.arange(10 * BAR, 12 * BAR - 1), unlikely.pointers_N).mean() < 0.05
-    held = retarget(np.arange(n), mel_TF, beats, n // 2, held_T=held_T)
-    assert np.isin(np.flatnonzero(held_T), held.pointers_N).all() and abs(held.error) <= 0.02
+    found = retarget(np.arange(n_frames), mel_TF, planted_beats(n_frames), n_frames // 2, held_T=held_T)
+    assert np.isin(np.flatnonzero(held_T), found.pointers_N).all() and abs(found.error) <= 0.02
 
 
 @pytest.mark.parametrize("n_rows", [8, 20, 43, 100, 260])
