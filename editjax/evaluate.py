@@ -1,28 +1,50 @@
 """How good are the edits? Free-running, on recordings never trained on, beside the trivial editors.
 
-`validate` scores parameters during training on a few examples of the validation split; `evaluate` prints the table
-of a finished model over a folder of pairs.
+`validate` scores parameters during training on a few examples of the validation split; `evaluate` scores a
+finished model, and editors that need none, over a folder of pairs; `scoreboard` sums that up.
+
+Every editor hears the same mel; the true pointers are those that training learns from (`prepare`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from editjax import shards
-from editjax.metrics import edit_scores
-from editjax.network import PointerNetwork
-
-FIGURES = (
-    "kept_iou",
-    "boundary_f1_half_second",
-    "boundary_f1_3_frames",
-    "order_agreement",
-    "length_error",
-    "loop_recall",
+from editjax import decode, shards
+from editjax.beats import BeatSettings, track_beats
+from editjax.edits import PAD, STOP, UNALIGNED, Source, kept_mask_frames, to_pointers
+from editjax.errors import DataError, UsageError
+from editjax.losses import Targets, sequence_nll, targets
+from editjax.mel import FrameGrid, MelSettings
+from editjax.metrics import (
+    cut_share_by_kind,
+    edit_scores,
+    keep_ratio,
+    plus_one_baseline,
+    pointer_accuracy,
+    spans_found,
+    stop_precision,
 )
+from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, decoder_call
+from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
+from editjax.pairs import RawFiles, find_pairs
+from editjax.prepare import PrepareSettings, prepare_recording
+from editjax.records import Edit, Recording
+from editjax.retarget import PROMISE, RetargetSettings, retarget
+from editjax.scoreboard import CUT_KINDS, LENGTH, Row, plain
+from editjax.silence import silence_edit
+from editjax.styles import STYLES
+
+MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
+MAX_JUMPS = 256  # of an edit, that its likelihood counts; a static bound
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,56 @@ class ValidateSettings:
     split: str | None = "validation"
     style: str = "final"
     examples: int = 12
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Which pairs are scored: the first `limit` recordings (0: all), edits of `styles` (none named: all)."""
+
+    styles: tuple[str, ...] = ()
+    limit: int = 0
+    beats: BeatSettings = field(default_factory=BeatSettings)
+
+    def __post_init__(self) -> None:
+        if unknown := [style for style in self.styles if style not in STYLES]:
+            raise UsageError(f"style {unknown[0]!r}: unknown; choose from {', '.join(STYLES)}")
+        if self.limit < 0:
+            raise UsageError(f"limit {self.limit}: give a number of recordings, or 0 for all")
+
+
+class Task(NamedTuple):
+    """One pair: what an editor is given, then what only the judge knows.
+
+    `target_frames` is the length the editor is asked for, None where the edit is as long as it comes.
+    `true_N` are the true pointers, `events` (kind, start, stop) what the raw frames are, where known.
+    """
+
+    id: str
+    recording: str
+    style: str
+    source: Source
+    mel: MelSettings
+    mel_TF: np.ndarray
+    phase_T3: np.ndarray
+    target_frames: float | None
+    true_N: np.ndarray
+    events: tuple[tuple[str, int, int], ...]
+
+    @property
+    def grid(self) -> FrameGrid:
+        """Frames ↔ samples of this recording."""
+        return self.mel.grid(self.source.sample_rate)
+
+
+class Evaluation(NamedTuple):
+    """Every row, what each task is like (`facts`), and the pairs that could not be used with the reason."""
+
+    rows: tuple[Row, ...]
+    facts: tuple[dict[str, Any], ...]
+    skipped: tuple[dict[str, str], ...]
+
+
+Editor = Callable[[Task], np.ndarray]  # raw frame of every edited frame
 
 
 def figures(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> dict[str, float]:
@@ -68,7 +140,8 @@ def make_validate(
 ) -> Callable[[Any], dict[str, float]]:
     """A function of parameters: mean free-running figures on the first examples of the validation split.
 
-    `score`, which decides the best checkpoint, is the mean kept-frame IoU.
+    `score`, which decides the best checkpoint, is the mean kept-frame IoU; it is NaN, and said so on stderr,
+    when the shards have no validation split. Raises DataError when any split would do and none has the style.
     """
     source = shards.read(shards_dir)
     chosen = [
@@ -76,7 +149,11 @@ def make_validate(
         for index, entry in enumerate(source.entries)
         if settings.split in (None, entry.split) and entry.style == settings.style
     ]
+    if not chosen and settings.split is None:
+        raise DataError(f"{shards_dir}: no example of style {settings.style!r} to validate on")
     if not chosen:
+        missing = f"{shards_dir}: no example of split {settings.split!r} and style {settings.style!r}"
+        print(f"{missing}: nothing to choose the best checkpoint by", file=sys.stderr)
         return lambda params: {"score": float("nan")}
     examples = [source[index] for index in chosen[: settings.examples]]
 
@@ -95,3 +172,239 @@ def make_validate(
         return {"score": mean["kept_iou"], **mean}
 
     return validate
+
+
+def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
+    """The model by its name in the table, then the editors it must beat."""
+
+    def model(task: Task) -> np.ndarray:
+        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames).pointers_N
+
+    return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
+
+
+def keep_everything(task: Task) -> np.ndarray:
+    """The editor that plays the whole recording."""
+    return np.arange(len(task.mel_TF))
+
+
+def silence_cutter(task: Task) -> np.ndarray:
+    """The editor that cuts what is quiet."""
+    edit_list = silence_edit(task.mel_TF, task.grid, task.source, mel_settings=task.mel)
+    return to_pointers(edit_list, task.grid)
+
+
+def evaluate(
+    pairs: str | Path,
+    editors: Mapping[str, Editor],
+    settings: EvaluateSettings = EvaluateSettings(),
+    examine: Callable[[Task], dict[str, float]] | None = None,
+    quiet: bool = True,
+) -> Evaluation:
+    """Scores every editor on every pair. `examine` gives further figures of the first editor.
+
+    Raises NoInputError without pairs, DataError when none can be used.
+    """
+    rows: list[Row] = []
+    facts: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    for task in tasks(pairs, settings, skipped, quiet):
+        facts.append(_facts(task))
+        for position, (name, editor) in enumerate(editors.items()):
+            row = score(task, editor(task))
+            if examine and not position:
+                row |= examine(task)
+            rows.append(Row(task.id, task.recording, task.style, name, row))
+    if not rows:
+        wanted = f" of style {', '.join(settings.styles)}" if settings.styles else ""
+        why = f"; {skipped[0]['pair']}: {skipped[0]['reason']}" if skipped else ""
+        raise DataError(f"{pairs}: no pair{wanted} can be used{why}")
+    return Evaluation(tuple(rows), tuple(facts), tuple(skipped))
+
+
+def tasks(
+    pairs: str | Path, settings: EvaluateSettings, skipped: list[dict[str, str]], quiet: bool = True
+) -> Iterator[Task]:
+    """The pairs as tasks, one recording in memory at a time; what cannot be used is added to `skipped`."""
+    from tqdm import tqdm
+
+    found = find_pairs(pairs)
+    skipped += [{"pair": name, "reason": reason} for name, reason in found.skipped]
+    recordings = found.recordings[: settings.limit or None]
+    prepare_settings = PrepareSettings(beats=settings.beats)
+    for files in tqdm(recordings, unit="recording", disable=quiet or not sys.stderr.isatty()):
+        files = _of_styles(files, settings.styles)
+        recording, outcome = prepare_recording(files, prepare_settings)
+        skipped += outcome["skipped"]
+        for edit in recording.edits if recording else ():
+            if not settings.styles or edit.style in settings.styles:
+                yield _task(recording, edit, settings)
+
+
+def score(task: Task, pointers_N: np.ndarray) -> dict[str, float]:
+    """The figures of an edit, and what it found of what had to be cut.
+
+    `found_KIND` is the share of the frames of that kind which the true edit cuts that this one cuts too,
+    `spoiled_takes_found` the share of the spoiled takes of which it cuts at least half.
+    """
+    n_frames = len(task.mel_TF)
+    kept_T, true_T = kept_mask_frames(pointers_N, n_frames), kept_mask_frames(task.true_N, n_frames)
+    place_T = np.append(0, np.cumsum(~true_T))  # of a frame among those that are to be cut
+    cut_events = [(kind, place_T[start], place_T[stop]) for kind, start, stop in task.events]
+    shares = cut_share_by_kind(kept_T[~true_T], cut_events)
+    spoiled = [(start, stop) for kind, start, stop in task.events if kind == "spoiled"]
+    return {
+        **figures(pointers_N, task.true_N, n_frames),
+        **{f"found_{kind}": shares.get(kind, math.nan) for kind in CUT_KINDS},
+        "spoiled_takes_found": spans_found(kept_T, spoiled),
+    }
+
+
+def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
+    """What the model makes of the true edit, step by step: figures that only a model has.
+
+    `sequence_nll` is −log p in nats per event (jumps and the stop). The others are those of the documents,
+    of the greedy choice after each true history: exact and within five frames, stops that are true ones.
+    Beside them the same of the `+1` baseline, which never edits. Recordings too long to encode at once have
+    none of these.
+    """
+    steps, true_N = len(task.true_N) + 1, task.true_N
+    length = padded_length(max(len(task.mel_TF), steps))
+    if length > WHOLE_FRAMES:
+        return {}
+    pointers_BN = np.full((1, length), PAD, np.int32)
+    pointers_BN[0, :steps] = np.append(true_N, STOP)
+    mel_BTF, phase_BT3 = (
+        np.pad(a, [(0, length - len(a)), (0, 0)])[None] for a in (task.mel_TF, task.phase_T3)
+    )
+    frames_B, steps_B = np.array([len(task.mel_TF)], np.int32), np.array([steps], np.int32)
+    target_B = np.array([task.target_frames or 0], np.float32)
+    settings, params = network.settings, network.params
+    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B)
+    nll_B, greedy_BN = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
+    greedy_N = np.asarray(greedy_BN[0, :steps])
+    aligned_N = np.append(true_N, STOP) != UNALIGNED
+    goes_on_N = np.where(greedy_N == STOP, UNALIGNED, greedy_N)[:-1]  # a wrong stop is one wrong step here
+    return {
+        "sequence_nll": float(nll_B[0]),
+        "forced_accuracy": pointer_accuracy(goes_on_N, true_N),
+        "forced_within_5": pointer_accuracy(goes_on_N, true_N, within_frames=5),
+        "stop_precision": stop_precision((greedy_N == STOP) & aligned_N, np.arange(steps) == steps - 1),
+        "plus_one_within_5": pointer_accuracy(plus_one_baseline(true_N), true_N, within_frames=5),
+    }
+
+
+def audit(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the pairs are like: how many, how long, how much of them is kept, what the cut time is."""
+    seconds = {fact["recording"]: fact["seconds"] for fact in facts}
+    cut = sum(fact["cut_frames"] for fact in facts)
+    return {
+        "recordings": len(seconds),
+        "edits": len(facts),
+        "seconds": plain(sum(seconds.values())),
+        "median_seconds": plain(float(np.median(list(seconds.values())))),
+        "median_keep_ratio": plain(float(np.median([fact["keep_ratio"] for fact in facts]))),
+        "spoiled_share_of_cut": plain(sum(f["spoiled_frames"] for f in facts) / cut) if cut else None,
+    }
+
+
+def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) -> dict[str, float]:
+    """What becomes of wanted lengths, given as multiples of the natural edit's, as `editjax edit` meets them.
+
+    `error` is that of the length, `met` whether it is within 5 %, `ending` the share of the natural edit's
+    last second that is still played: 0 for a shorter edit that was merely cut off.
+    """
+    natural_N = network.edit_pointers(task.mel_TF, task.phase_T3).pointers_N
+    ending = natural_N[-round(task.mel.frames_per_second) :]
+    beats = track_beats(task.mel_TF, network.beats)
+    row = {}
+    for times in lengths:
+        wanted_frames = times * len(natural_N)
+        pointers_N = network.edit_pointers(task.mel_TF, task.phase_T3, wanted_frames).pointers_N
+        if len(pointers_N):
+            fitted = retarget(
+                pointers_N, task.mel_TF, beats, wanted_frames, RetargetSettings(beats=network.beats)
+            )
+            pointers_N = fitted.pointers_N
+        error = abs(len(pointers_N) / wanted_frames - 1) if wanted_frames else math.nan
+        named = {"error": error, "met": float(error <= PROMISE), "ending": _share(ending, pointers_N)}
+        row |= {LENGTH.format(f"{times:g}", what): value for what, value in named.items()}
+    return row
+
+
+def _share(ending_N: np.ndarray, pointers_N: np.ndarray) -> float:
+    return float(np.isin(ending_N, pointers_N).mean()) if len(ending_N) else math.nan
+
+
+def _of_styles(files: RawFiles, styles: Sequence[str]) -> RawFiles:
+    """The recording without edits whose name already says another style."""
+    kept = [edit for edit in files.edits if not styles or edit.style is None or edit.style in styles]
+    return files._replace(edits=tuple(kept))
+
+
+def _task(recording: Recording, edit: Edit, settings: EvaluateSettings) -> Task:
+    meta, mel = recording.meta, settings.beats.mel
+    target_s = edit.meta.get("target_s")
+    return Task(
+        id=edit.id,
+        recording=recording.id,
+        style=edit.style,
+        source=Source("", "", meta["sample_rate_hz"], 1, meta["samples"]),
+        mel=mel,
+        mel_TF=recording.mel_TF.astype(np.float32),
+        phase_T3=recording.phase_T3.astype(np.float32),
+        target_frames=None if target_s is None else target_s * mel.frames_per_second,
+        true_N=edit.pointers_N,
+        events=tuple((kind, start, stop) for start, stop, kind in meta.get("events", ())),
+    )
+
+
+def _facts(task: Task) -> dict[str, Any]:
+    n_frames = len(task.mel_TF)
+    cut_T = ~kept_mask_frames(task.true_N, n_frames)
+    spoiled_T = np.zeros(n_frames, bool)
+    for kind, start, stop in task.events:
+        spoiled_T[start:stop] |= kind == "spoiled"
+    return {
+        "recording": task.recording,
+        "seconds": task.source.frames / task.source.sample_rate,
+        "keep_ratio": keep_ratio(task.true_N, n_frames),
+        "cut_frames": int(cut_T.sum()),
+        "spoiled_frames": int((cut_T & spoiled_T).sum()),
+    }
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, target_B):
+    """−log p per event (B,), and the greedy choice at each step after the true steps before it (B, N)."""
+    t = targets(pointers_BN, steps_B, target_B)
+    nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
+    total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
+    return total_B / (nll.jumps_B + 1).astype(jnp.float32), _greedy(settings, params, keys, t, steps_B)
+
+
+def _greedy(settings: PointerSettings, params, keys, t: Targets, steps_B):
+    """As `decode.choose` at temperature 0, for all steps; jumps beyond MAX_JUMPS are UNALIGNED."""
+
+    def best(method, *args):
+        return jnp.argmax(decoder_call(settings, params, method, *args), axis=-1)
+
+    before_BN = t.step.pointer_BN
+    h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
+    mode_BN = best("mode_logits", h_BND, before_BN, keys.n_frames_B)
+    jump_BN = (mode_BN == JUMP) & t.counted_BN
+    n_steps = jump_BN.shape[1]
+    first = jnp.where(jump_BN, -t.step.index_BN, -n_steps)
+    _, where_BJ = jax.lax.top_k(first, min(MAX_JUMPS, n_steps))
+    h_BJD = jnp.take_along_axis(h_BND, where_BJ[..., None], axis=1)
+    before_BJ = jnp.take_along_axis(before_BN, where_BJ, axis=1)
+    bar_BJ = best("bar_logits", h_BJD, before_BJ, keys)
+    beat_BJ = best("beat_logits", h_BJD, bar_BJ, before_BJ, keys)
+    beat_BJ = bar_BJ * (settings.frames_per_bar // settings.frames_per_beat) + beat_BJ
+    frame_BJ = best("frame_logits", h_BJD, beat_BJ, before_BJ, keys)
+    landed_BJ = beat_BJ * settings.frames_per_beat + frame_BJ
+    stays_BN = jnp.where(mode_BN == ADVANCE, before_BN + 1, jnp.where(mode_BN == JUMP, UNALIGNED, STOP))
+    real_BJ = jnp.take_along_axis(jump_BN, where_BJ, axis=1)
+    kept_BJ = jnp.take_along_axis(stays_BN, where_BJ, axis=1)
+    rows_B1 = jnp.arange(stays_BN.shape[0])[:, None]
+    return stays_BN.at[rows_B1, where_BJ].set(jnp.where(real_BJ, landed_BJ.astype(kept_BJ.dtype), kept_BJ))

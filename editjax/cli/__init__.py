@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": "turn pairs of raw and edited recordings into mel shards",
     "shards": "check shards against their manifest",
     "train": "train a model on shards, or go on training it",
+    "evaluate": "score a model on pairs, beside editors that need none",
     "export": "write a training run as a model",
     "models": "list the models that ship with editjax",
 }

@@ -1,13 +1,13 @@
 """`editjax train`: a config and shards → a run folder; started again, it goes on where it stopped."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from editjax.cli.options import parse_leading
+from editjax.cli.options import named, parse_leading
 from editjax.errors import UsageError
 
 FIELDS = "--fields"
@@ -26,6 +26,8 @@ class TrainOptions:
     """Folder made by `editjax prepare`."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Folder of the run: checkpoints, metrics, config."""
+    validation: Annotated[Path | None, named("SHARDS")] = None
+    """Shards of sessions to validate on; default: the 'validation' split of the training shards."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -35,8 +37,17 @@ def run(arguments: Sequence[str]) -> int:
     options, overrides = parse_leading(TrainOptions, arguments, "editjax train")
     from editjax.train import train_command
 
-    train_command(options.config, options.data, options.out, overrides)
+    train_command(options.config, options.data, options.out, overrides, _validate_on(options.validation))
     return 0
+
+
+def _validate_on(shards: Path | None) -> Callable[[Any, Path], Callable[[Any], dict[str, float]]]:
+    """What makes the function that scores parameters: on shards of their own, all of them, or on a split."""
+    from editjax.evaluate import ValidateSettings, make_validate
+
+    if shards is None:
+        return make_validate
+    return lambda config, _: make_validate(config, shards, ValidateSettings(split=None))
 
 
 def _show_fields(words: Sequence[str]) -> int:

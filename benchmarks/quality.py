@@ -1,0 +1,188 @@
+"""How good the edits are, on a frozen set of simulated sessions, beside editors that need no model.
+
+    python benchmarks/quality.py --recordings DIR [--model NAME|FOLDER] [--out FILE]
+    python benchmarks/quality.py --quick
+
+The sessions are made anew (or read from `--sessions`, where they stay) from the test split of a folder of
+recordings, and checked first: the SHA-256 of every raw recording's samples and of its true edit must be the
+one in `heldout.json`. `--quick` takes ten sessions that are synthesised throughout. `--freeze` writes the
+list; do that before training and never after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from report import finish
+
+from editjax.cli import complain
+from editjax.errors import DataError, EditjaxError, UsageError
+
+if TYPE_CHECKING:
+    from editjax.scoreboard import Board
+
+HELDOUT = Path(__file__).parent / "heldout.json"
+SEED, SESSIONS, QUICK_SESSIONS = 20_260, 100, 10
+SPLIT, STYLE = "test", "final"
+LENGTHS, QUICK_LENGTHS = (0.5, 0.75, 1.25, 1.5), (0.5, 1.5)
+WITH_INTERVAL = ("kept_iou", "boundary_f1_half_second", "order_agreement", "length_error")
+
+
+def main() -> int:
+    chosen = options()
+    with folder_of(chosen.sessions) as folder:
+        simulate(folder, chosen)
+        digests = digests_of(folder)
+        if chosen.freeze:
+            freeze(digests, chosen)
+            return 0
+        check(digests, frozen(chosen))
+        rows, ratios = evaluate(folder, chosen)
+    finish("quality", rows, ratios, ("jax", "numpy", "scipy", "soundfile"), chosen.out)
+    return 0
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="ten synthesised sessions, for a smoke test")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--model", default="final", help="a bundled model's name, or a model's folder")
+    parser.add_argument("--recordings", type=Path, help="the recordings whose test split is played")
+    parser.add_argument("--sessions", type=Path, help="folder to keep the sessions in, and to find them in")
+    parser.add_argument("--count", type=int, help="score the first so many sessions only")
+    parser.add_argument("--workers", type=int, default=1, help="processes that simulate side by side")
+    parser.add_argument("--freeze", action="store_true", help="write heldout.json from what is simulated")
+    chosen = parser.parse_args()
+    sessions = QUICK_SESSIONS if chosen.quick else SESSIONS
+    chosen.count = min(chosen.count or sessions, sessions)
+    if chosen.quick == bool(chosen.recordings):
+        raise UsageError("give --recordings DIR for the whole held-out set, or --quick")
+    return chosen
+
+
+def folder_of(sessions: Path | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext(sessions) if sessions else tempfile.TemporaryDirectory()
+
+
+def simulate(folder: str | Path, chosen: argparse.Namespace) -> None:
+    """Makes the sessions, unless they are there."""
+    from editjax.simulate import SimulateSettings, simulate_folder
+
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.glob("*_raw.flac")):
+        return
+    settings = SimulateSettings(split=SPLIT if chosen.recordings else "", styles=(STYLE,))
+    simulate_folder(folder, chosen.count, SEED, settings, chosen.recordings, chosen.workers)
+
+
+def digests_of(folder: str | Path) -> dict[str, list[str]]:
+    """SHA-256 of every session's decoded 16-bit samples, and of the spans its true edit plays."""
+    import soundfile
+
+    from editjax.edits import read_edits
+
+    digests = {}
+    for raw in sorted(Path(folder).glob("*_raw.flac")):
+        id = raw.name.removesuffix("_raw.flac")
+        samples, _ = soundfile.read(raw, dtype="int16")
+        edit_list = read_edits(raw.with_name(f"{id}.edits.json"))
+        spans = [[segment.nominal_start, segment.nominal_stop] for segment in edit_list.segments]
+        contents = samples.astype("<i2").tobytes(), json.dumps(spans).encode()
+        digests[id] = [hashlib.sha256(content).hexdigest() for content in contents]
+    return digests
+
+
+def freeze(digests: dict[str, list[str]], chosen: argparse.Namespace) -> None:
+    lists = json.loads(HELDOUT.read_text()) if HELDOUT.exists() else {}
+    lists[name_of(chosen)] = digests
+    HELDOUT.write_text(json.dumps(lists, indent=1, sort_keys=True) + "\n")
+    print(f"{HELDOUT}: {len(digests)} sessions frozen as {name_of(chosen)!r}", file=sys.stderr)
+
+
+def frozen(chosen: argparse.Namespace) -> dict[str, list[str]]:
+    lists = json.loads(HELDOUT.read_text()) if HELDOUT.exists() else {}
+    if name_of(chosen) not in lists:
+        raise DataError(f"{HELDOUT}: holds no list {name_of(chosen)!r}; write it with --freeze")
+    return lists[name_of(chosen)]
+
+
+def name_of(chosen: argparse.Namespace) -> str:
+    return "quick" if chosen.quick else "whole"
+
+
+def check(digests: dict[str, list[str]], expected: dict[str, list[str]]) -> None:
+    """Ends the benchmark unless every session is the frozen one: other sessions are another exam."""
+    for id, pair in digests.items():
+        for what, found, wanted in zip(
+            ("samples", "true edit"), pair, expected.get(id, ["", ""]), strict=True
+        ):
+            if found != wanted:
+                raise DataError(
+                    f"{id}: its {what} differ from the frozen ones in {HELDOUT.name}; use the recordings and "
+                    "the versions of editjax and NumPy that it was frozen with"
+                )
+    print(f"{len(digests)} of {len(expected)} frozen sessions: all agree", file=sys.stderr)
+
+
+def evaluate(folder: str | Path, chosen: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of the table and the figures beside it; the tables to read go to stderr."""
+    from editjax import evaluate as ours
+    from editjax.network import load_model
+    from editjax.scoreboard import boards, for_people
+
+    network = load_model(chosen.model)
+    lengths = QUICK_LENGTHS if chosen.quick else LENGTHS
+
+    def examine(task: ours.Task) -> dict[str, float]:
+        return ours.teacher_forced(network, task) | ours.at_lengths(network, task, lengths)
+
+    settings = ours.EvaluateSettings(limit=chosen.count, beats=network.beats)
+    editors = ours.editors_beside(network)
+    evaluation = ours.evaluate(folder, editors, settings, examine, quiet=False)
+    if evaluation.skipped:
+        raise DataError(f"{evaluation.skipped[0]['pair']}: skipped, {evaluation.skipped[0]['reason']}")
+    by_style = boards(evaluation.rows)
+    print(for_people(by_style), file=sys.stderr)
+    return rows_of(by_style[STYLE]), ratios_of(by_style[STYLE], ours.audit(evaluation.facts))
+
+
+def rows_of(editors: Board) -> list[dict[str, Any]]:
+    """A row an editor: means of what is defined, of the figures that decide also the 95 % interval."""
+    rows = []
+    for editor, figures in editors.items():
+        row: dict[str, Any] = {"case": editor}
+        for name, estimate in figures.items():
+            if estimate.count:
+                row[name] = estimate.mean
+            if estimate.count and name in WITH_INTERVAL:
+                row |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            if estimate.count and name.startswith("length_") and name.endswith("_error"):
+                row[f"{name}_most"] = estimate.most
+        rows.append(row)
+    return rows
+
+
+def ratios_of(editors: Board, facts: dict[str, Any]) -> dict[str, float]:
+    """How far the model is ahead, and what share of the set is what."""
+    model, *others = editors
+    iou = {editor: figures["kept_iou"].mean for editor, figures in editors.items()}
+    ahead = {f"kept IoU above {other}": iou[model] - iou[other] for other in others}
+    audit = {"edits": facts["edits"], "median keep ratio": facts["median_keep_ratio"]}
+    return {**ahead, **audit, "spoiled takes in cut time": facts["spoiled_share_of_cut"]}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EditjaxError as error:
+        sys.exit(complain(error))
