@@ -180,6 +180,12 @@ def test_snapped_edges_lie_on_the_grid_or_stay(edges: list[int], grid: list[int]
         assert before.stop != after.start
 
 
+def test_start_and_end_of_the_recording_never_snap() -> None:
+    segments = (Segment(0, 480, 0, 480), Segment(7000, 10_000, 7000, 10_000))
+    snapped = snap_joins(EditList(SOURCE, segments, {}), np.array([300, 600, 7500, 9000])).segments
+    assert [(segment.start, segment.stop) for segment in snapped] == [(0, 600), (7500, 10_000)]
+
+
 def test_snapping_twice_is_snapping_once() -> None:
     segments = (Segment(10, 480, 10, 480), Segment(700, 1900, 700, 1900))
     positions = np.arange(0, 10_000, 500)
