@@ -310,14 +310,17 @@ def _changed(settings: EditSettings, changes: dict[str, Any]) -> EditSettings:
 
 
 def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
-    """The network's edit: scores are the probability of each jump, reasons the mean to keep a frame."""
+    """The network's edit: scores are the probability of each jump, reasons the mean to keep a frame.
+
+    A wanted length is left to `bring_to_length`: a network asked for one could stop early, and what it never
+    played cannot be brought back.
+    """
     network = _network(settings.model)
     with _timed(heard.timings_s, "beats"):
         phase_T3 = network.phases(heard.mel_TF)
-    target_frames = None if settings.target_s is None else settings.target_s * settings.mel.frames_per_second
     with _timed(heard.timings_s, "network"):
         edited = network.edit_pointers(
-            heard.mel_TF, phase_T3, target_frames, settings.temperature, settings.seed
+            heard.mel_TF, phase_T3, temperature=settings.temperature, seed=settings.seed
         )
     editor = {"name": "pointer", "model": settings.model, "stopped": edited.stopped}
     if settings.temperature:

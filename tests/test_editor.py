@@ -205,8 +205,8 @@ class Planted:
     def phases(self, mel_TF: np.ndarray) -> np.ndarray:
         return np.zeros((len(mel_TF), 3), np.float32)
 
-    def edit_pointers(self, mel_TF, phase_T3, target_frames, temperature, seed) -> EditedPointers:
-        self.asked.append((target_frames, temperature, seed))
+    def edit_pointers(self, mel_TF, phase_T3, *, temperature, seed) -> EditedPointers:
+        self.asked.append((temperature, seed))
         half, eighth = len(mel_TF) // 2, len(mel_TF) // 8
         pointers_N = np.concatenate([np.arange(half), np.arange(eighth)])
         score_N = np.full(len(pointers_N), -0.1)
@@ -229,7 +229,7 @@ def test_pointers_become_clips_with_score_and_reason(planted: Planted) -> None:
     assert first.score == pytest.approx(np.exp(-0.1), abs=1e-3) and second.score == pytest.approx(0.5)
     assert first.reason == "keep 0.75" and second.reason == "keep 0.94"
     assert done.summary.looped_s > 0
-    assert planted.asked == [(pytest.approx(target_s * 22050 / 512), 0.5, 3)]
+    assert planted.asked == [(0.5, 3)]
     made_by = done.edit_list.editor
     assert (made_by["name"], made_by["model"], made_by["target_s"], made_by["seed"]) == (
         "pointer",
