@@ -26,7 +26,14 @@ import numpy as np
 from editjax import __version__, shards
 from editjax.audio import Reader, atomic_path, sha256_of
 from editjax.beats import BeatSettings, beat_phases, track_beats
-from editjax.edits import EditList, beat_labels, duration_samples, read_edits, to_pointers
+from editjax.edits import (
+    EditList,
+    beat_labels,
+    duration_samples,
+    pointers_by_time,
+    read_edits,
+    to_pointers,
+)
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
 from editjax.mel import FrameGrid, mel_of
 from editjax.pairs import EditFiles, RawFiles, find_pairs
@@ -200,10 +207,10 @@ def _find_pointers(
         edit_list = _read_edit_list(raw, files, files.edits)
         pointers_N = to_pointers(edit_list, raw.grid)
         if settings.check_alignment and files.edited is not None:
-            aligned_N, _, ratio = _align(raw, files.edited)
-            found = {"alignment_ratio": round(ratio, 4), **_compare(pointers_N, aligned_N)}
+            aligned_N, _, ratio = _align(raw, files.edited, settings)
+            found = {"alignment_ratio": round(ratio, 4), **_compare(edit_list, raw.grid, aligned_N)}
     elif files.edited is not None:
-        pointers_N, edit_list, ratio = _align(raw, files.edited)
+        pointers_N, edit_list, ratio = _align(raw, files.edited, settings)
         found = {"alignment_ratio": round(ratio, 4)}
         if ratio < settings.least_aligned:
             raise DataError(f"{files.edited}: only {ratio:.0%} of it was found in {raw.files.raw.name}")
@@ -240,17 +247,19 @@ def _check_length(edited: Path, wanted_s: float) -> None:
                 raise DataError(f"{edited}: lasts {counted_s:.2f} s, its edit list makes {wanted_s:.2f} s")
 
 
-def _align(raw: Raw, edited: Path) -> tuple[np.ndarray, EditList, float]:
+def _align(raw: Raw, edited: Path, settings: PrepareSettings) -> tuple[np.ndarray, EditList, float]:
     """Pointers, edit list and aligned share of an edit by listening to the two files."""
-    from editjax.align import align
+    from editjax.align import AlignSettings, align
 
+    how = AlignSettings(mel=settings.beats.mel)
     with Reader(raw.files.raw) as raw_reader, Reader(edited) as edited_reader:
-        alignment = align(raw_reader, edited_reader)
+        alignment = align(raw_reader, edited_reader, how)
     return np.asarray(alignment.pointers_N), alignment.edit_list, float(alignment.alignment_ratio)
 
 
-def _compare(true_N: np.ndarray, aligned_N: np.ndarray) -> dict[str, Any]:
-    """How far aligned pointers agree with the edit list's."""
+def _compare(edit_list: EditList, grid: FrameGrid, aligned_N: np.ndarray) -> dict[str, Any]:
+    """How far aligned pointers agree with the edit list's, at each frame of the edited file."""
+    true_N = pointers_by_time(edit_list, grid)
     length = min(len(true_N), len(aligned_N))
     apart_N = np.abs(true_N[:length] - aligned_N[:length])
     return {
@@ -266,7 +275,7 @@ def _is_processed(edit_list: EditList) -> bool:
 
 
 def _fitted_mel(path: Path, steps: int, settings: PrepareSettings) -> np.ndarray:
-    """The edited file's mel, cut or continued to one frame a pointer."""
+    """The edited file's mel, one frame a pointer (cuts between frames shift it by a few in the end)."""
     with Reader(path) as reader:
         mel_NF, _ = mel_of(reader, settings.beats.mel)
     return mel_NF[np.minimum(np.arange(steps), len(mel_NF) - 1)].astype(np.float16)

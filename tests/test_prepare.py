@@ -24,6 +24,8 @@ from editjax.prepare import PrepareSettings, prepare
 RATE_HZ = 16000
 SPANS = ((4000, 20000), (30000, 44000))
 """What every edit keeps, in samples: 30,000 of 48,000."""
+PATIENCE_S = 120
+"""For processes on a busy machine; a worker that outlives its parent would take for ever."""
 
 
 def write_pair(folder, name, *, seed=0, style=None, edits=True, edited=True, **segment):
@@ -215,7 +217,7 @@ def aligned(pointers_N, raw_path, ratio):
 def test_without_an_edit_list_pointers_come_from_alignment(tmp_path, monkeypatch):
     raw_path = write_pair(tmp_path / "pairs", "a", edits=False)
     pointers_N = np.r_[np.arange(5, 30), [UNALIGNED] * 3, np.arange(40, 70)].astype(np.int32)
-    monkeypatch.setattr(editjax.align, "align", lambda raw, edited: aligned(pointers_N, raw_path, 0.95))
+    monkeypatch.setattr(editjax.align, "align", lambda *_: aligned(pointers_N, raw_path, 0.95))
     report = prepare(tmp_path / "pairs", tmp_path / "out", workers=1)
     assert report["aligned"] == [{"pair": "a", "alignment_ratio": 0.95}]
     with shards.read(tmp_path / "out") as source:
@@ -229,7 +231,7 @@ def test_alignment_finds_what_the_edit_list_says(tmp_path):
     write_pair(tmp_path / "pairs", "b", seed=1, edits=False)
     report = prepare(tmp_path / "pairs", tmp_path / "out", PrepareSettings(check_alignment=True), workers=1)
     rows = {row["pair"]: row for row in report["aligned"]}
-    assert rows["a"]["within_1_frame"] > 0.97
+    assert rows["a"]["within_1_frame"] > 0.99
     assert min(row["alignment_ratio"] for row in rows.values()) > 0.95
     with shards.read(tmp_path / "out") as source:
         assert len(source[1].pointers_N) == pytest.approx(len(source[0].pointers_N), abs=2)
@@ -238,7 +240,7 @@ def test_alignment_finds_what_the_edit_list_says(tmp_path):
 
 def test_a_pair_that_does_not_belong_together_is_refused(tmp_path, monkeypatch):
     raw_path = write_pair(tmp_path / "pairs", "a", edits=False)
-    monkeypatch.setattr(editjax.align, "align", lambda raw, edited: aligned(np.arange(9), raw_path, 0.12))
+    monkeypatch.setattr(editjax.align, "align", lambda *_: aligned(np.arange(9), raw_path, 0.12))
     with pytest.raises(DataError, match=r"only 12% of it was found in a_raw\.flac"):
         prepare(tmp_path / "pairs", tmp_path / "out", workers=1)
 
@@ -252,11 +254,11 @@ def test_alignment_is_compared_with_the_edit_list_when_asked(tmp_path, monkeypat
     off_N = true_N + 1
     off_N[:10] = 0
     off_N[10:12] = UNALIGNED
-    monkeypatch.setattr(editjax.align, "align", lambda raw, edited: aligned(off_N, raw_path, 0.97))
+    monkeypatch.setattr(editjax.align, "align", lambda *_: aligned(off_N, raw_path, 0.97))
     report = prepare(tmp_path / "pairs", tmp_path / "out", PrepareSettings(check_alignment=True), workers=1)
     (row,) = report["aligned"]
     assert row["pair"] == "a" and row["alignment_ratio"] == 0.97
-    assert row["within_1_frame"] == pytest.approx(1 - 12 / len(true_N), abs=1e-3)
+    assert row["within_1_frame"] == pytest.approx(1 - 12 / len(true_N), abs=0.02)
     with shards.read(tmp_path / "out") as source:
         np.testing.assert_array_equal(source[0].pointers_N, true_N)
 
@@ -274,19 +276,23 @@ def test_a_killed_run_leaves_no_workers_behind_and_goes_on_to_the_same_shards(pa
     command = (
         f"from editjax.prepare import prepare; prepare({str(pairs)!r}, {str(tmp_path / 'out')!r}, workers=2)"
     )
-    run = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE)
-    wait_until(lambda: any(tmp_path.glob("out/.staging/*.record")) or run.poll() is not None)
-    run.kill()
-    run.communicate(timeout=20)  # standard error closes when the last worker, which shares it, is gone
+    with subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE) as run:
+        try:
+            wait_until(lambda: any(tmp_path.glob("out/.staging/*.record")) or run.poll() is not None)
+        finally:
+            run.kill()
+        run.communicate(
+            timeout=PATIENCE_S
+        )  # standard error closes when the last worker, which shares it, is gone
     prepare(pairs, tmp_path / "out", workers=1)
     assert fingerprints(tmp_path / "out") == fingerprints(tmp_path / "whole")
 
 
 def wait_until(happened):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not happened():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def test_a_worker_that_dies_is_one_clear_error_that_says_to_go_on():
