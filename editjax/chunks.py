@@ -1,6 +1,6 @@
 """A long recording through the encoder in overlapping chunks: bounded memory, the result of the whole.
 
-Only the landmarks, a quarter of the frames, are held at once; the mel's own layers see 4 minutes at a time.
+Only the landmarks, an eighth of the frames, are held at once; the mel's own layers see 4 minutes at a time.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from editjax.models import encoder
 from editjax.models.encoder import ALIGN_FRAMES, Encoded
 from editjax.models.match import STEP_FRAMES
 from editjax.models.pointer import PointerSettings
-from editjax.models.scales import LANDMARK_FRAMES
 
 CHUNK_FRAMES = 32 * ALIGN_FRAMES
 
@@ -55,7 +54,7 @@ def encode_in_chunks(
     rates = (1, s.frames_per_beat, s.frames_per_bar, 1)
     parts: list[Any] = [None] * len(rates)
     for window, inner in _chunks(n_frames, total, chunk_frames, encoder.settle_halo(s)):
-        x, landmarks = x_TD[window][None], landmarks_LD[_coarse(window, LANDMARK_FRAMES)][None]
+        x, landmarks = x_TD[window][None], landmarks_LD[_coarse(window, s.landmark_frames)][None]
         settled = _settle(s, params, x, landmarks, _valid(n_frames, window))
         for k, (rate, part) in enumerate(zip(rates, settled, strict=True)):
             part = np.asarray(part[0])

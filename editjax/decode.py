@@ -108,7 +108,7 @@ def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperatur
     def ask(method, *args):
         return decoder_call(settings, params, method, *args)
 
-    mode_logits = ask("mode_logits", h_B1D, pointer_B1, keys.n_frames_B)
+    mode_logits = ask("mode_logits", h_B1D, pointer_B1, keys)
     mode, mode_p = _pick(mode_logits, temperature, key_mode)
     bar, bar_p = _pick(ask("bar_logits", h_B1D, pointer_B1, keys), temperature, key_bar)
     beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_beat)

@@ -82,7 +82,7 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
         return decoder_call(settings, params, method, *args)
 
     h_BND = ask("states", keys, t.step, steps_B)
-    mode_logits = ask("mode_logits", h_BND, t.step.pointer_BN, keys.n_frames_B)
+    mode_logits = ask("mode_logits", h_BND, t.step.pointer_BN, keys)
     mode_BN = jnp.where(t.counted_BN, _nll(mode_logits, t.mode_BN), 0.0)
 
     jump_BN = (t.mode_BN == JUMP) & t.counted_BN

@@ -104,7 +104,7 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
     target = jnp.maximum(t.pointer_BN, 0)
     bar, beat = target // 16, target // 4
     logits = (
-        decoder_call(TINY, params, "mode_logits", h, before, keys.n_frames_B),
+        decoder_call(TINY, params, "mode_logits", h, before, keys),
         decoder_call(TINY, params, "bar_logits", h, before, keys),
         decoder_call(TINY, params, "beat_logits", h, bar, before, keys),
         decoder_call(TINY, params, "frame_logits", h, beat, before, keys),

@@ -1,11 +1,11 @@
 """Raw mel → what the pointer decoder reads: frames, landmarks, beats and bars, each seeing all the others.
 
     listen   frames (43 a second): level-normalised mel, convolutions
-    relate   landmarks (÷4): windowed attention, bar globals, matches to other takes
+    relate   landmarks (÷8): windowed attention, bar globals, matches to other takes
     settle   back to frames, whose windowed attention settles the boundaries; pooled beats and bars
 
 `listen` and `settle` see only their neighbourhood, so a long recording goes through them in chunks with the
-result of the whole; `relate` needs it whole, at a quarter of the rate. Every cost is linear in the length but
+result of the whole; `relate` needs it whole, at an eighth of the rate. Every cost is linear in the length but
 the blockwise match, which keeps O(n) memory.
 """
 
@@ -18,7 +18,6 @@ from editjax.models.layers import frame_mask
 from editjax.models.level import FAR_BLOCK, FAR_BLOCKS, LEVEL_CHANNELS, NEAR_FRAMES, level_normalise
 from editjax.models.match import STEP_FRAMES, find_matches, fingerprints
 from editjax.models.scales import (
-    LANDMARK_FRAMES,
     MATCH_CHANNELS,
     FrameLayer,
     Fusion,
@@ -56,7 +55,7 @@ def init_encoder(settings, key):
     """Fresh parameters of the encoder; equal layers are stacked along a leading axis."""
     s, keys = settings, jax.random.split(key, 7)
     n_frames = s.frames_per_bar
-    n_landmarks = n_frames // LANDMARK_FRAMES
+    n_landmarks = -(-n_frames // s.landmark_frames)
     frames_B = jnp.full((1,), n_frames, jnp.int32)
     x = jnp.zeros((1, n_frames, s.frame_width))
     landmarks = jnp.zeros((1, n_landmarks, s.width))
@@ -71,7 +70,7 @@ def init_encoder(settings, key):
     def stacked(module, count, key, *args):
         return jax.vmap(lambda k: fresh(module, k, *args))(jax.random.split(key, count))
 
-    landmark_args = (landmarks, frames_B // LANDMARK_FRAMES, *matches)
+    landmark_args = (landmarks, jnp.full((1,), n_landmarks, jnp.int32), *matches)
     entry_args = (x, matches[1], jnp.zeros((1, 3)), jnp.ones((1, n_landmarks), bool))
     return {
         "stem": fresh(Stem(s), keys[0], level, phase, jnp.ones((1, n_frames), bool)),
@@ -109,10 +108,10 @@ def listen(settings, params, mel_BTF, frames_B, phase_BT3):
 
 def relate(settings, params, x_BTD, u_BMG, frames_B, target_B):
     """Landmarks (B, L, width) that know the whole recording and the wanted length."""
-    n_landmarks = -(-x_BTD.shape[1] // LANDMARK_FRAMES)
-    landmarks_B = -(-frames_B // LANDMARK_FRAMES)
+    n_landmarks = -(-x_BTD.shape[1] // settings.landmark_frames)
+    landmarks_B = -(-frames_B // settings.landmark_frames)
     found = find_matches(u_BMG, -(-frames_B // STEP_FRAMES), settings.matches)
-    matches = landmark_matches(found, n_landmarks)
+    matches = landmark_matches(found, n_landmarks, settings.landmark_frames)
     entry = LandmarkEntry(settings).apply(
         {"params": params["entry"]},
         x_BTD,

@@ -16,19 +16,21 @@ import jax.numpy as jnp
 from editjax.attention import Window, attend
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary
-from editjax.models.scales import LANDMARK_FRAMES
+from editjax.models.match import STEP_FRAMES
 
 ADVANCE, JUMP, STOP_MODE = 0, 1, 2
 NEVER = -1e9
 DISTANCE_BUCKETS = 24
 ADVANCE_BIAS = 5.0
+HINT_LIMIT = 8.0
+HINT_NEVER = -30.0
 
 
 @dataclass(frozen=True)
 class PointerSettings:
     """Architecture of the pointer network; mel and beat settings as it was trained with.
 
-    Window sizes are in units of their level: landmarks (4 frames), frames, decoder steps. `max_globals`
+    Window sizes are in units of their level: landmarks, frames, decoder steps. `max_globals`
     bounds the encoder's pooled bar tokens, so that its cost grows with the length, not with its square.
     """
 
@@ -37,10 +39,11 @@ class PointerSettings:
     ceiling_db: float = 40.0
     frames_per_beat: int = 43
     frames_per_bar: int = 172
+    landmark_frames: int = 8
     width: int = 128
     heads: int = 2
     landmark_layers: int = 4
-    landmark_window: int = 48
+    landmark_window: int = 32
     frame_width: int = 64
     frame_heads: int = 1
     frame_layers: int = 1
@@ -50,20 +53,23 @@ class PointerSettings:
     matches: int = 4
     decoder_layers: int = 1
     decoder_window: int = 64
-    look_back: int = 4
-    look_ahead: int = 12
+    look_back: int = 1
+    look_ahead: int = 5
     attention: str = "block"
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.frames_per_bar % self.frames_per_beat or self.frames_per_bar % LANDMARK_FRAMES:
-            raise ValueError("frames_per_bar must be a multiple of frames_per_beat and of 4")
+        if self.frames_per_bar % self.frames_per_beat:
+            raise ValueError("frames_per_bar must be a multiple of frames_per_beat")
+        if STEP_FRAMES % self.landmark_frames:
+            raise ValueError(f"landmark_frames must divide {STEP_FRAMES}")
 
 
 class Keys(NamedTuple):
     """What decoding reads at every step, computed once per recording and loop-invariant.
 
-    `around` and `bars` hold, per decoder layer, keys and values side by side (B, L or V, 2 · width).
+    `around` and `bars` hold, per decoder layer, keys and values side by side (B, L or V, 2 · width). `hints`
+    are what the structure head says (see `structure_hints`).
     """
 
     frames_BTD: jax.Array
@@ -74,7 +80,44 @@ class Keys(NamedTuple):
     frame_keys_BTD: jax.Array
     bars_BVD: jax.Array
     beats_BUD: jax.Array
+    hints: "Hints"
     n_frames_B: jax.Array
+
+
+class Hints(NamedTuple):
+    """The structure head's word on every place: `next_BT2`, the log-odds that a frame is kept and the log of
+    how many starts follow it; the log-probability that a kept stretch starts in each frame, beat and bar."""
+
+    next_BT2: jax.Array
+    frame_start_BT: jax.Array
+    beat_start_BU: jax.Array
+    bar_start_BV: jax.Array
+
+
+def structure_hints(structure_BTS, n_frames_B, frames_per_beat: int, beats_per_bar: int) -> Hints:
+    """Starts of kept stretches as log-probabilities that add up from frames to beats to bars.
+
+    A dense head learns which frames to keep long before a decoder learns when to jump: this is the short way
+    from one to the other. No gradient flows back, so that the head stays an honest estimate.
+    """
+    structure_BTS = jax.lax.stop_gradient(structure_BTS)
+    mask_BT = frame_mask(n_frames_B, structure_BTS.shape[1])
+    odds_BT = jax.nn.logsumexp(structure_BTS[..., 1:], axis=-1) - structure_BTS[..., 0]
+    odds_BT = jnp.where(mask_BT, jnp.clip(odds_BT, -HINT_LIMIT, HINT_LIMIT), -HINT_LIMIT)
+    before_BT = jnp.pad(odds_BT, ((0, 0), (1, 0)), constant_values=-HINT_LIMIT)[:, :-1]
+    start_BT = jax.nn.log_sigmoid(odds_BT) + jax.nn.log_sigmoid(-before_BT)
+    start_BT = jnp.where(mask_BT, start_BT, HINT_NEVER)
+    count_BT = jnp.flip(jnp.cumsum(jnp.flip(jnp.exp(start_BT), 1), axis=1), 1) - jnp.exp(start_BT)
+    next_BT2 = jnp.stack([odds_BT, jnp.log(jnp.maximum(count_BT, 0.0) + 1e-2)], axis=-1)
+    beat_BU = _log_sum(start_BT, frames_per_beat)
+    return Hints(next_BT2, start_BT, beat_BU, _log_sum(beat_BU, beats_per_bar))
+
+
+def _log_sum(log_p_BT, size: int):
+    batch, length = log_p_BT.shape
+    n_spans = -(-length // size)
+    padded = jnp.pad(log_p_BT, ((0, 0), (0, n_spans * size - length)), constant_values=HINT_NEVER)
+    return jax.nn.logsumexp(padded.reshape(batch, n_spans, size), axis=-1)
 
 
 class Step(NamedTuple):
@@ -129,8 +172,8 @@ class CrossAttention(nn.Module):
         s = self.settings
         q_BNHK = self._heads(self.query(self.norm(x_BND)))
         offsets_W = jnp.arange(-s.look_back, s.look_ahead + 1)
-        place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // LANDMARK_FRAMES + offsets_W[None, None, :]
-        n_landmarks_B = -(-n_frames_B // LANDMARK_FRAMES)
+        place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // s.landmark_frames + offsets_W[None, None, :]
+        n_landmarks_B = -(-n_frames_B // s.landmark_frames)
         seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
         near = take(around_BLE, place_BNW.reshape(place_BNW.shape[0], -1)).reshape(*place_BNW.shape, -1)
         near_k, near_v = (a.reshape(*a.shape[:-1], s.heads, -1) for a in jnp.split(near, 2, -1))
@@ -207,6 +250,7 @@ class Decoder(nn.Module):
         self.mlps = [Mlp(s.width, s.expansion, dtype, name=f"mlp_{i}") for i in range(s.decoder_layers)]
         self.norm = Norm(dtype, name="norm")
         # Advancing is 97–99 % of the steps: start there, or the first thousand steps only learn that.
+        self.trust = self.param("trust", nn.initializers.ones, (4,))
         self.mode = nn.Dense(3, dtype=jnp.float32, name="mode", bias_init=_favour_advance)
         self.bar_query = nn.Dense(s.width, dtype=dtype, name="bar_query")
         self.bar_key = nn.Dense(s.width, dtype=dtype, name="bar_key")
@@ -228,6 +272,12 @@ class Decoder(nn.Module):
             self.frame_key(encoded.frames_BTD),
             encoded.bars_BVD,
             encoded.beats_BUD,
+            structure_hints(
+                encoded.structure_BTS,
+                encoded.n_frames_B,
+                self.settings.frames_per_beat,
+                self.settings.frames_per_bar // self.settings.frames_per_beat,
+            ),
             encoded.n_frames_B,
         )
 
@@ -251,11 +301,13 @@ class Decoder(nn.Module):
             x = x + mlp(x)
         return self.norm(x), tuple(new)
 
-    def mode_logits(self, h_BND, pointer_BN, n_frames_B):
+    def mode_logits(self, h_BND, pointer_BN, keys: Keys):
         """Logits of advance, jump, stop: (B, N, 3); advance past the last frame is impossible."""
         logits = self.mode(h_BND.astype(jnp.float32))
-        past_end = pointer_BN + 1 >= n_frames_B[:, None]
-        return logits.at[..., ADVANCE].set(jnp.where(past_end, NEVER, logits[..., ADVANCE]))
+        kept_BN = take(keys.hints.next_BT2, pointer_BN + 1)[..., 0]
+        advance = logits[..., ADVANCE] + self.trust[0] * kept_BN
+        past_end = pointer_BN + 1 >= keys.n_frames_B[:, None]
+        return logits.at[..., ADVANCE].set(jnp.where(past_end, NEVER, advance))
 
     def bar_logits(self, h_BJD, pointer_BJ, keys: Keys):
         """Logits over the bars, (B, J, V): content, plus a term for the signed distance from the pointer."""
@@ -265,6 +317,7 @@ class Decoder(nn.Module):
         away = jnp.arange(n_bars)[None, None, :] - (jnp.maximum(pointer_BJ, 0) // s.frames_per_bar)[..., None]
         distance_BJC = self.bar_distance(h_BJD.astype(jnp.float32))
         logits = content + jnp.take_along_axis(distance_BJC, distance_bucket(away), axis=-1)
+        logits = logits + self.trust[1] * keys.hints.bar_start_BV[:, None]
         room = self._room(jnp.arange(n_bars)[None, None, :], s.frames_per_bar, pointer_BJ, keys.n_frames_B)
         return jnp.where(room > 0, logits, NEVER)
 
@@ -276,6 +329,7 @@ class Decoder(nn.Module):
         query = self.beat_query(jnp.concatenate([h_BJD, take(keys.bars_BVD, bar_BJ)], -1))
         flat = take(keys.beat_keys_BUD, beat_BJC.reshape(beat_BJC.shape[0], -1))
         logits = self._dots(query, flat.reshape(*beat_BJC.shape, -1), "bjd,bjcd->bjc")
+        logits = logits + self.trust[2] * _pick_out(keys.hints.beat_start_BU, beat_BJC)
         room = self._room(beat_BJC, s.frames_per_beat, pointer_BJ, keys.n_frames_B)
         return jnp.where(room > 0, logits, NEVER)
 
@@ -286,6 +340,7 @@ class Decoder(nn.Module):
         query = self.frame_query(jnp.concatenate([h_BJD, take(keys.beats_BUD, beat_BJ)], -1))
         flat = take(keys.frame_keys_BTD, frame_BJC.reshape(frame_BJC.shape[0], -1))
         logits = self._dots(query, flat.reshape(*frame_BJC.shape, -1), "bjd,bjcd->bjc")
+        logits = logits + self.trust[3] * _pick_out(keys.hints.frame_start_BT, frame_BJC)
         allowed = (frame_BJC < keys.n_frames_B[:, None, None]) & (frame_BJC != pointer_BJ[..., None] + 1)
         return jnp.where(allowed, logits, NEVER)
 
@@ -297,7 +352,7 @@ class Decoder(nn.Module):
         self.bar_logits(h, step.pointer_BN, keys)
         self.beat_logits(h, zero, step.pointer_BN, keys)
         self.frame_logits(h, zero, step.pointer_BN, keys)
-        return self.mode_logits(h, step.pointer_BN, keys.n_frames_B)
+        return self.mode_logits(h, step.pointer_BN, keys)
 
     def _dots(self, query, key, subscripts: str):
         scale = self.settings.width**-0.5
@@ -315,8 +370,14 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(self.settings.dtype)
         here = take(keys.frames_BTD, step.pointer_BN)
         following = take(keys.frames_BTD, step.pointer_BN + 1)
-        progress = step_features(step).astype(dtype)
-        return self.enter(jnp.concatenate([here, following, progress], -1))
+        hints = take(keys.hints.next_BT2, step.pointer_BN + 1)
+        numbers = jnp.concatenate([step_features(step), hints / 5.0], -1).astype(dtype)
+        return self.enter(jnp.concatenate([here, following, numbers], -1))
+
+
+def _pick_out(x_BU, index_BJC):
+    flat = take(x_BU[..., None], index_BJC.reshape(index_BJC.shape[0], -1))
+    return flat.reshape(index_BJC.shape)
 
 
 def step_features(step: Step):

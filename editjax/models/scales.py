@@ -1,4 +1,4 @@
-"""The layers of the encoder at its scales: frames, landmarks (÷4), beats, bars; and the way between them."""
+"""The layers of the encoder at its scales: frames, landmarks (÷8), beats, bars; and the way between them."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from editjax.attention import Window
 from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
 from editjax.models.match import STEP_FRAMES, Matches
 
-LANDMARK_FRAMES = 4
 MATCH_CHANNELS = 6
 
 
@@ -87,7 +86,7 @@ class LandmarkLayer(nn.Module):
         s = self.settings
         dtype, reach = jnp.dtype(s.dtype), Window(s.landmark_window, s.landmark_window)
         mask_BL = frame_mask(landmarks_B, x_BLD.shape[1])
-        tokens = bar_globals(x_BLD, landmarks_B, s.frames_per_bar // LANDMARK_FRAMES, s.max_globals)
+        tokens = bar_globals(x_BLD, landmarks_B, round(s.frames_per_bar / s.landmark_frames), s.max_globals)
         window = WindowAttention(s.width, s.heads, reach, s.attention, dtype, name="window")
         x = x_BLD + window(x_BLD, landmarks_B, *tokens)
         match = MatchAttention(s.width, s.heads, dtype, name="match")
@@ -120,9 +119,9 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
     return tokens_BGD, position_BG, valid_BG
 
 
-def landmark_matches(matches: Matches, n_landmarks: int):
+def landmark_matches(matches: Matches, n_landmarks: int, landmark_frames: int):
     """Matches of steps spread to their landmarks: places (B, L, J) and features (B, L, J, 6), validity."""
-    ratio = STEP_FRAMES // LANDMARK_FRAMES
+    ratio = STEP_FRAMES // landmark_frames
 
     def spread(a):
         return jnp.repeat(a, ratio, axis=1)[:, :n_landmarks]
@@ -163,7 +162,7 @@ class LandmarkEntry(nn.Module):
     def __call__(self, x_BTD, features_BLJC, target_B3, mask_BL):
         dtype, width = jnp.dtype(self.settings.dtype), self.settings.width
         batch, n_landmarks = mask_BL.shape
-        padding = n_landmarks * LANDMARK_FRAMES - x_BTD.shape[1]
+        padding = n_landmarks * self.settings.landmark_frames - x_BTD.shape[1]
         x = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0))).reshape(batch, n_landmarks, -1)
         x = nn.Dense(width, dtype=dtype, name="frames")(x)
         x = x + nn.Dense(width, dtype=dtype, name="matches")(
@@ -185,7 +184,7 @@ class Fusion(nn.Module):
         dtype, n_frames = jnp.dtype(s.dtype), x_BTD.shape[1]
         mask_BT = frame_mask(frames_B, n_frames)
         above = nn.Dense(s.frame_width, dtype=dtype, name="landmarks")(landmarks_BLD)
-        x = masked(x_BTD + upsample(above, LANDMARK_FRAMES, n_frames), mask_BT)
+        x = masked(x_BTD + upsample(above, s.landmark_frames, n_frames), mask_BT)
         bars = nn.Dense(s.frame_width, dtype=dtype, name="bars")(pool(x, frames_B, s.frames_per_bar))
         return masked(x + upsample(bars, s.frames_per_bar, n_frames), mask_BT)
 
