@@ -22,7 +22,7 @@ from editjax import decode, shards
 from editjax.beats import BeatSettings, track_beats
 from editjax.edits import PAD, STOP, UNALIGNED, Source, kept_mask_frames, to_pointers
 from editjax.errors import DataError, UsageError
-from editjax.losses import Targets, sequence_nll, targets
+from editjax.losses import sequence_nll, targets
 from editjax.mel import FrameGrid, MelSettings
 from editjax.metrics import (
     cut_share_by_kind,
@@ -33,7 +33,7 @@ from editjax.metrics import (
     spans_found,
     stop_precision,
 )
-from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, decoder_call
+from editjax.models.pointer import PointerSettings, decoder_call
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
@@ -45,6 +45,7 @@ from editjax.styles import STYLES
 
 MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
 MAX_JUMPS = 256  # of an edit, that its likelihood counts; a static bound
+STEPS_AT_ONCE = 128  # whose choices are computed side by side
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,8 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
     target_B = np.array([task.target_frames or 0], np.float32)
     settings, params = network.settings, network.params
     _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B)
-    nll_B, greedy_BN = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
-    greedy_N = np.asarray(greedy_BN[0, :steps])
+    nll_B, greedy_N = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
+    greedy_N = np.asarray(greedy_N[:steps])
     aligned_N = np.append(true_N, STOP) != UNALIGNED
     goes_on_N = np.where(greedy_N == STOP, UNALIGNED, greedy_N)[:-1]  # a wrong stop is one wrong step here
     return {
@@ -376,35 +377,17 @@ def _facts(task: Task) -> dict[str, Any]:
 
 @partial(jax.jit, static_argnames=("settings",))
 def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, target_B):
-    """−log p per event (B,), and the greedy choice at each step after the true steps before it (B, N)."""
+    """−log p per event (1,), and the greedy choice at each step after the true steps before it (N,)."""
     t = targets(pointers_BN, steps_B, target_B)
     nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
     total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
-    return total_B / (nll.jumps_B + 1).astype(jnp.float32), _greedy(settings, params, keys, t, steps_B)
-
-
-def _greedy(settings: PointerSettings, params, keys, t: Targets, steps_B):
-    """As `decode.choose` at temperature 0, for all steps; jumps beyond MAX_JUMPS are UNALIGNED."""
-
-    def best(method, *args):
-        return jnp.argmax(decoder_call(settings, params, method, *args), axis=-1)
-
-    before_BN = t.step.pointer_BN
     h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
-    mode_BN = best("mode_logits", h_BND, before_BN, keys.n_frames_B)
-    jump_BN = (mode_BN == JUMP) & t.counted_BN
-    n_steps = jump_BN.shape[1]
-    first = jnp.where(jump_BN, -t.step.index_BN, -n_steps)
-    _, where_BJ = jax.lax.top_k(first, min(MAX_JUMPS, n_steps))
-    h_BJD = jnp.take_along_axis(h_BND, where_BJ[..., None], axis=1)
-    before_BJ = jnp.take_along_axis(before_BN, where_BJ, axis=1)
-    bar_BJ = best("bar_logits", h_BJD, before_BJ, keys)
-    beat_BJ = best("beat_logits", h_BJD, bar_BJ, before_BJ, keys)
-    beat_BJ = bar_BJ * (settings.frames_per_bar // settings.frames_per_beat) + beat_BJ
-    frame_BJ = best("frame_logits", h_BJD, beat_BJ, before_BJ, keys)
-    landed_BJ = beat_BJ * settings.frames_per_beat + frame_BJ
-    stays_BN = jnp.where(mode_BN == ADVANCE, before_BN + 1, jnp.where(mode_BN == JUMP, UNALIGNED, STOP))
-    real_BJ = jnp.take_along_axis(jump_BN, where_BJ, axis=1)
-    kept_BJ = jnp.take_along_axis(stays_BN, where_BJ, axis=1)
-    rows_B1 = jnp.arange(stays_BN.shape[0])[:, None]
-    return stays_BN.at[rows_B1, where_BJ].set(jnp.where(real_BJ, landed_BJ.astype(kept_BJ.dtype), kept_BJ))
+    any_key = jax.random.key(0)
+
+    def choice(at):
+        h_D, before = at
+        chosen_B, _ = decode.choose(settings, params, keys, h_D[None, None], before[None], 0.0, any_key)
+        return chosen_B[0]
+
+    greedy_N = jax.lax.map(choice, (h_BND[0], t.step.pointer_BN[0]), batch_size=STEPS_AT_ONCE)
+    return total_B / (nll.jumps_B + 1).astype(jnp.float32), greedy_N
