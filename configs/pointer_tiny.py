@@ -1,8 +1,9 @@
-"""The pointer network that ships with the package: trains on a CPU.
+"""The pointer network that trains on a CPU.
 
 editjax train configs/pointer_tiny.py --data SHARDS --out RUN
 """
 
+from editjax.augment import AugmentSettings
 from editjax.data import DataSettings
 from editjax.losses import LossSettings
 from editjax.models.pointer import PointerSettings
@@ -13,9 +14,16 @@ from editjax.train import TrainConfig
 def config() -> TrainConfig:
     return TrainConfig(
         model=PointerSettings(),
-        loss=LossSettings(),
-        data=DataSettings(styles=("final",), split="train"),
-        optim=OptimSettings(learning_rate=1.5e-3, warmup_steps=200, steps=4000),
+        loss=LossSettings(structure=2.0),
+        data=DataSettings(
+            styles=("final",),
+            split="train",
+            batch_frames=16_384,
+            buckets=((4096, 2048), (8192, 4096), (11264, 5632)),
+            # A masked stretch of time looks like a dropout, which is a reason to cut.
+            augment=AugmentSettings(time_masks=0),
+        ),
+        optim=OptimSettings(learning_rate=1.2e-3, warmup_steps=200, steps=8000),
         ema_decay=0.998,
         validate_every=500,
         checkpoint_every=100,
