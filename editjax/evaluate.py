@@ -237,7 +237,9 @@ def tasks(
         files = _of_styles(files, settings.styles)
         recording, outcome = prepare_recording(files, prepare_settings)
         skipped += outcome["skipped"]
-        for edit in recording.edits if recording else ():
+        if recording is None:
+            continue
+        for edit in recording.edits:
             if not settings.styles or edit.style in settings.styles:
                 yield _task(recording, edit, settings)
 
@@ -318,7 +320,7 @@ def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) ->
     natural_N = network.edit_pointers(task.mel_TF, task.phase_T3).pointers_N
     ending = natural_N[-round(task.mel.frames_per_second) :]
     beats = track_beats(task.mel_TF, network.beats)
-    row = {}
+    row: dict[str, float] = {}
     for times in lengths:
         wanted_frames = times * len(natural_N)
         pointers_N = network.edit_pointers(task.mel_TF, task.phase_T3, wanted_frames).pointers_N
