@@ -28,6 +28,7 @@ from editjax.cli import complain
 from editjax.errors import DataError, EditjaxError, UsageError
 
 if TYPE_CHECKING:
+    from editjax.network import PointerNetwork
     from editjax.scoreboard import Board
 
 HELDOUT = Path(__file__).parent / "heldout.json"
@@ -36,19 +37,23 @@ SPLIT, STYLE = "test", "final"
 LENGTHS, QUICK_LENGTHS = (0.5, 0.75, 1.25, 1.5), (0.5, 1.5)
 PARTS = 16  # of a recording, whose levels are compared
 LEVEL_STEPS, LEVEL_SHARE = 0.05, 1e-3  # levels (RMS, in 16-bit steps) may differ by this, plus this share
-WITH_INTERVAL = ("kept_iou", "boundary_f1_half_second", "order_agreement", "length_error")
 
 
 def main() -> int:
     chosen = options()
+    from editjax.network import load_model
+
+    # What is missing is refused before the work, not after.
+    network = None if chosen.freeze else load_model(chosen.model)
+    expected = {} if chosen.freeze else frozen(chosen)
     with folder_of(chosen.sessions) as folder:
         simulate(folder, chosen)
         prints = prints_of(folder)
-        if chosen.freeze:
+        if network is None:
             freeze(prints, chosen)
             return 0
-        exact = check(prints, frozen(chosen))
-        rows, ratios = evaluate(folder, chosen)
+        exact = check(prints, expected)
+        rows, ratios = evaluate(folder, network, chosen)
     ratios["sessions that agree bit for bit"] = exact
     finish("quality", rows, ratios, ("jax", "numpy", "scipy", "soundfile"), chosen.out)
     return 0
@@ -83,8 +88,11 @@ def simulate(folder: str | Path, chosen: argparse.Namespace) -> None:
     from editjax.simulate import SimulateSettings, simulate_folder
 
     folder = Path(folder)
-    if folder.is_dir() and any(folder.glob("*_raw.flac")):
+    found = len(list(folder.glob("*_raw.flac")))
+    if found >= chosen.count:
         return
+    if found:
+        raise DataError(f"{folder}: holds {found} sessions instead of {chosen.count}; name an empty folder")
     settings = SimulateSettings(split=SPLIT if chosen.recordings else "", styles=(STYLE,))
     simulate_folder(folder, chosen.count, SEED, settings, chosen.recordings, chosen.workers)
 
@@ -115,7 +123,12 @@ def prints_of(folder: str | Path) -> dict[str, Any]:
 def freeze(prints: dict[str, Any], chosen: argparse.Namespace) -> None:
     lists = json.loads(HELDOUT.read_text()) if HELDOUT.exists() else {}
     lists[name_of(chosen)] = prints
-    HELDOUT.write_text(json.dumps(lists, indent=1, sort_keys=True) + "\n")
+    named = [
+        f'"{name}": {{\n'
+        + ",\n".join(f"{json.dumps(id)}: {json.dumps(lists[name][id])}" for id in lists[name])
+        for name in sorted(lists)
+    ]
+    HELDOUT.write_text("{\n" + "\n},\n".join(named) + "\n}\n}\n")  # a session a line
     print(f"{HELDOUT}: {len(prints)} sessions frozen as {name_of(chosen)!r}", file=sys.stderr)
 
 
@@ -149,13 +162,13 @@ def differ(level: float, wanted: float) -> bool:
     return abs(level - wanted) > LEVEL_STEPS + LEVEL_SHARE * wanted
 
 
-def evaluate(folder: str | Path, chosen: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows of the table and the figures beside it; the tables to read go to stderr."""
+def evaluate(
+    folder: str | Path, network: PointerNetwork, chosen: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of the table and the figures beside it."""
     from editjax import evaluate as ours
-    from editjax.network import load_model
-    from editjax.scoreboard import boards, for_people
+    from editjax.scoreboard import board
 
-    network = load_model(chosen.model)
     lengths = QUICK_LENGTHS if chosen.quick else LENGTHS
 
     def examine(task: ours.Task) -> dict[str, float]:
@@ -166,24 +179,20 @@ def evaluate(folder: str | Path, chosen: argparse.Namespace) -> tuple[list[dict[
     evaluation = ours.evaluate(folder, editors, settings, examine, quiet=False)
     if evaluation.skipped:
         raise DataError(f"{evaluation.skipped[0]['pair']}: skipped, {evaluation.skipped[0]['reason']}")
-    by_style = boards(evaluation.rows)
-    print(for_people(by_style), file=sys.stderr)
-    return rows_of(by_style[STYLE]), ratios_of(by_style[STYLE], ours.audit(evaluation.facts))
+    editors_board = board(evaluation.rows)
+    return rows_of(editors_board), ratios_of(editors_board, ours.audit(evaluation.facts))
 
 
 def rows_of(editors: Board) -> list[dict[str, Any]]:
-    """A row an editor: means of what is defined, of the figures that decide also the 95 % interval."""
+    """A row a figure: the model's mean, its 95 % interval and extremes, then the others' means."""
+    model, *others = editors
     rows = []
-    for editor, figures in editors.items():
-        row: dict[str, Any] = {"case": editor, "edits": figures["kept_iou"].count}
-        for name, estimate in figures.items():
-            if estimate.count:
-                row[name] = estimate.mean
-            if estimate.count and name in WITH_INTERVAL:
-                row |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-            if estimate.count and name.startswith("length_") and name.endswith("_error"):
-                row[f"{name}_most"] = estimate.most
-        rows.append(row)
+    for name, estimate in editors[model].items():
+        if estimate.count:
+            known = {other: editors[other].get(name) for other in others}
+            means = {other: found.mean for other, found in known.items() if found and found.count}
+            rows.append({"figure": name, model: estimate.mean, **estimate._asdict(), **means})
+            del rows[-1]["mean"]
     return rows
 
 
