@@ -188,9 +188,9 @@ def rows_of(editors: Board) -> list[dict[str, Any]]:
     model, *others = editors
     rows = []
     for name, estimate in editors[model].items():
-        if estimate.count:
+        if estimate.edits:
             known = {other: editors[other].get(name) for other in others}
-            means = {other: found.mean for other, found in known.items() if found and found.count}
+            means = {other: found.mean for other, found in known.items() if found and found.edits}
             rows.append({"figure": name, model: estimate.mean, **estimate._asdict(), **means})
             del rows[-1]["mean"]
     return rows

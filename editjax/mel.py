@@ -157,7 +157,7 @@ def mel_of(reader: Any, settings: MelSettings = MelSettings()) -> tuple[np.ndarr
     """Mel (T, F) of a whole `audio.Reader` or `ArrayReader`, and the number of source samples it holds.
 
     Blocks are decoded in a second thread, mixed to mono, resampled and transformed as they come: memory is
-    twice the mel (512 bytes a frame) and a few blocks. T = FrameGrid.frames_in(source samples). Errors are the
+    twice the mel (512 bytes a frame) and few blocks. T = FrameGrid.frames_in(source samples). Errors are the
     reader's.
     """
     rate_hz = reader.info.sample_rate_hz

@@ -156,7 +156,7 @@ def load_model(model: str | Path) -> PointerNetwork:
     from editjax.export import load_bundle
 
     bundle = load_bundle(model)
-    return PointerNetwork(bundle.settings, bundle.params)
+    return PointerNetwork(bundle.settings, bundle.params, bundle.mel)
 
 
 def _recordings(mel: np.ndarray) -> list[np.ndarray]:

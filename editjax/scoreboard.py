@@ -54,14 +54,14 @@ class Row(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over `count` edits with its interval `low` to `high`, and the extremes."""
+    """A mean over `edits` edits with its interval `low` to `high`, and the extremes."""
 
     mean: float
     low: float
     high: float
     least: float
     most: float
-    count: int
+    edits: int
 
 
 Board = dict[str, dict[str, Estimate]]  # editor → figure → estimate
@@ -103,7 +103,7 @@ def for_people(by_style: Mapping[str, Board]) -> str:
     """Tables of means: the edits, what was found of what had to be cut, and the likelihood's view."""
     blocks = []
     for style, editors in by_style.items():
-        edits = max(figure.count for figures in editors.values() for figure in figures.values())
+        edits = max(figure.edits for figures in editors.values() for figure in figures.values())
         blocks += [f"style {style}, {edits} edits", _table("", editors, EDITING)]
         if _known(editors, FOUND):
             blocks.append(_table("cut that was found", editors, FOUND))
@@ -158,7 +158,7 @@ def plain(value: float) -> float | None:
 def _estimate(value_R: np.ndarray, weight_XR: np.ndarray) -> Estimate:
     known_R = np.isfinite(value_R)
     if not known_R.any():
-        return Estimate(*[math.nan] * 5, 0)
+        return Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     value_K, weight_XK = value_R[known_R], weight_XR[:, known_R]
     total_X = weight_XK.sum(1)
     drawn = total_X > 0  # a resample may hold none of the edits that have this figure
@@ -184,7 +184,7 @@ def _length_table(figures: Mapping[str, Estimate]) -> str:
 
 
 def _known(editors: Board, columns: Mapping[str, str]) -> bool:
-    return any(figures[name].count for figures in editors.values() for name in columns if name in figures)
+    return any(figures[name].edits for figures in editors.values() for name in columns if name in figures)
 
 
 def _table(title: str, editors: Board, columns: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Windowed attention: block equals dense float64 in values and gradients, padding never leaks, cost is linear."""
+"""Windowed attention: block equals dense float64 in values and gradients, padding is inert, cost linear."""
 
 import jax
 import jax.numpy as jnp

@@ -177,14 +177,14 @@ def test_the_interval_draws_recordings_and_leaves_out_what_is_not_defined() -> N
         ]
 
     once, thrice = estimates(rows(1)), estimates(rows(3))
-    assert once["f"].mean == pytest.approx(values.mean()) and once["f"].count == 40
+    assert once["f"].mean == pytest.approx(values.mean()) and once["f"].edits == 40
     assert once["f"].low < once["f"].mean < once["f"].high
     # The interval of a mean: about ± 1.96 standard errors.
     half = (once["f"].high - once["f"].low) / 2
     assert half == pytest.approx(1.96 * values.std() / math.sqrt(40), rel=0.1)
     np.testing.assert_allclose(thrice["f"][:5], once["f"][:5])  # more edits of the same recordings
-    assert once["g"].mean == pytest.approx(values[::2].mean()) and once["g"].count == 20
-    assert once["h"].count == 0 and math.isnan(once["h"].mean)
+    assert once["g"].mean == pytest.approx(values[::2].mean()) and once["g"].edits == 20
+    assert once["h"].edits == 0 and math.isnan(once["h"].mean)
 
 
 def test_the_greedy_edit_is_its_own_teacher_forced_choice(
