@@ -55,7 +55,7 @@ class EditSettings:
     `margin_s` is (before, after) each clip, None the editor's own.
     """
 
-    editor: str = "silence"
+    editor: str = "pointer"
     model: str = "final"
     target_s: float | None = None
     temperature: float = 0.0

@@ -40,7 +40,7 @@ class Interruption:
             return None
 
     def obey(self, saved: str) -> NoReturn:
-        """Raise what the signal asks for: TryAgainError or KeyboardInterrupt, with a message opened by `saved`."""
+        """Raise TryAgainError or KeyboardInterrupt, as the signal asks, with a message opened by `saved`."""
         message = f"{saved}; the same command goes on from there"
         raise TryAgainError(message) if self.signal == signal.SIGTERM else KeyboardInterrupt(message)
 

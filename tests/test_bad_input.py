@@ -30,7 +30,8 @@ def edit(folder: Path, capsys: pytest.CaptureFixture[str]) -> Edit:
 
     def run(*words: str | Path) -> tuple[int, str]:
         before = contents(folder)
-        code = main(["edit", *map(str, words)])
+        by_silence = [] if "--editor" in words else ["--editor", "silence"]
+        code = main(["edit", *map(str, words), *by_silence])
         said = capsys.readouterr().err
         if code:
             assert said.startswith("editjax: ") and said.count("\n") == 1, said
@@ -144,7 +145,7 @@ def test_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], suffix: str
     source = recording(folder / f"a{suffix}", noise_SC)
     before = contents(folder)
     request.getfixturevalue("small_disk")
-    code = main(["edit", str(source)])
+    code = main(["edit", str(source), "--editor", "silence"])
     said = capsys.readouterr().err
     assert code == 74 and f"a_edited{suffix}" in said and said.count("\n") == 1
     assert contents(folder) == before

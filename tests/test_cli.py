@@ -23,10 +23,11 @@ RATE_HZ = 22050
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
-    """Runs a command in this process: exit code, stdout, stderr."""
+    """Runs a command in this process: exit code, stdout, stderr. Silence edits, where no editor is named."""
 
     def call(*words: str | Path) -> SimpleNamespace:
-        code = main([str(word) for word in words])
+        by_silence = ["--editor", "silence"] if words[:1] == ("edit",) and "--editor" not in words else []
+        code = main([str(word) for word in words] + by_silence)
         out, err = capsys.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
@@ -184,7 +185,7 @@ def test_the_whole_cut_away_is_an_error(run, take: Path) -> None:
 def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     """Each seed of a stand-in network keeps another stretch of the recording."""
 
-    def edit_pointers(mel_TF, phase_T3, target_frames, temperature, seed):
+    def edit_pointers(mel_TF, phase_T3, *, temperature, seed):
         pointers_N = np.arange(10, 60 + 20 * seed)
         return EditedPointers(pointers_N, np.zeros(len(pointers_N)), np.ones(len(mel_TF)), 50.0, True)
 

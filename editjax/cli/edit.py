@@ -75,7 +75,7 @@ class EditOptions(OutputOptions):
 
     inputs: Positional[Annotated[tuple[str, ...], named("IN...")]] = ()
     """Recordings, or folders of recordings (edits made before are passed over)."""
-    editor: Literal["pointer", "silence"] = "silence"
+    editor: Literal["pointer", "silence"] = "pointer"
     """Who decides: 'pointer' is a trained network, 'silence' cuts what is quiet."""
     model: Annotated[str, arg(metavar="NAME|FOLDER")] = "final"
     """The pointer editor's model: a name that `editjax models` lists, or the folder of an exported one."""
