@@ -295,6 +295,28 @@ def test_render_never_writes_over_its_inputs(run, take: Path) -> None:
     assert (take.read_bytes(), edits.read_bytes()) == before
 
 
+def test_align_recovers_an_edit_from_its_sound(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edited, folder = take.with_name("take_edited.wav"), take.with_name("found")
+    done = run("align", take, edited, "-o", folder)
+    assert done.code == 0 and "100.0% of" in done.out and "2 clips" in done.out, done.err
+    names = {
+        "take_edited" + end
+        for end in (".edits.json", "_pointers.npy", "_labels.npy", "_info.json", "_alignment.png")
+    }
+    assert {path.name for path in folder.iterdir()} == names
+    true, found = (read_edits(path / "take_edited.edits.json").segments for path in (take.parent, folder))
+    for a, b in zip(true, found, strict=True):
+        assert abs(a.start - b.start) < 512 and abs(a.stop - b.stop) < 512
+    assert run("align", take, edited, "-o", folder).code == 73
+    assert run("align", take, edited, "-o", folder, "--overwrite", "-q").out == ""
+
+
+def test_align_makes_no_folder_for_what_it_cannot_read(run, take: Path) -> None:
+    assert run("align", take, take.with_name("none.wav"), "-o", take.with_name("found")).code == 66
+    assert not take.with_name("found").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

@@ -18,6 +18,7 @@ from editjax.errors import EditjaxError, InputOutputError, UsageError
 COMMANDS = {
     "edit": "edit recordings: decide what stays, splice it, write it beside the input",
     "render": "render an edit list again, after changing it by hand",
+    "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",
     "prepare": "turn pairs of raw and edited recordings into mel shards",
     "shards": "check shards against their manifest",
