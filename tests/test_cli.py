@@ -128,6 +128,13 @@ def test_everything_that_can_be_asked_for_is_written(run, take: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
+def test_where_nothing_was_cut_there_is_no_file_of_it(run, take: Path) -> None:
+    removed = take.with_name("removed.flac")
+    done = run("edit", take, "--keep", "start,end", "--save-removed", removed, "--json")
+    assert done.code == 0 and not removed.exists() and "removed" not in json.loads(done.out)
+    assert not [path for path in take.parent.iterdir() if path.name.startswith(".")]
+
+
 def test_a_failure_at_the_end_leaves_nothing(run, take: Path, monkeypatch) -> None:
     """All outputs appear together: here the last one, the picture, fails."""
     import editjax.picture

@@ -190,9 +190,11 @@ def edit_file(source: Path, options: EditOptions, settings: "EditSettings", seve
             for spot in spots:
                 outputs.open(spot, make_folders=several)
             results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
-            for result, spot in zip(results, spots, strict=True):
+            written = [
                 write_sides(result.edit_list, reader, outputs, spot, settings.render)
-    for result, spot in zip(results, spots, strict=True):
+                for result, spot in zip(results, spots, strict=True)
+            ]
+    for result, spot in zip(results, written, strict=True):
         tell(result.edit_list, source, spot, result.timings_s, options)
 
 
@@ -214,9 +216,12 @@ def write_audio(
 
 def write_sides(
     edit_list: "EditList", reader: "Reader", outputs: Outputs, place: Place, settings: "RenderSettings"
-) -> None:
-    """Writes what goes with the audio: edit list, timelines, picture, what was cut, joins to listen to."""
-    from editjax.edits import write_edits
+) -> Place:
+    """Writes what goes with the audio: edit list, timelines, picture, what was cut, joins to listen to.
+
+    Returns what was written: where nothing was cut there is no file of it.
+    """
+    from editjax.edits import cut_spans, write_edits
     from editjax.render import preview_joins, write_removed
     from editjax.timeline import export
 
@@ -228,6 +233,9 @@ def write_sides(
         from editjax.picture import draw_edit, overview
 
         draw_edit(outputs[place.plot], *overview(reader), edit_list, overwrite=True)
+    if place.removed and not cut_spans(edit_list):
+        outputs.drop(place.removed)
+        place = place._replace(removed=None)
     if place.removed:
         from editjax.editor import writer_for
 
@@ -237,6 +245,7 @@ def write_sides(
         with tempfile.TemporaryDirectory(prefix=".editjax-", dir=place.previews) as folder:
             for path in preview_joins(edit_list, reader, folder, settings=settings):
                 path.replace(outputs.add(place.previews / path.name))
+    return place
 
 
 def tell(

@@ -156,8 +156,14 @@ class Outputs:
         """The temporary path of a new output. Raises CannotCreateError before any work is done."""
         if path in self._new:
             raise CannotCreateError(f"{path}: is named twice; give each output its own name")
-        self._new[path] = self._stack.enter_context(atomic_path(path, self._overwrite, self._inputs))
+        context = atomic_path(path, self._overwrite, self._inputs)
+        self._new[path] = context.__enter__()
+        self._stack.push(lambda *error: context.__exit__(*error) if path in self._new else None)
         return self._new[path]
+
+    def drop(self, path: Path) -> None:
+        """Takes back an output that turned out to have no content."""
+        self._new.pop(path).unlink()
 
     def __getitem__(self, path: Path) -> Path:
         """Where to write an output that was added."""

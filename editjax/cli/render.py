@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
             outputs.open(place)
             with writer_for(reader, outputs[place.audio], overwrite=True) as writer:
                 render(edit_list, reader, writer, settings)
-            write_sides(edit_list, reader, outputs, place, settings)
+            place = write_sides(edit_list, reader, outputs, place, settings)
     tell(edit_list, options.recording, place, {}, options)
     return 0
 
