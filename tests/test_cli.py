@@ -219,6 +219,19 @@ def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     assert "take_edited.wav" not in names
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped: bool) -> None:
+    network = SimpleNamespace(
+        mel=MelSettings(),
+        phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
+        edit_pointers=lambda mel_TF, *_: EditedPointers(
+            np.arange(50), np.zeros(50), np.ones(len(mel_TF)), 50.0, stopped
+        ),
+    )
+    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    assert ("no end" in run("edit", take, "--editor", "pointer", "--dry-run").out) != stopped
+
+
 def test_batch_goes_on_after_a_bad_file(run, tmp_path: Path) -> None:
     for name in ("a", "c"):
         recording(tmp_path / f"{name}.wav")

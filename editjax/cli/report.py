@@ -10,6 +10,7 @@ from typing import Any
 from editjax.edits import EditList, Operation, Summary, operations, summary
 
 MAX_ROWS = 40
+DOUBT = "the network found no end to this edit: such a recording is unlike what it was trained on"
 NAMES = {"COPY": "keep", "REORDER": "move", "LOOP": "loop", "CUT": "cut"}
 
 
@@ -31,7 +32,8 @@ def for_people(edit_list: EditList, source: Path, output: Path | None) -> str:
     if hidden > 0:
         rows[MAX_ROWS:] = [f"  … and {hidden} more; the edit list has them all"]
     heading = f"{source} → {output}" if output else f"{source} (dry run, nothing written)"
-    return "\n".join([heading, *(f"  {line}" for line in _figures(figures)), *rows])
+    doubt = [] if edit_list.editor.get("stopped", True) else [DOUBT]
+    return "\n".join([heading, *(f"  {line}" for line in [*_figures(figures), *doubt]), *rows])
 
 
 def for_programs(
