@@ -224,12 +224,13 @@ def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped
     network = SimpleNamespace(
         mel=MelSettings(),
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
-        edit_pointers=lambda mel_TF, *_: EditedPointers(
+        edit_pointers=lambda mel_TF, *_, **__: EditedPointers(
             np.arange(50), np.zeros(50), np.ones(len(mel_TF)), 50.0, stopped
         ),
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
-    assert ("no end" in run("edit", take, "--editor", "pointer", "--dry-run").out) != stopped
+    done = run("edit", take, "--editor", "pointer", "--dry-run")
+    assert done.code == 0 and ("no end" in done.out) != stopped
 
 
 def test_batch_goes_on_after_a_bad_file(run, tmp_path: Path) -> None:
