@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from editjax.align.explain import ExplainSettings, explain
-from editjax.align.resemble import ResembleSettings, contours_of, resembling
+from editjax.align.resemble import ResembleSettings, contours_of, direct_offset, resembling
 from editjax.align.runs import JoinSettings, Run, merged, runs_of
 from editjax.align.search import Search, SearchSettings
-from editjax.align.signals import Noise, Signals, SignalSettings, measure, signals_of
+from editjax.align.signals import Noise, Signals, SignalSettings, measure, signals_of, slice_padded
 from editjax.align.silence import silent_runs
 from editjax.align.tone import toned
 from editjax.audio import ArrayReader, Reader
@@ -26,6 +26,8 @@ from editjax.mel import FrameGrid, MelSettings, mel_of
 
 AUDIBLE_GAIN_DB = 0.2
 """Gains nearer to 0 dB are not noted in the edit list."""
+DIRECT_REACH_FRAMES = 6
+"""How far from where the features lay it the direct sound is looked for."""
 SURE_OF_GAIN = 0.5
 """Likeness of a run from which its gain means something."""
 
@@ -91,13 +93,14 @@ def align_files(
 ) -> Alignment:
     """Aligns two files and writes the result under the edited file's name; see `write_alignment`.
 
-    Raises NoInputError and DataError for files that cannot be read, CannotCreateError for outputs that exist.
+    The folder is made when there is something to put into it. Raises NoInputError and DataError for files
+    that cannot be read, CannotCreateError for outputs that exist and for a folder that cannot be made.
     """
     from editjax.align.report import check_outputs, write_alignment
 
     name = Path(edited_path).stem
-    check_outputs(out_dir, name, overwrite)
     with Reader(raw_path) as raw, Reader(edited_path) as edited:
+        check_outputs(out_dir, name, overwrite)
         alignment = align(raw, edited, settings)
     write_alignment(alignment, out_dir, name, edited_path, settings, overwrite)
     return alignment
@@ -142,8 +145,12 @@ def _with_alike(
         frames = slice(grid.frames_in(start), min(grid.frames_in(stop), len(edit_NF)))
         for span, likeness in resembling(edit_NF, raw_TF, frames, settings.resemble):
             first, last = (int(grid.sample_of_frame(frame)) for frame in (span.first, span.stop))
+            last = min(last, stop)
             offset = int(grid.sample_of_frame(span.first + span.offset)) - first
-            found.append(Run(first, min(last, stop), offset, 1.0, likeness, kind="alike"))
+            reach = DIRECT_REACH_FRAMES * int(grid.sample_of_frame(1))
+            around_S = slice_padded(signals.raw_S, first + offset - reach, last + offset + reach)
+            offset += direct_offset(signals.edit_S[first:last], around_S, reach) or 0
+            found.append(Run(first, last, offset, 1.0, likeness, kind="alike"))
     return sorted(found)
 
 

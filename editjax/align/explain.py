@@ -17,12 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from editjax.align.signals import LOST, Diagonal, Noise, Signals, held_weight
+from editjax.align.signals import LOST, Diagonal, Noise, Signals, held_weight, measure
 
 MUTE = 1e-3
 """Edit energy over expected energy below which the raw was muted rather than played (−30 dB)."""
+STRAY = 4.0
+"""Residual over the noise floor from which on a window is better unaligned, if that is not little anyway."""
 SILENT_STRAY = 0.01
 """Price of silence without a run: next to nothing, so that a run is preferred but never stretched for it."""
+MOST_FOREIGN = 0.3
+"""Part of the energy of a span that may be neither the raw's nor added noise; reverberation leaves more."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class ExplainSettings:
     """
 
     switch_cost: float = 7.0
-    stray_residual: tuple[float, float] = (0.3, 0.7)
+    stray_residual: tuple[float, float] = (0.3, 1.0)
 
 
 class Span(NamedTuple):
@@ -53,7 +57,16 @@ def explain(
     """
     costs = [_cost(signals, diagonal, noise) for diagonal in diagonals]
     path_W = cheapest_path(diagonals, costs, _stray_cost(signals, noise, settings), settings.switch_cost)
-    return [Span(first, stop, diagonals[k].offset) for first, stop, k in stretches(path_W)]
+    spans = [Span(first, stop, diagonals[k].offset) for first, stop, k in stretches(path_W)]
+    return [span for span in spans if _foreign(signals, span, noise) < MOST_FOREIGN]
+
+
+def _foreign(signals: Signals, span: Span, noise: Noise) -> float:
+    """The part of a span's energy that its offset and the added noise leave unexplained."""
+    energy_W = signals.energy_W[span.first : span.stop]
+    residual_W = measure(signals, span.offset, span.first, span.stop).residual_W
+    left = float(np.dot(residual_W, energy_W)) - noise.absolute * len(energy_W)
+    return left / max(float(energy_W.sum()), noise.absolute)
 
 
 def typical_gain(diagonal: Diagonal) -> float:
@@ -127,8 +140,9 @@ def _cost(signals: Signals, diagonal: Diagonal, noise: Noise) -> np.ndarray:
 
 def _stray_cost(signals: Signals, noise: Noise, settings: ExplainSettings) -> np.ndarray:
     """Price of a window that no diagonal explains."""
-    stray = np.clip(5 * noise.relative, *settings.stray_residual)
-    cost_W = np.log1p(stray / noise.floor_W(signals.energy_W))
+    floor_W = noise.floor_W(signals.energy_W)
+    stray_W = np.clip(STRAY * floor_W, *settings.stray_residual)
+    cost_W = np.log1p(stray_W / floor_W)
     return np.where(noise.drowned_W(signals.energy_W), SILENT_STRAY, cost_W)
 
 

@@ -5,6 +5,7 @@ NAME_alignment.png.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,14 @@ SUFFIXES = ("_pointers.npy", "_labels.npy", "_info.json", ".edits.json", "_align
 
 
 def check_outputs(out_dir: str | Path, name: str, overwrite: bool) -> None:
-    """Makes the folder. Raises CannotCreateError if it cannot be made or, unless `overwrite`, an output
-    exists.
+    """Raises CannotCreateError if the folder cannot be made or, unless `overwrite`, an output exists; makes
+    nothing.
     """
-    try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotCreateError(
-            f"{out_dir}: cannot be made ({error.strerror}); choose another folder"
-        ) from None
+    folder = Path(out_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        reason = "not writable" if there.is_dir() else "not a folder"
+        raise CannotCreateError(f"{out_dir}: cannot be made ({there} is {reason}); choose another folder")
     for suffix in () if overwrite else SUFFIXES:
         path = Path(out_dir) / f"{name}{suffix}"
         if path.exists():
@@ -45,12 +45,15 @@ def write_alignment(
     settings: AlignSettings,
     overwrite: bool = False,
 ) -> None:
-    """Writes the five files, each complete or not at all; the raw is read again for its beats.
+    """Writes the five files, each complete or not at all, into a folder that is made if need be.
+
+    The raw is read again for its beats.
 
     `_pointers.npy` is (N,) int32, `_labels.npy` (beats,) uint8 of `EditLabel` for each beat of the raw,
     whose frames are in `_info.json`.
     """
     out_dir, raw_path = Path(out_dir), alignment.edit_list.source.path
+    _make_folder(out_dir)
     grid = settings.mel.grid(alignment.edit_list.source.sample_rate)
     with Reader(raw_path) as raw:
         beats = track_beats(mel_of(raw, settings.mel)[0])
@@ -84,6 +87,15 @@ def write_alignment(
         f"{Path(edited_path).name} from {Path(raw_path).name}",
         overwrite,
     )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(
+            f"{folder}: cannot be made ({error.strerror}); choose another folder"
+        ) from None
 
 
 def _save_array(path: Path, array: np.ndarray, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ the whole raw; what resembles nothing stays unexplained.
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 
 from editjax.align.explain import Span, cheapest_path, stretches
 
@@ -16,6 +17,8 @@ BANDS = 64
 """Mel bands are averaged to this many."""
 RECENT_FRAMES = 65
 """A band's level is taken relative to its mean over so many frames (1.5 s)."""
+CLEAR_PEAK = 6.0
+"""Height of the peak of the direct sound over what lies around it (RMS)."""
 APART_FRAMES = 6
 """Two peaks nearer than this are one."""
 
@@ -71,6 +74,21 @@ def resembling(
         if stop - first >= settings.shortest_frames and likeness >= settings.least_likeness:
             found.append((Span(first + span.start, stop + span.start, spans[k].offset), likeness))
     return found
+
+
+def direct_offset(edit_S: np.ndarray, raw_S: np.ndarray, reach: int) -> int | None:
+    """Samples by which the edit's direct sound lies later than thought, at most `reach`; None if it has none.
+
+    `raw_S` begins `reach` samples before and ends as many after what `edit_S` is thought to be. Both are
+    whitened (generalised cross-correlation with phase transform; C. Knapp, G. Carter, 1976): a room or a
+    phase shift then leaves a peak where the sound itself is.
+    """
+    size = scipy.fft.next_fast_len(len(raw_S) + len(edit_S), real=True)
+    cross_F = scipy.fft.rfft(raw_S, size) * np.conj(scipy.fft.rfft(edit_S, size))
+    cross_F /= np.maximum(np.abs(cross_F), 1e-9 * np.abs(cross_F).max() + 1e-30)
+    lags = np.abs(scipy.fft.irfft(cross_F, size)[: 2 * reach + 1])
+    best = int(lags.argmax())
+    return best - reach if lags[best] > CLEAR_PEAK * np.sqrt(np.mean(lags**2)) else None
 
 
 def _likeness(patch_NF: np.ndarray, raw_TF: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ than with the length of the edit, because a chunk that a diagonal already explai
 Overlap-save correlation: A. V. Oppenheim, R. W. Schafer, Discrete-Time Signal Processing, ch. 8.7.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -37,13 +39,23 @@ LONG_CHUNK_MISSING = 0.15
 SHORT_CHUNK_MISSING = 0.5
 """The same for the shorter chunks."""
 HOPELESS = 0.3
-"""Likeness of the best match of a chunk below which no part of it is looked for any more."""
+"""Likeness of the best match of a chunk below which it is given up."""
+LAST_HOPES = 64
+"""Short chunks that are looked for all the same: a short piece is easily hidden in a long chunk."""
 HEARD = 0.05
 """Energy of a window over the chunk's mean below which the rest of the chunk hides it."""
 SEED_HELD = 0.05
 """Part of a chunk's windows that a diagonal must explain to be followed."""
 AROUND = 9
 """Windows that are judged together when something is missing: single ones may be spoilt by a codec."""
+CLEAN_RESIDUAL = 1e-5
+"""Residual of windows of an edit that was not processed at all."""
+EXACT_RESIDUAL = 1e-3
+"""Residual that no neighbouring period has."""
+FEW_LAGS = 32
+"""Reach below which lags are correlated one by one."""
+DRIFT = 8
+"""Samples by which the offsets of neighbouring diagonals may differ to be taken for drifting clocks."""
 CANDIDATES = 4
 """Peaks that are sharpened for each that is followed."""
 STRIDES = (16.0, 4.0, 1.0, 0.5)
@@ -74,7 +86,7 @@ class Coarse(NamedTuple):
 class Search:
     """Looks for diagonals; knows those found so far, how well they explain each window, and the noise.
 
-    A chunk to which nothing in the raw is alike is not looked for again in smaller pieces.
+    A chunk to which nothing in the raw is alike is given up; only a few smaller pieces of such are tried.
     """
 
     def __init__(self, signals: Signals, measuring: SignalSettings, settings: SearchSettings) -> None:
@@ -82,6 +94,7 @@ class Search:
         self._diagonals: dict[int, list[Diagonal]] = {}
         self._best_W = np.full(len(signals.energy_W), LOST, np.float32)
         self._hopeless_W = np.zeros(len(signals.energy_W), bool)
+        self._last_hopes = 0
         self.noise = noise_of(signals, self._best_W, measuring)
         self._coarse = coarse_of(signals, settings.coarse_rate_hz)
 
@@ -94,13 +107,15 @@ class Search:
     def complete(self) -> list[Diagonal]:
         """Every diagonal worth considering, in no order; none when the edit has nothing of the raw."""
         for chunk_s in self._settings.chunks_s:
+            self._last_hopes = LAST_HOPES
             self._look(chunk_s, STRIDES)
         # what has nothing below half the coarse rate, such as a cymbal, and what seemed to be nowhere
         self._coarse = coarse_of(self._signals, self._settings.fine_rate_hz)
         self._hopeless_W[:] = False
         self._look(self._settings.chunks_s[0], STRIDES[:-1])
         # only now is the noise known, and with it how far silence may be followed
-        return [self._followed(diagonal) for diagonal in self._bridged()]
+        found = [self._followed(diagonal) for diagonal in self._bridged()]
+        return found + self._between(found)
 
     def _look(self, chunk_s: float, strides: tuple[float, ...]) -> None:
         """Looks for chunks spread over the whole edit first, then ever denser, where something is missing."""
@@ -117,13 +132,20 @@ class Search:
 
     def _next_batch(self, pending: list[int], chunk: int, long: bool) -> list[int]:
         """Takes chunk starts from `pending` until a batch of those worth looking for is full."""
-        missing = np.concatenate([[0], np.cumsum(self._missing_W() & ~self._hopeless_W)])
+        missing_W = self._missing_W()
+        missing = np.concatenate([[0], np.cumsum(missing_W)])
+        hopeless = np.concatenate([[0], np.cumsum(missing_W & self._hopeless_W)])
+        part = LONG_CHUNK_MISSING if long else SHORT_CHUNK_MISSING
         starts: list[int] = []
         while pending and len(starts) < BATCH:
             start = pending.pop(0)
             span = self._windows(start, chunk)
-            part = LONG_CHUNK_MISSING if long else SHORT_CHUNK_MISSING
-            if missing[span.stop] - missing[span.start] > max(2, part * (span.stop - span.start)):
+            least = max(2, part * (span.stop - span.start))
+            given_up = hopeless[span.stop] - hopeless[span.start]
+            if missing[span.stop] - missing[span.start] - given_up > least:
+                starts.append(start)
+            elif given_up > least and not long and self._last_hopes:
+                self._last_hopes -= 1
                 starts.append(start)
         return starts
 
@@ -143,11 +165,13 @@ class Search:
         energy_W = self._signals.energy_W
         told_W = ~self.noise.drowned_W(energy_W)
         good = self._best_W[told_W & (self._best_W < 0.5)]
-        usual, bad = np.percentile(good, (60, 85)) if good.size else (0.0, 0.0)
-        usual = max(4 * usual, 2 * bad) if usual > 1e-5 else 4 * usual
+        exact, usual, bad = np.percentile(good, (25, 60, 85)) if good.size else (0.0, 0.0, 0.0)
+        usual = max(4 * usual, 2 * bad) if exact > CLEAN_RESIDUAL else 0.0
         limit_W = np.clip(
             usual + 6 * self.noise.absolute / np.maximum(energy_W, self.noise.absolute), 2e-3, 0.5
         )
+        if not told_W.any():
+            return told_W
         excess_W = np.pad(self._best_W - limit_W, AROUND // 2, mode="edge")
         return told_W & (np.median(np.lib.stride_tricks.sliding_window_view(excess_W, AROUND), axis=1) > 0)
 
@@ -157,26 +181,28 @@ class Search:
         return slice(start // window, min((start + chunk) // window, len(self._signals.energy_W)))
 
     def _follow(self, start: int, chunk: int, positions: np.ndarray) -> float:
-        """Sharpens the peaks of one chunk to the sample, follows the most telling, returns the best
-        likeness.
-        """
+        """Sharpens the peaks of a chunk, follows the most telling, returns the best likeness."""
         span = self._windows(start, chunk)
-        middle = (span.start + span.stop) // 2
-        reach = self._coarse.factor + 2
-        fits = dict(
-            _sharpened(self._signals, start, chunk, position, reach) for position in positions.tolist()
-        )
-        seeds = [
-            measure(self._signals, offset, span.start, span.stop)
-            for offset in fits
-            if not self._known(offset, middle)
-        ]
-        # a few exact windows are worth more than many similar ones
-        seeds.sort(key=lambda seed: float(held_weight(seed).sum()), reverse=True)
-        for seed in seeds[: self._settings.peaks]:
+        fits = _sharpened(self._signals, start, chunk, positions.tolist(), self._coarse.factor + 2)
+        seeds = self._unknown(fits, span)[: self._settings.peaks]
+        # a pitched sound may have led to a neighbouring period, unless one is right to the sample
+        exact = any(np.percentile(seed.residual_W, 30) < EXACT_RESIDUAL for seed in seeds)
+        places = [] if exact else [seed.offset + start for seed in seeds]
+        finer = _sharpened(self._signals, start, chunk, places, CELL // 2 * self._coarse.factor)
+        for seed in self._unknown(finer | {seed.offset: 0.0 for seed in seeds}, span)[: self._settings.peaks]:
             if held(seed, self._measuring).sum() >= max(3, SEED_HELD * (span.stop - span.start)):
                 self._keep(self._followed(seed))
         return max(fits.values(), default=0.0)
+
+    def _unknown(self, offsets: Iterable[int], span: slice) -> list[Diagonal]:
+        """Measures the offsets that no diagonal has yet; a few exact windows go before many similar ones."""
+        middle = (span.start + span.stop) // 2
+        found = [
+            measure(self._signals, offset, span.start, span.stop)
+            for offset in offsets
+            if not self._known(offset, middle)
+        ]
+        return sorted(found, key=lambda diagonal: -float(held_weight(diagonal).sum()))
 
     def _keep(self, diagonal: Diagonal) -> None:
         self._diagonals.setdefault(diagonal.offset, []).append(diagonal)
@@ -207,6 +233,18 @@ class Search:
         told_W = ~self.noise.drowned_W(energy_W)
         held_W = (diagonal.residual_W < self._measuring.held_residual) & (diagonal.gain_W * gain > 0)
         return bool(told_W.sum() <= 0.1 * len(told_W) or held_W[told_W].mean() > 0.3)
+
+    def _between(self, found: list[Diagonal]) -> list[Diagonal]:
+        """The offsets between neighbours a few samples apart: two clocks drift through all of them."""
+        if self.noise.relative <= self._measuring.relative_floor:
+            return []
+        between = []
+        for one, two in pairwise(sorted(found, key=lambda diagonal: diagonal.offset)):
+            first, stop = min(one.first, two.first), max(one.stop, two.stop)
+            if two.offset - one.offset <= DRIFT and stop - first <= len(one.gain_W) + len(two.gain_W):
+                offsets = range(one.offset + 1, two.offset)
+                between += [measure(self._signals, offset, first, stop) for offset in offsets]
+        return between
 
     def _bridged(self) -> list[Diagonal]:
         """The diagonals so far, those of one offset that are near each other joined into one."""
@@ -295,13 +333,19 @@ def _cell_peaks(likeness_S: np.ndarray, settings: SearchSettings) -> tuple[np.nd
     return keep * CELL + cells[keep].argmax(axis=1), tops[keep]
 
 
-def _sharpened(signals: Signals, start: int, chunk: int, position: int, reach: int) -> tuple[int, float]:
-    """The offset within `reach` samples of a peak at which the chunk fits best, and how well."""
+def _sharpened(
+    signals: Signals, start: int, chunk: int, positions: list[int], reach: int
+) -> dict[int, float]:
+    """For each peak the offset within `reach` samples at which the chunk fits best, and how well."""
     edit_S = signals.edit_S[start : start + chunk]
-    raw_S = slice_padded(signals.raw_S, position - reach, position + chunk + reach)
-    cross = np.correlate(raw_S, edit_S, "valid")
-    sums = np.concatenate([[0.0], np.cumsum(raw_S.astype(np.float64) ** 2)])
-    energy = (sums[chunk:] - sums[:-chunk]) * float(np.dot(edit_S, edit_S))
-    likeness = np.abs(cross) / np.sqrt(np.maximum(energy, FALSE_PEAK_FLOOR))
-    best = int(likeness.argmax())
-    return position - reach + best - start, float(likeness[best])
+    energy = float(np.dot(edit_S, edit_S))
+    fits = {}
+    for position in positions:
+        raw_S = slice_padded(signals.raw_S, position - reach, position + chunk + reach)
+        cross = scipy.signal.correlate(raw_S, edit_S, "valid", "direct" if reach < FEW_LAGS else "fft")
+        sums = np.concatenate([[0.0], np.cumsum(raw_S.astype(np.float64) ** 2)])
+        norm = np.sqrt(np.maximum((sums[chunk:] - sums[:-chunk]) * energy, FALSE_PEAK_FLOOR))
+        likeness = np.abs(cross) / norm
+        best = int(likeness.argmax())
+        fits[position - reach + best - start] = float(likeness[best])
+    return fits

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy.signal
 
 from editjax.audio import Reader, resample_stream
 
 LOST = 1.0
 """Residual of a window that the raw does not explain at all."""
+HIGHEST_TOP = 0.4
+"""Upper edge of what is listened to, over the sample rate, at low rates."""
 DROWNED = 4.0
 """Windows with less than this times the noise decide nothing."""
 FALSE_PEAK_FLOOR = 1e-30
@@ -23,8 +26,9 @@ FALSE_PEAK_FLOOR = 1e-30
 
 @dataclass(frozen=True)
 class SignalSettings:
-    """`window_s`: one measurement; `corner_hz`: bass below it is weakened, lest it decide alone.
+    """`window_s`: one measurement; bass below `corner_hz` and treble above `top_hz` are weakened.
 
+    Bass alone fits too many places, and treble is what codecs, noise and a fraction of a sample spoil first.
     `held_residual` is the largest residual of a window that still counts as the same sound. `relative_floor`
     and `absolute_floor` (power, full scale 1) are the least noise that is reckoned with: no copy is better
     than that.
@@ -32,6 +36,7 @@ class SignalSettings:
 
     window_s: float = 512 / 44100
     corner_hz: float = 700.0
+    top_hz: float = 6000.0
     held_residual: float = 0.6
     relative_floor: float = 1e-4
     absolute_floor: float = 1e-13
@@ -85,12 +90,12 @@ class Noise(NamedTuple):
 
 
 def signals_of(raw: Reader, edited: Reader, settings: SignalSettings) -> Signals:
-    """Both tracks at the raw's rate, mono, emphasised above `corner_hz`.
+    """Both tracks at the raw's rate, mono, emphasised between `corner_hz` and `top_hz`.
 
     The samples lie in unlinked temporary files ($TMPDIR, 4 bytes a sample), not in memory.
     """
     rate_hz = raw.info.sample_rate_hz
-    raw_S, edit_S = (spooled(_emphasised(reader, rate_hz, settings.corner_hz)) for reader in (raw, edited))
+    raw_S, edit_S = (spooled(_emphasised(reader, rate_hz, settings)) for reader in (raw, edited))
     window = max(16, round(settings.window_s * rate_hz))
     windows_WS = edit_S[: len(edit_S) // window * window].reshape(-1, window)
     energy_W = np.einsum("ws,ws->w", windows_WS, windows_WS).astype(np.float64)
@@ -176,9 +181,12 @@ def spooled(blocks: Iterable[np.ndarray]) -> np.ndarray:
         return np.memmap(file, np.float32, "r") if file.tell() else np.zeros(0, np.float32)
 
 
-def _emphasised(reader: Reader, rate_hz: int, corner_hz: float) -> Iterator[np.ndarray]:
-    pole = np.float32(np.exp(-2 * np.pi * corner_hz / rate_hz))
-    last = np.zeros(1, np.float32)
+def _emphasised(reader: Reader, rate_hz: int, settings: SignalSettings) -> Iterator[np.ndarray]:
+    pole = np.exp(-2 * np.pi * settings.corner_hz / rate_hz)
+    top = min(settings.top_hz / rate_hz, HIGHEST_TOP)
+    sections = scipy.signal.butter(2, 2 * top, output="sos")
+    sections = np.vstack([sections, [1.0, -pole, 0.0, 1.0, 0.0, 0.0]])
+    state = np.zeros((len(sections), 2))
     for mono_S in resample_stream(reader.blocks(), reader.info.sample_rate_hz, rate_hz):
-        yield mono_S - pole * np.concatenate([last, mono_S[:-1]])
-        last = mono_S[-1:]
+        heard_S, state = scipy.signal.sosfilt(sections, mono_S, zi=state)
+        yield heard_S

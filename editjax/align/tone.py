@@ -27,6 +27,8 @@ WINDOWS = 8
 """Windows in a stretch that goes into the spectra (93 ms)."""
 STRETCHES = 400
 """Most stretches that go into the spectra."""
+FEWEST_STRETCHES = 12
+"""Fewer say more about themselves than about a filter."""
 MOST_SHIFT = 3
 """Samples by which the offsets of diagonals may be wrong before the filter is known."""
 ROUNDS = 3
@@ -41,9 +43,9 @@ def toned(signals: Signals, diagonals: list[Diagonal], settings: SignalSettings)
     """Signals whose raw has the tone of the edit, at the raw's level; None when a filter explains little."""
     plain = _residual(signals, diagonals, settings)
     stretches = _stretches(signals, diagonals, settings)
-    if plain < SMALL_RESIDUAL or not stretches:
+    if plain < SMALL_RESIDUAL or len(stretches) < FEWEST_STRETCHES:
         return None
-    taps_S, lead = _filter(signals, stretches)
+    taps_S, lead, delay = _filter(signals, stretches)
     block = 1 << 20
     pieces = (
         scipy.signal.oaconvolve(
@@ -56,7 +58,11 @@ def toned(signals: Signals, diagonals: list[Diagonal], settings: SignalSettings)
         for start in range(0, len(signals.raw_S), block)
     )
     changed = signals._replace(raw_S=spooled(pieces))
-    again = [measure(changed, diagonal.offset, diagonal.first, diagonal.stop) for diagonal in diagonals]
+    again = [
+        measure(changed, diagonal.offset - delay + step, diagonal.first, diagonal.stop)
+        for diagonal in diagonals
+        for step in (-1, 0, 1)
+    ]
     return changed if _residual(changed, again, settings) < WORTH * plain else None
 
 
@@ -78,16 +84,21 @@ def _stretches(
     return found[:: -(-len(found) // STRETCHES) or 1]
 
 
-def _filter(signals: Signals, stretches: list[tuple[int, Diagonal]]) -> tuple[np.ndarray, int]:
-    """The impulse response (taps,) with the level of the raw, and how many of its taps lead."""
+def _filter(signals: Signals, stretches: list[tuple[int, Diagonal]]) -> tuple[np.ndarray, int, int]:
+    """The impulse response (taps,) with the level of the raw, how many of its taps lead, and the delay in the
+    offsets that it has not.
+    """
     size = WINDOWS * signals.window_samples
     cross_DF, power_F = _spectra(signals, stretches, size)
     response_F = _agreed(cross_DF, power_F, size)
     response_F /= np.sqrt((np.abs(response_F) ** 2 * power_F).sum() / power_F.sum())
     lead, tail = size // 8, size // 4
-    taps_S = np.roll(scipy.fft.irfft(response_F, size), lead)[: lead + tail]
+    impulse_S = scipy.fft.irfft(response_F, size)
+    # the highest tap is where the sound is: offsets then mean what they mean without a filter
+    peak = int(np.abs(impulse_S).argmax())
+    taps_S = np.roll(impulse_S, lead - peak)[: lead + tail]
     fade_S = np.concatenate([np.hanning(2 * lead)[:lead], np.hanning(2 * tail)[tail:]])
-    return (taps_S * fade_S).astype(np.float32), lead
+    return (taps_S * fade_S).astype(np.float32), lead, (peak + size // 2) % size - size // 2
 
 
 def _spectra(
