@@ -201,7 +201,10 @@ def test_a_crop_plays_the_frames_the_whole_edit_plays_there(spans, max_frames, m
     stop = start + len(got.mel_TF)
     assert len(got.mel_TF) <= max_frames and len(got.pointers_N) <= max_steps
     inside = piece.pointers_N[(piece.pointers_N >= start) & (piece.pointers_N < stop)]
-    np.testing.assert_array_equal(got.pointers_N[got.pointers_N >= 0] + start, inside)
+    played = got.pointers_N[got.pointers_N >= 0] + start
+    if len(got.mel_TF) > 1:  # a single frame may be played more often than there are steps
+        assert len(played) == len(inside)
+    np.testing.assert_array_equal(played, inside[: len(played)])
 
 
 def test_a_crop_ends_where_a_kept_run_or_the_recording_ends():

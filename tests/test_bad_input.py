@@ -1,5 +1,6 @@
 """Bad input: one clear line, the exit code of sysexits, nothing half-written, the input untouched."""
 
+import contextlib
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -130,22 +131,24 @@ def test_folder_that_cannot_be_written(edit: Edit, folder: Path) -> None:
     assert code == 73 and "no such folder" in said
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 20 kB."""
+    """No file may grow beyond 20 kB; not even pytest's own output, so only while the command runs."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], suffix: str, request) -> None:
+def test_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
     noise_SC = 0.3 * np.random.default_rng(0).standard_normal((2 * RATE_HZ, 1))
     source = recording(folder / f"a{suffix}", noise_SC)
     before = contents(folder)
-    request.getfixturevalue("small_disk")
-    code = main(["edit", str(source), "--editor", "silence"])
+    with small_disk():
+        code = main(["edit", str(source), "--editor", "silence"])
     said = capsys.readouterr().err
     assert code == 74 and f"a_edited{suffix}" in said and said.count("\n") == 1
     assert contents(folder) == before
