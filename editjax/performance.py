@@ -117,7 +117,7 @@ class SynthMaterial:
 
     def _mix(self, notes: list[_Played], rng: np.random.Generator) -> np.ndarray:
         """Adds all notes into one buffer that leaves room for the last release."""
-        end_s = max(note.time_s + note.length_s for note in notes) + MAX_DECAY_S
+        end_s = max((note.time_s + note.length_s for note in notes), default=0.0) + MAX_DECAY_S
         mixed_S = np.zeros(int((end_s + LEAD_IN_S) * self.rate_hz) + 1, np.float32)
         variants = rng.integers(0, VARIANTS, len(notes))
         for note, variant in zip(notes, variants, strict=True):

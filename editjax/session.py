@@ -8,6 +8,7 @@ attempt at section k). The spread of takes follows real editing sessions: most o
 used, and attempts often follow each other without a silence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,6 +29,7 @@ from editjax.performance import (
 PAUSE_DB = -27.0
 MIN_PAUSE_S = 0.3
 MAX_ATTEMPTS = 5
+SHORTEST_S = 20.0
 BREATH_SHARE = 0.15
 MUSIC_KINDS = ("take", "superseded", "spoiled", "false_start")
 
@@ -35,6 +37,8 @@ MUSIC_KINDS = ("take", "superseded", "spoiled", "false_start")
 @dataclass(frozen=True)
 class SimulateSettings:
     """What sessions are like; shares are probabilities, lengths are of the raw recording.
+
+    A session is padded with silence to `min_length_s` and may pass `max_length_s` by about one take.
 
     `styles` are the edits made of every session; with `style_weights` (one per style) each session gets one
     of them. `split` restricts a folder of recordings to train, valid or test ("" takes all); `recorded_share`
@@ -54,8 +58,8 @@ class SimulateSettings:
     failed_last_share: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 20.0 <= self.min_length_s <= self.max_length_s:
-            raise ValueError("min_length_s must be at least 20 and at most max_length_s")
+        if not SHORTEST_S <= self.min_length_s <= self.max_length_s:
+            raise ValueError(f"min_length_s must be at least {SHORTEST_S:g} and at most max_length_s")
         if self.style_weights and len(self.style_weights) != len(self.styles):
             raise ValueError("style_weights must have one number per style")
 
@@ -97,6 +101,34 @@ class Timeline(NamedTuple):
     rate_hz: int
     events: tuple[Event, ...]
     kept: tuple[KeptTake, ...]
+
+
+def joined(timelines: Sequence[Timeline]) -> Timeline:
+    """Several pieces recorded one after the other, their sections numbered through."""
+    at, sections = 0, 0
+    raw, events, kept = [], [], []
+    for timeline in timelines:
+        raw.append(timeline.raw_S)
+        for event in timeline.events:
+            section = event.section + sections if event.section >= 0 else -1
+            faults = tuple((sample + at, name) for sample, name in event.faults)
+            events.append(
+                event._replace(start=event.start + at, stop=event.stop + at, section=section, faults=faults)
+            )
+        kept += [_later(take, at, sections) for take in timeline.kept]
+        at, sections = at + len(timeline.raw_S), sections + len(timeline.kept)
+    return Timeline(np.concatenate(raw), timelines[0].rate_hz, tuple(events), tuple(kept))
+
+
+def _later(take: KeptTake, samples: int, sections: int) -> KeptTake:
+    return take._replace(
+        section=take.section + sections,
+        start=take.start + samples,
+        stop=take.stop + samples,
+        bars=take.bars + samples,
+        phrases=take.phrases + samples,
+        pauses=tuple((start + samples, stop + samples) for start, stop in take.pauses),
+    )
 
 
 class Material(Protocol):
@@ -144,7 +176,8 @@ class Surroundings(Protocol):
 def plan_lengths(settings: SimulateSettings, rng: np.random.Generator) -> tuple[list[float], float]:
     """Section lengths in seconds and the keep ratio a session aims for."""
     ratio = float(np.clip(rng.normal(settings.keep_ratio, settings.keep_ratio_spread), 0.22, 0.56))
-    raw_s = rng.uniform(settings.min_length_s * 1.08, settings.max_length_s * 0.9)
+    shortest_s, longest_s = settings.min_length_s * 1.08, settings.max_length_s * 0.9
+    raw_s = rng.uniform(min(shortest_s, longest_s), longest_s)
     kept_s = float(np.clip(raw_s * ratio, 12.0, 5 * 23.0))
     fewest = max(2, int(np.ceil(kept_s / 23.0)))
     count = int(rng.integers(fewest, max(fewest, min(5, int(kept_s // 6.5))) + 1))

@@ -8,9 +8,11 @@ says what every span of the raw recording is.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,15 +29,20 @@ from editjax.recordings import Library, RecordedSurroundings, scan
 from editjax.render import render
 from editjax.retakes import RecordedMaterial, draw_material
 from editjax.session import (
+    SHORTEST_S,
     Event,
     SimulateSettings,
     Timeline,
+    joined,
     plan_lengths,
     record,
     write_script,
 )
 from editjax.studio import SynthSurroundings, processed
 from editjax.styles import STYLES, edit_of
+
+PIECE_S = 240.0
+"""The longest session of one piece of music; longer recordings hold several."""
 
 __all__ = ["Session", "SimulateSettings", "simulate_folder", "simulate_session", "write_sessions"]
 
@@ -126,21 +133,39 @@ def simulate_folder(
 def _record(
     settings: SimulateSettings, recordings: Path | None, rng: np.random.Generator
 ) -> tuple[Timeline, dict[str, Any]]:
-    """Draws a piece, plays its session, and notes what an edit list shall say of it."""
-    lengths_s, ratio = plan_lengths(settings, rng)
+    """Records as many pieces as the length holds, one after the other, and notes what was played."""
     library = scan(recordings, settings.split) if recordings else None
+    pieces = max(1, math.ceil(settings.max_length_s / PIECE_S))
+    of_each = replace(
+        settings,
+        min_length_s=max(SHORTEST_S, settings.min_length_s / pieces),
+        max_length_s=settings.max_length_s / pieces,
+    )
+    timelines, notes = zip(*(_record_piece(of_each, library, rng) for _ in range(pieces)), strict=True)
+    timeline = joined(timelines)
+    return timeline, {
+        "events": [_event_json(event) for event in timeline.events],
+        "sources": list(dict.fromkeys(name for note in notes for name in note["sources"])),
+        "instruments": [name for note in notes for name in note["instruments"]],
+        "tempo_bpm": [note["tempo_bpm"] for note in notes] if pieces > 1 else notes[0]["tempo_bpm"],
+        "sections": len(timeline.kept),
+    }
+
+
+def _record_piece(
+    settings: SimulateSettings, library: Library | None, rng: np.random.Generator
+) -> tuple[Timeline, dict[str, Any]]:
+    """Draws a piece and plays its session."""
+    lengths_s, ratio = plan_lengths(settings, rng)
     material = _material(library, lengths_s, settings, rng)
     surroundings = _surroundings(library, settings)
     script = write_script(material.section_lengths_s, ratio, settings, rng)
     timeline = record(script, material, surroundings, settings, rng)
-    notes = {
-        "events": [_event_json(event) for event in timeline.events],
+    return timeline, {
         "sources": [*material.sources, *surroundings.used],
         "instruments": material.instruments,
         "tempo_bpm": round(material.tempo_bpm, 2),
-        "sections": len(timeline.kept),
     }
-    return timeline, notes
 
 
 def _material(

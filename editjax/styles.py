@@ -25,6 +25,7 @@ LOOSE_AFTER_S = 1.2
 RADIO_SHARES = (0.5, 0.85)
 EXTENDED_SHARES = (1.15, 1.5)
 TARGET_TOLERANCE = 0.03
+SHORTENED_AT_ONCE = 6
 EFFECTS = ("eq", "reverb")
 CROSSFADE_HALF_S = (0.4, 1.2)
 FADE_S = (2.0, 4.5)
@@ -97,23 +98,32 @@ def loose(timeline: Timeline) -> Edit:
 def radio(timeline: Timeline, rng: np.random.Generator) -> Edit:
     """A shorter version: whole sections left out, others ended at a phrase, to meet a target length.
 
-    Of all ways within TARGET_TOLERANCE of the target the one with the fewest early ends wins, then the one
-    that leaves out the latest sections.
+    Sections are shortened SHORTENED_AT_ONCE at a time, because every way to do it is tried.
     """
-    natural = sum(take.stop - take.start for take in timeline.kept)
-    target = natural * rng.uniform(*RADIO_SHARES)
-    starts = tuple(take.start for take in timeline.kept)
-    choices = [(take.stop, _halfway(take), take.start) for take in timeline.kept]
+    share, kept = rng.uniform(*RADIO_SHARES), timeline.kept
+    groups = (kept[at : at + SHORTENED_AT_ONCE] for at in range(0, len(kept), SHORTENED_AT_ONCE))
+    segments = tuple(segment for takes in groups for segment in _shortened(takes, share))
+    return Edit(segments, _target_s(segments, timeline, rng))
+
+
+def _shortened(takes: tuple[KeptTake, ...], share: float) -> tuple[Segment, ...]:
+    """Some takes whole, some ended early: about `share` of their length.
+
+    Of all ways within TARGET_TOLERANCE of it the one with the fewest early ends wins, then the one that
+    leaves out the latest sections.
+    """
+    target = sum(take.stop - take.start for take in takes) * share
+    starts = tuple(take.start for take in takes)
+    choices = [(take.stop, _halfway(take), take.start) for take in takes]
 
     def cost(stops: tuple[int, ...]) -> tuple[float, int, tuple[bool, ...]]:
         miss = max(0.0, abs((sum(stops) - sum(starts)) / target - 1.0) - TARGET_TOLERANCE)
-        early = sum(take.start < stop < take.stop for stop, take in zip(stops, timeline.kept, strict=True))
+        early = sum(take.start < stop < take.stop for stop, take in zip(stops, takes, strict=True))
         dropped = tuple(stop == start for stop, start in zip(stops, starts, strict=True))
         return miss, early, dropped
 
     stops = min((way for way in product(*choices) if way != starts), key=cost)
-    segments = tuple(_segment(a, b) for a, b in zip(starts, stops, strict=True) if b > a)
-    return Edit(segments, _target_s(segments, timeline, rng))
+    return tuple(_segment(a, b) for a, b in zip(starts, stops, strict=True) if b > a)
 
 
 def extended(timeline: Timeline, rng: np.random.Generator) -> Edit:

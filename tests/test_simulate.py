@@ -184,6 +184,29 @@ def test_a_slate_has_as_many_beeps_as_its_number() -> None:
         assert np.abs(padded_S).max() < 2 * TAKE_LEVEL
 
 
+def test_long_recordings_hold_several_pieces_with_their_sections_numbered_through() -> None:
+    longer = SimulateSettings(min_length_s=260.0, max_length_s=300.0, styles=("final", "radio"))
+    session = simulate_session((4, 0), longer)
+    assert 260.0 <= len(session.raw_S) / session.rate_hz <= 330.0
+    takes = [event.section for event in session.events if event.kind == "take"]
+    assert sorted(takes) == list(range(len(takes))) and len(takes) > 5
+    spans = [(segment.start, segment.stop) for segment in session.edit_list.segments]
+    assert spans == last_good_takes(session.events)
+    quiet_share = np.mean(quiet_S(session))
+    assert quiet_share < 0.5, "filled up with silence"
+    natural, shortened = (sum(s.stop - s.start for s in edit.segments) for edit in session.edit_lists)
+    assert 0.45 < shortened / natural < 0.9
+
+
+@pytest.mark.parametrize("index", [6, 9])
+def test_short_recordings_of_almost_one_length(index: int) -> None:
+    """The attempts are short too: one that breaks off before its first note is silence, not an error."""
+    for shortest_s, longest_s in ((55.0, 80.0), (60.0, 62.0)):
+        settings = SimulateSettings(min_length_s=shortest_s, max_length_s=longest_s)
+        session = simulate_session((1, index), settings)
+        assert shortest_s <= len(session.raw_S) / session.rate_hz < 1.3 * longest_s
+
+
 def test_a_session_is_a_function_of_seed_index_and_settings() -> None:
     one, same, other = (simulate_session((8, index), SETTINGS) for index in (0, 0, 1))
     np.testing.assert_array_equal(one.raw_S, same.raw_S)
