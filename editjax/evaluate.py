@@ -115,6 +115,7 @@ def figures(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> dict[
         "boundary_f1_half_second": s.boundary_half_second.f1,
         "boundary_f1_3_frames": s.boundary_3_frames.f1,
         "order_agreement": s.order_agreement,
+        "order_in_common": s.order_in_common,
         "length_error": s.length_error,
         "loop_recall": s.loop_recall,
         "keep_ratio": s.keep_ratio,

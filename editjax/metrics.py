@@ -33,6 +33,7 @@ class EditScores(NamedTuple):
     boundary_3_frames: Boundaries
     boundary_half_second: Boundaries
     order_agreement: float
+    order_in_common: float
     loop_recall: float
     length_error: float
     length_mae_frames: float
@@ -55,6 +56,7 @@ def edit_scores(
         boundary_3_frames=boundary_scores(predicted_N, true_N, n_frames, 3),
         boundary_half_second=boundary_scores(predicted_N, true_N, n_frames, 0.5 * frames_per_second),
         order_agreement=order_agreement(predicted_N, true_N),
+        order_in_common=order_in_common(predicted_N, true_N),
         loop_recall=loop_recall(predicted_N, true_N, n_frames),
         length_error=length_error(predicted_N, true_N),
         length_mae_frames=length_mae_frames(predicted_N, true_N),
@@ -115,6 +117,21 @@ def order_agreement(predicted_N: np.ndarray, true_N: np.ndarray) -> float:
     predicted_N, true_N = _played(predicted_N), _played(true_N)
     longer = max(predicted_N.size, true_N.size)
     return longest_common_subsequence(predicted_N, true_N) / longer if longer else 1.0
+
+
+def order_in_common(predicted_N: np.ndarray, true_N: np.ndarray) -> float:
+    """Longest common subsequence of the played pointers, over the frames both edits play.
+
+    The order alone: `order_agreement` also falls with every frame that only one of the edits plays. NaN when
+    they play nothing in common.
+    """
+    predicted_N, true_N = _played(predicted_N), _played(true_N)
+    (frames, plays), (true_frames, true_plays) = (
+        np.unique(pointers_N, return_counts=True) for pointers_N in (predicted_N, true_N)
+    )
+    _, here, there = np.intersect1d(frames, true_frames, assume_unique=True, return_indices=True)
+    common = int(np.minimum(plays[here], true_plays[there]).sum())
+    return longest_common_subsequence(predicted_N, true_N) / common if common else float("nan")
 
 
 def longest_common_subsequence(left_N: np.ndarray, right_N: np.ndarray) -> int:

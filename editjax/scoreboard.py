@@ -20,6 +20,7 @@ EDITING = {
     "boundary_f1_half_second": "F1 ±0.5 s",
     "boundary_f1_3_frames": "F1 ±3 frames",
     "order_agreement": "order",
+    "order_in_common": "order alone",
     "loop_recall": "loops",
     "length_error": "length error",
     "keep_ratio": "keep ratio",

@@ -77,6 +77,7 @@ def test_conventions_for_empty_edits():
     none_N = np.zeros(0, int)
     assert metrics.kept_iou(none_N, none_N, T) == 1.0
     assert metrics.order_agreement(none_N, none_N) == 1.0
+    assert np.isnan(metrics.order_in_common(none_N, none_N))
     assert metrics.boundary_scores(np.arange(T), np.arange(T), T, 3) == (1.0, 1.0, 1.0)
     assert metrics.boundary_scores(np.arange(T), TRUE_N, T, 3) == (0.0, 0.0, 0.0)
     assert metrics.boundary_scores(TRUE_N, np.arange(T), T, 3) == (0.0, 0.0, 0.0)
@@ -147,6 +148,13 @@ def test_order_agreement_sees_swapped_halves_where_iou_does_not():
     ordered_N = np.r_[100:300, 500:800]
     assert metrics.kept_iou(swapped_N, ordered_N, T) == 1.0
     assert metrics.order_agreement(swapped_N, ordered_N) == pytest.approx(0.6)
+    assert metrics.order_in_common(swapped_N, ordered_N) == pytest.approx(0.6)
+
+
+def test_order_in_common_is_the_order_alone():
+    assert metrics.order_in_common(np.arange(T), TRUE_N[:200]) == 1.0
+    assert metrics.order_in_common(np.r_[10:20, 0:10, 0:10], np.r_[0:20, 0:10]) == pytest.approx(20 / 30)
+    assert np.isnan(metrics.order_in_common(np.arange(5), np.arange(5, 9)))
 
 
 def test_loop_recall_counts_repeats_frame_by_frame():
