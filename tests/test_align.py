@@ -402,7 +402,7 @@ def test_coarse_peaks_hold_the_place_of_a_chunk() -> None:
 @pytest.mark.parametrize("factor", [2, 7])
 def test_decimation_keeps_the_clock(factor: int) -> None:
     wave_S = np.sin(2 * np.pi * 200 * np.arange(30_000) / RATE_HZ).astype(np.float32)
-    slow_S = decimated(wave_S, factor, block_samples=4096)
+    slow_S = np.concatenate(list(decimated(wave_S, factor, block_samples=4096)))
     assert len(slow_S) == -(-len(wave_S) // factor)
     np.testing.assert_allclose(slow_S[50:-50], wave_S[::factor][50:-50], atol=4e-3)
 

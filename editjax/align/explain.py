@@ -25,6 +25,12 @@ STRAY = 4.0
 """Residual over the noise floor from which on a window is better unaligned, if that is not little anyway."""
 SILENT_STRAY = 0.01
 """Price of silence without a run: next to nothing, so that a run is preferred but never stretched for it."""
+FAINT_MISFIT = 0.005
+"""Price of silence in which a run does not even fit the faintest traces: less, and only to break ties."""
+FAINT_FIT = 0.5
+"""Residual up to which silence counts as fitting."""
+TIE = 1e-9
+"""Difference of prices that is none: a run then goes on, as a sound's own silence belongs to it."""
 MOST_FOREIGN = 0.3
 """Part of the energy of a span that may be neither the raw's nor added noise; reverberation leaves more."""
 
@@ -110,7 +116,7 @@ def cheapest_path(
         for w in range(end - begin):
             from_W[w] = best
             entry = best_total + switch_cost
-            jumped_WK[w] = total > entry
+            jumped_WK[w] = total > entry - TIE
             total = np.minimum(total, entry) + cost_KW[:, w]
             i = int(total.argmin())
             best, best_total = active[i], float(total[i])
@@ -128,14 +134,18 @@ def stretches(path_W: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def _cost(signals: Signals, diagonal: Diagonal, noise: Noise) -> np.ndarray:
-    """Price of each window of a diagonal: log(1 + residual / floor), 0 for what only noise would leave."""
+    """Price of each window of a diagonal: log(1 + residual / floor), next to nothing for silence."""
     gain = typical_gain(diagonal)
     energy_W = signals.energy_W[diagonal.first : diagonal.stop]
     expected_W = gain**2 * diagonal.raw_energy_W
     mute_W = energy_W < MUTE * expected_W
     residual_W = np.where(mute_W | (diagonal.gain_W * gain < 0), LOST, diagonal.residual_W)
     louder_W = np.maximum(energy_W, expected_W)
-    return np.where(noise.drowned_W(louder_W), 0.0, np.log1p(residual_W / noise.floor_W(louder_W)))
+    faint_W = np.where(residual_W > FAINT_FIT, FAINT_MISFIT, 0.0)
+    cost_W = np.where(noise.drowned_W(louder_W), faint_W, np.log1p(residual_W / noise.floor_W(louder_W)))
+    start_W = np.arange(diagonal.first, diagonal.stop) * signals.window_samples + diagonal.offset
+    outside_W = (start_W <= -signals.window_samples) | (start_W >= len(signals.raw_S))
+    return np.where(outside_W, np.log1p(LOST / noise.relative), cost_W)
 
 
 def _stray_cost(signals: Signals, noise: Noise, settings: ExplainSettings) -> np.ndarray:

@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
 def runs_of(signals: Signals, spans: list[Span], noise: Noise, settings: JoinSettings) -> list[Run]:
     """The runs of the spans, in the order of the edit, disjoint."""
-    runs = [_run(signals, span) for span in spans]
+    runs = [_run(signals, span, noise) for span in spans]
     for i, run in enumerate(runs):
         if i and not _meet(signals, runs, i, settings):
             before = runs[i - 1]
@@ -85,10 +85,11 @@ def runs_of(signals: Signals, spans: list[Span], noise: Noise, settings: JoinSet
     return [_faded(signals, run, i, runs, noise, settings) for i, run in enumerate(runs)]
 
 
-def _run(signals: Signals, span: Span) -> Run:
+def _run(signals: Signals, span: Span, noise: Noise) -> Run:
     diagonal = measure(signals, span.offset, span.first, span.stop)
     window = signals.window_samples
-    likeness = float(np.sqrt(1 - np.median(diagonal.residual_W)))
+    told_W = ~noise.drowned_W(signals.energy_W[span.first : span.stop])
+    likeness = float(np.sqrt(1 - np.median(diagonal.residual_W[told_W if told_W.any() else slice(None)])))
     return Run(span.first * window, span.stop * window, span.offset, typical_gain(diagonal), likeness)
 
 

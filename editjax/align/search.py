@@ -8,7 +8,7 @@ than with the length of the edit, because a chunk that a diagonal already explai
 Overlap-save correlation: A. V. Oppenheim, R. W. Schafer, Discrete-Time Signal Processing, ch. 8.7.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import scipy.signal
 from editjax.align.signals import (
     FALSE_PEAK_FLOOR,
     LOST,
+    UNPROCESSED,
     Diagonal,
     Signals,
     SignalSettings,
@@ -28,6 +29,7 @@ from editjax.align.signals import (
     measure,
     noise_of,
     slice_padded,
+    spooled,
 )
 
 CELL = 48
@@ -48,14 +50,14 @@ SEED_HELD = 0.05
 """Part of a chunk's windows that a diagonal must explain to be followed."""
 AROUND = 9
 """Windows that are judged together when something is missing: single ones may be spoilt by a codec."""
-CLEAN_RESIDUAL = 1e-5
-"""Residual of windows of an edit that was not processed at all."""
 EXACT_RESIDUAL = 1e-3
 """Residual that no neighbouring period has."""
 FEW_LAGS = 32
 """Reach below which lags are correlated one by one."""
 DRIFT = 8
 """Samples by which the offsets of neighbouring diagonals may differ to be taken for drifting clocks."""
+ROUNDING = 1e-6
+"""Part of an energy that sums in float32 may be wrong by."""
 CANDIDATES = 4
 """Peaks that are sharpened for each that is followed."""
 STRIDES = (16.0, 4.0, 1.0, 0.5)
@@ -166,7 +168,7 @@ class Search:
         told_W = ~self.noise.drowned_W(energy_W)
         good = self._best_W[told_W & (self._best_W < 0.5)]
         exact, usual, bad = np.percentile(good, (25, 60, 85)) if good.size else (0.0, 0.0, 0.0)
-        usual = max(4 * usual, 2 * bad) if exact > CLEAN_RESIDUAL else 0.0
+        usual = max(4 * usual, 2 * bad) if exact > UNPROCESSED else 0.0
         limit_W = np.clip(
             usual + 6 * self.noise.absolute / np.maximum(energy_W, self.noise.absolute), 2e-3, 0.5
         )
@@ -264,7 +266,10 @@ class Search:
 def coarse_of(signals: Signals, rate_hz: float) -> Coarse:
     """Both signals at the whole fraction of their rate that is nearest to `rate_hz`."""
     factor = max(1, round(signals.rate_hz / rate_hz))
-    return Coarse(decimated(signals.raw_S, factor), decimated(signals.edit_S, factor), factor)
+    if factor == 1:
+        return Coarse(signals.raw_S, signals.edit_S, 1)
+    raw_S, edit_S = (spooled(decimated(samples_S, factor)) for samples_S in (signals.raw_S, signals.edit_S))
+    return Coarse(raw_S, edit_S, factor)
 
 
 def coarse_peaks(coarse: Coarse, starts: list[int], chunk: int, settings: SearchSettings) -> list[np.ndarray]:
@@ -298,21 +303,20 @@ def coarse_peaks(coarse: Coarse, starts: list[int], chunk: int, settings: Search
     return peaks
 
 
-def decimated(samples_S: np.ndarray, factor: int, block_samples: int = 1 << 20) -> np.ndarray:
-    """Every `factor`-th sample after a linear-phase low-pass, float32; sample i stays at i · factor."""
-    if factor == 1:
-        return np.asarray(samples_S)
+def decimated(samples_S: np.ndarray, factor: int, block_samples: int = 1 << 20) -> Iterator[np.ndarray]:
+    """Every `factor`-th sample after a linear-phase low-pass, float32 in blocks.
+
+    Sample i is where sample i · factor was.
+    """
     half = 8 * factor
     taps_S = scipy.signal.firwin(2 * half + 1, 0.7 / factor).astype(np.float32)
     block = block_samples // factor * factor
-    parts = [np.zeros(0, np.float32)]
     for start in range(0, len(samples_S), block):
         stop = min(start + block, len(samples_S))
         padded_S = slice_padded(samples_S, start - half, stop + half)
         filtered_S = scipy.signal.upfirdn(taps_S, padded_S, 1, factor)
         kept = -((start - stop) // factor)
-        parts.append(filtered_S[2 * half // factor :][:kept])
-    return np.concatenate(parts)
+        yield filtered_S[2 * half // factor :][:kept]
 
 
 def _inverse_norm(block_S: np.ndarray, length: int, step: int) -> np.ndarray:
@@ -339,13 +343,25 @@ def _sharpened(
     """For each peak the offset within `reach` samples at which the chunk fits best, and how well."""
     edit_S = signals.edit_S[start : start + chunk]
     energy = float(np.dot(edit_S, edit_S))
+    size = scipy.fft.next_fast_len(chunk + 2 * reach, real=True)
+    edit_F = None if reach < FEW_LAGS else np.conj(scipy.fft.rfft(edit_S, size))
     fits = {}
     for position in positions:
         raw_S = slice_padded(signals.raw_S, position - reach, position + chunk + reach)
-        cross = scipy.signal.correlate(raw_S, edit_S, "valid", "direct" if reach < FEW_LAGS else "fft")
-        sums = np.concatenate([[0.0], np.cumsum(raw_S.astype(np.float64) ** 2)])
-        norm = np.sqrt(np.maximum((sums[chunk:] - sums[:-chunk]) * energy, FALSE_PEAK_FLOOR))
-        likeness = np.abs(cross) / norm
-        best = int(likeness.argmax())
-        fits[position - reach + best - start] = float(likeness[best])
+        if edit_F is None:
+            cross_L = np.correlate(raw_S, edit_S, "valid")
+        else:
+            cross_L = scipy.fft.irfft(scipy.fft.rfft(raw_S, size) * edit_F, size)[: 2 * reach + 1]
+        likeness_L = np.abs(cross_L) / np.sqrt(np.maximum(_energies(raw_S, chunk) * energy, FALSE_PEAK_FLOOR))
+        best = int(likeness_L.argmax())
+        fits[position - reach + best - start] = float(likeness_L[best])
     return fits
+
+
+def _energies(samples_S: np.ndarray, length: int) -> np.ndarray:
+    """Energy of `length` samples from each sample on for which there are so many."""
+    lags = len(samples_S) - length
+    change_L = samples_S[length:].astype(np.float64) ** 2 - samples_S[:lags].astype(np.float64) ** 2
+    first = float(np.dot(samples_S[:length], samples_S[:length]))
+    energy_L = first + np.concatenate([[0.0], np.cumsum(change_L)])
+    return np.maximum(energy_L, ROUNDING * energy_L.max())

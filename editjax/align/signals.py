@@ -20,6 +20,12 @@ HIGHEST_TOP = 0.4
 """Upper edge of what is listened to, over the sample rate, at low rates."""
 DROWNED = 4.0
 """Windows with less than this times the noise decide nothing."""
+UNPROCESSED = 1e-5
+"""Residual up to which an edit is a plain copy, however quiet a window."""
+INAUDIBLE = 1e-9
+"""Power (−90 dB full scale) below which processing, codecs above all, need not have left anything."""
+INAUDIBLE_BELOW = 1e-4
+"""The same relative to the typical power of the edit: what counts is the lower of the two."""
 FALSE_PEAK_FLOOR = 1e-30
 """Energy below which a quotient of energies means nothing."""
 
@@ -144,7 +150,7 @@ def noise_of(signals: Signals, best_W: np.ndarray, settings: SignalSettings) -> 
 
     Noise that was added is left in nearly every window, also in the quietest, and no window is quieter than
     it; the error of a codec goes with the level and is taken to spread a hundredth of itself over its quiet
-    neighbourhood.
+    neighbourhood. In an edit that is no plain copy what is inaudible counts as noise too.
     """
     least = settings.absolute_floor * signals.window_samples
     good_W = (best_W < 0.5) & (signals.energy_W > least)
@@ -160,6 +166,8 @@ def noise_of(signals: Signals, best_W: np.ndarray, settings: SignalSettings) -> 
         1.3 * float(np.percentile(signals.energy_W, 5)),
     )
     absolute = max(least, added, min(2e-5, 1e-2 * relative) * typical)
+    if relative > UNPROCESSED:
+        absolute = max(absolute, min(INAUDIBLE * signals.window_samples, INAUDIBLE_BELOW * typical))
     return Noise(float(np.clip(relative, settings.relative_floor, 0.1)), absolute)
 
 
@@ -178,7 +186,8 @@ def spooled(blocks: Iterable[np.ndarray]) -> np.ndarray:
         for block_S in blocks:
             file.write(np.ascontiguousarray(block_S, np.float32).data)
         file.flush()
-        return np.memmap(file, np.float32, "r") if file.tell() else np.zeros(0, np.float32)
+        # a plain array: slices of a memmap are slow to make
+        return np.asarray(np.memmap(file, np.float32, "r")) if file.tell() else np.zeros(0, np.float32)
 
 
 def _emphasised(reader: Reader, rate_hz: int, settings: SignalSettings) -> Iterator[np.ndarray]:
