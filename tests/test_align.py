@@ -285,6 +285,19 @@ def test_silence_of_the_raw_is_found_and_added_silence_is_not() -> None:
     assert padded.alignment_ratio == pytest.approx(0.6, abs=0.02)
 
 
+@pytest.mark.parametrize("process", [PROCESSES["quieter"], PROCESSES["8 bits"]], ids=["quieter", "8 bits"])
+def test_silence_goes_with_the_sound_before_it(process) -> None:
+    raw_S = RAW_S.copy()
+    for start_s, stop_s in ((0.0, 0.5), (10.0, 12.0), (20.0, 22.0)):
+        silent = slice(round(start_s * RATE_HZ), round(stop_s * RATE_HZ))
+        raw_S[silent] = 1e-6 * np.random.default_rng(2).standard_normal(silent.stop - silent.start)
+    pieces_s = [(8.0, 12.0), (0.2, 3.0), (8.0, 12.0), (21.5, 24.0)]
+    alignment = aligned(raw_S, process(spliced(raw_S, pieces_s)))
+    assert right(alignment, pieces_s) >= 0.995
+    assert alignment.alignment_ratio == 1.0
+    assert min(run.likeness for run in alignment.runs) > 0.9
+
+
 def test_what_only_sounds_alike_is_an_effect() -> None:
     pieces_s = [(20.0, 25.0), (3.0, 8.0)]
     room_S = np.random.default_rng(0).standard_normal(RATE_HZ) * np.exp(-np.arange(RATE_HZ) / (0.2 * RATE_HZ))
