@@ -52,7 +52,8 @@ class EditSettings:
 
     `model` is the name of a bundled model or a model's folder; it and sampling (`seed` with a `temperature`
     above 0) are the pointer editor's. `target_s` is the length the edit should have, met within 5 %.
-    `margin_s` is (before, after) each clip, None the editor's own.
+    `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged file
+    still holds.
     """
 
     editor: str = "pointer"
@@ -69,6 +70,7 @@ class EditSettings:
     render: RenderSettings = DEFAULT_RENDER
     mel: MelSettings = DEFAULT_MEL
     limits: AudioLimits = DEFAULT_LIMITS
+    allow_truncated: bool = False
 
     def __post_init__(self) -> None:
         if self.editor not in EDITORS:
@@ -129,7 +131,7 @@ def edit(
     reader = (
         ArrayReader(source, int(sample_rate_hz or 0))
         if isinstance(source, np.ndarray)
-        else Reader(source, settings.limits)
+        else Reader(source, settings.limits, settings.allow_truncated)
     )
     with reader, contextlib.ExitStack() as stack:
         writer = None
@@ -271,7 +273,7 @@ def snap_joins(edit_list: EditList, positions: np.ndarray) -> EditList:
     return edit_list._replace(segments=tuple(segments))
 
 
-def writer_for(reader: Reader, path: Path, *, overwrite: bool = False) -> Writer:
+def writer_for(reader: Reader, path: Path, *, overwrite: bool = False, expected_frames: int = 0) -> Writer:
     """A writer in the reader's own format unless the suffix says otherwise; refuses the input itself."""
     info = reader.info
     container, subtype = output_format(info, path)
@@ -284,6 +286,7 @@ def writer_for(reader: Reader, path: Path, *, overwrite: bool = False) -> Writer
         overwrite=overwrite,
         inputs=(info.path,),
         tags=reader.tags,
+        expected_frames=expected_frames,
     )
 
 

@@ -95,7 +95,9 @@ def test_truncated_file(edit: Edit, folder: Path, suffix: str) -> None:
     source = recording(folder / f"cut{suffix}", 0.1 * np.random.default_rng(0).standard_normal((RATE_HZ, 1)))
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
     code, said = edit(source)
-    assert code == 65 and "truncated" in said
+    assert code == 65 and "truncated" in said and "--allow-truncated" in said
+    code, _ = edit(source, "--allow-truncated")
+    assert code == 0 and 0.2 < soundfile.info(folder / f"cut_edited{suffix}").duration < 0.8
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -43,6 +43,8 @@ class OutputOptions:
     """Write what was cut."""
     overwrite: bool = False
     """Replace outputs that exist; the input is never overwritten."""
+    allow_truncated: bool = False
+    """Take what a truncated or damaged recording still holds."""
     json: bool = False
     """Print the report as one JSON object a recording."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
@@ -166,6 +168,7 @@ def settings_of(options: EditOptions) -> "EditSettings":
         cut=options.cut,
         render=RenderSettings(crossfade_ms=options.crossfade_ms),
         limits=AudioLimits(max_duration_s=parse_length(options.max_duration)),
+        allow_truncated=options.allow_truncated,
     )
 
 
@@ -177,7 +180,10 @@ def edit_file(source: Path, options: EditOptions, settings: "EditSettings", seve
     check_name(source)
     wanted = options.wanted(options.edits)
     variants = [replace(settings, seed=settings.seed + k) for k in range(options.variants)]
-    with Reader(source, settings.limits) as reader, progress(reader, options.quiet) as bar:
+    with (
+        Reader(source, settings.limits, settings.allow_truncated) as reader,
+        progress(reader, options.quiet) as bar,
+    ):
         if options.dry_run:
             heard = listen(reader, settings, bar.update)
             for variant in variants:

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(RenderOptions, arguments, "editjax render")
     from editjax.audio import Reader
     from editjax.editor import writer_for
-    from editjax.edits import read_edits
+    from editjax.edits import duration_samples, read_edits
     from editjax.render import RenderSettings, render
 
     settings = RenderSettings(crossfade_ms=options.crossfade_ms)
@@ -43,11 +43,12 @@ def run(arguments: Sequence[str]) -> int:
         options.edits.name.removesuffix(EDITS_SUFFIX) + options.recording.suffix
     )
     place = place_beside(default, options.wanted())._replace(edits=None)
-    with Reader(options.recording) as reader:
+    with Reader(options.recording, allow_truncated=options.allow_truncated) as reader:
         edit_list = _of_this_recording(edit_list, reader, options)
         with Outputs(options.overwrite, [options.recording, options.edits]) as outputs:
             outputs.open(place)
-            with writer_for(reader, outputs[place.audio], overwrite=True) as writer:
+            length = duration_samples(edit_list)
+            with writer_for(reader, outputs[place.audio], overwrite=True, expected_frames=length) as writer:
                 render(edit_list, reader, writer, settings)
             place = write_sides(edit_list, reader, outputs, place, settings)
     tell(edit_list, options.recording, place, {}, options)
