@@ -190,8 +190,8 @@ class Reader:
         promised = f" of the {clock(claimed, rate_hz)} its header promises" if claimed else ""
         return DataError(
             f"{self._path}: the file is truncated or damaged; it can be decoded up to "
-            f"{clock(position, rate_hz)}{promised} ({reason_of(cause)}); re-copy it, or take what is there with "
-            "--allow-truncated"
+            f"{clock(position, rate_hz)}{promised} ({reason_of(cause)}); "
+            "re-copy it, or take what is there with --allow-truncated"
         )
 
     def _check_count(self, counted: int) -> None:
@@ -202,8 +202,8 @@ class Reader:
             rate_hz = self.info.sample_rate_hz
             raise DataError(
                 f"{self._path}: the file is truncated; it holds {clock(counted, rate_hz)} of the "
-                f"{clock(self._claimed_frames, rate_hz)} its header promises; re-copy it, or take what is there with "
-                "--allow-truncated"
+                f"{clock(self._claimed_frames, rate_hz)} its header promises; "
+                "re-copy it, or take what is there with --allow-truncated"
             )
 
 

@@ -52,8 +52,8 @@ class EditSettings:
 
     `model` is the name of a bundled model or a model's folder; it and sampling (`seed` with a `temperature`
     above 0) are the pointer editor's. `target_s` is the length the edit should have, met within 5 %.
-    `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged file
-    still holds.
+    `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
+    file still holds.
     """
 
     editor: str = "pointer"
