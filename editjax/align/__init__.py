@@ -28,6 +28,8 @@ AUDIBLE_GAIN_DB = 0.2
 """Gains nearer to 0 dB are not noted in the edit list."""
 DIRECT_REACH_FRAMES = 6
 """How far from where the features lay it the direct sound is looked for."""
+TONE_PASSES = 3
+"""Times the tone is taken out: what was found through the first filter makes the next one sharper."""
 SURE_OF_GAIN = 0.5
 """Likeness of a run from which its gain means something."""
 
@@ -109,8 +111,10 @@ def align_files(
 def _wave_runs(signals: Signals, settings: AlignSettings) -> tuple[list[Run], Noise]:
     """Runs found by waveform, through the tone of the edit if it has one."""
     search = Search(signals, settings.signals, settings.search)
-    changed = toned(signals, search.sketch(), settings.signals)
-    if changed is not None:
+    for _ in range(TONE_PASSES):
+        changed = toned(signals, search.sketch(), settings.signals)
+        if changed is None:
+            break
         signals = changed
         search = Search(signals, settings.signals, settings.search)
     diagonals = search.complete()

@@ -35,8 +35,8 @@ ROUNDS = 3
 """Times the offsets and the filter are adapted to each other."""
 WORTH = 0.5
 """The filter is kept when it lowers the residual at least to this part."""
-SMALL_RESIDUAL = 2e-3
-"""Residual of matches too good for a filter to be looked for (ρ = 0.999)."""
+SMALL_RESIDUAL = 1e-3
+"""Residual of matches too good for a filter to be looked for (ρ = 0.9995)."""
 
 
 def toned(signals: Signals, diagonals: list[Diagonal], settings: SignalSettings) -> Signals | None:
