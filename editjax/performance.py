@@ -181,7 +181,7 @@ def finish_take(take: Take, room: Room, rate_hz: int, rng: np.random.Generator) 
     for at, name in faults:
         if name == "dropout":
             samples_S = _drop_out(samples_S, at, rate_hz, rng)
-    samples_S = _through_room(samples_S, room, rate_hz, rng)
+    samples_S = _through_room(samples_S, room, rng)
     samples_S = samples_S[: _decay_end(samples_S, rate_hz)]
     samples_S *= np.float32(TAKE_LEVEL / max(loudness(samples_S, rate_hz), 1e-9)) * 10 ** (
         rng.normal(0, 0.8) / 20
@@ -343,7 +343,7 @@ def _drop_out(samples_S: np.ndarray, at: int, rate_hz: int, rng: np.random.Gener
     return samples_S * np.convolve(gate_S, np.ones(ramp, np.float32) / ramp, mode="same")
 
 
-def _through_room(samples_S: np.ndarray, room: Room, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
+def _through_room(samples_S: np.ndarray, room: Room, rng: np.random.Generator) -> np.ndarray:
     """One convolution for distance (how wet) and tone (a tilt), which change a little from take to take."""
     response_S = room.response_S * np.float32(room.wet * 10 ** (rng.normal(0.0, 1.2) / 20))
     response_S[0] += 1.0

@@ -137,6 +137,7 @@ def prepare_recording(files: RawFiles, settings: PrepareSettings) -> tuple[Recor
     for edit_files in files.edits:
         try:
             edit, editor, found = _prepare_edit(raw, edit_files, settings)
+            _describe_recording(meta, editor, raw.grid)
         except Exception as error:  # as above
             outcome["skipped"].append({"pair": edit_files.id, "reason": _reason(error)})
             continue
@@ -144,7 +145,6 @@ def prepare_recording(files: RawFiles, settings: PrepareSettings) -> tuple[Recor
         outcome["good"].append(edit_files.id)
         if found is not None:
             outcome["aligned"].append({"pair": edit_files.id, **found})
-        _describe_recording(meta, editor, raw.grid)
     if not edits:
         return None, outcome
     recording = Recording(files.id, raw.mel_TF, phase_T3, raw.beat_frames, tuple(edits), meta)
@@ -370,7 +370,7 @@ def _finished(folder: Path, build: str, overwrite: bool) -> dict[str, Any] | Non
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
-    if report.get("build") == build:
+    if report.get("build") == build and report["good"]:
         return report
     raise CannotCreateError(f"{folder}: holds other shards; choose another folder or add --overwrite")
 

@@ -56,7 +56,7 @@ class RetargetSettings:
     `unlike_cost` is added between unrelated music, `meter_cost` when a jump breaks the bar, `phrase_cost`
     when it breaks the phrase, `aside_cost` when it does not lead to a bar line and again when no phrase
     begins there, `quiet_cost` when it loops silence, `repeat_cost` each time a jump was made more than
-    `most_repeats` times; `keep_cost` at most, to keep what is likely to be kept. Loops are `loop_min_bars` or
+    `most_repeats` times. Loops are `loop_min_bars` or
     longer, drops `drop_min_bars`; in very short edits a quarter and an eighth of their length will do.
     """
 
@@ -72,7 +72,6 @@ class RetargetSettings:
     aside_cost: float = 0.2
     quiet_cost: float = 2.0
     repeat_cost: float = 1.0
-    keep_cost: float = 0.3
     error_cost: float = 0.2
     beats: BeatSettings = field(default_factory=BeatSettings)
 
@@ -114,16 +113,14 @@ def retarget(
     target_frames: float,
     settings: RetargetSettings = RetargetSettings(),
     *,
-    keep_T: np.ndarray | None = None,
     held_T: np.ndarray | None = None,
 ) -> Retargeted:
     """The edit `pointers_N` with a length near `target_frames`: unchanged where it is within the tolerance.
 
-    Sentinels are left out. `keep_T` is each raw frame's probability to be kept, `held_T` true where it must
-    not be dropped. Deterministic. Raises DataError when the edit is empty or another recording's, UsageError
-    when the length is not positive.
+    Sentinels are left out. `held_T` is true for raw frames that must not be dropped. Deterministic. Raises
+    DataError when the edit is empty or another recording's, UsageError when the length is not positive.
     """
-    chain = _chain(pointers_N, mel_TF, keep_T, held_T, settings)
+    chain = _chain(pointers_N, mel_TF, held_T, settings)
     n_rows = len(chain.pointers_N)
     if not n_rows:
         raise DataError("the edit is empty: there is nothing to bring to a length")
@@ -187,7 +184,6 @@ class _Chain(NamedTuple):
     heard_TG: np.ndarray  # raw frames in bands, floored at what is heard, in dB
     floor_db: float
     quiet_sum: np.ndarray
-    keep_sum: np.ndarray
     held_sum: np.ndarray
 
 
@@ -212,7 +208,7 @@ class _Plan(NamedTuple):
     frames: int
 
 
-def _chain(pointers_N, mel_TF, keep_T, held_T, settings: RetargetSettings) -> _Chain:
+def _chain(pointers_N, mel_TF, held_T, settings: RetargetSettings) -> _Chain:
     pointers_N = np.asarray(pointers_N, np.int32)
     stops = np.flatnonzero(pointers_N == STOP)
     pointers_N = pointers_N[: stops[0]] if stops.size else pointers_N
@@ -233,7 +229,7 @@ def _chain(pointers_N, mel_TF, keep_T, held_T, settings: RetargetSettings) -> _C
         return np.concatenate([[0.0], np.cumsum(of_N)])
 
     quiet_T = band_TG.max(axis=1) <= floor_db + HEARD_DB / 5
-    return _Chain(pointers_N, band_TG, floor_db, sums(quiet_T), sums(keep_T), sums(held_T))
+    return _Chain(pointers_N, band_TG, floor_db, sums(quiet_T), sums(held_T))
 
 
 def _levels(chain: _Chain, mel_TF, beats: Beats, settings: RetargetSettings) -> Iterator[_Places]:
@@ -342,13 +338,11 @@ def _jump_costs(chain: _Chain, places: _Places, settings: RetargetSettings) -> n
     for phase_E in (places.bar_phase_E, places.phrase_phase_E):
         cost_EE += settings.aside_cost * (np.minimum(phase_E, 1.0 - phase_E) > PHASE)
     ahead_EE = edge_E - edge_E[:, None]
-    mean_keep = chain.keep_sum[-1] / n_rows
     span_EE = np.maximum(np.abs(ahead_EE), 1)
 
     def share(sums: np.ndarray) -> np.ndarray:
         return np.abs(sums[edge_E] - sums[edge_E][:, None]) / span_EE
 
-    cost_EE += np.where(ahead_EE > 0, settings.keep_cost * (share(chain.keep_sum) - mean_keep), 0.0)
     cost_EE += np.where(ahead_EE < 0, settings.quiet_cost * share(chain.quiet_sum), 0.0)
     loop_min = min(settings.loop_min_bars * places.bar_frames, n_rows // 4)
     drop_min = min(settings.drop_min_bars * places.bar_frames, n_rows // 8)

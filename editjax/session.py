@@ -31,7 +31,6 @@ MIN_PAUSE_S = 0.3
 MAX_ATTEMPTS = 5
 SHORTEST_S = 20.0
 BREATH_SHARE = 0.15
-MUSIC_KINDS = ("take", "superseded", "spoiled", "false_start")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Simulated recording sessions with known edits: a seed comes in, raw recordings and their edit lists go out.
 
-`python -m editjax.simulate OUT --count N --seed S` writes `<id>_raw.flac`, `<id>_edit.flac` and
+`editjax simulate` writes `<id>_raw.flac`, `<id>_edit.flac` and
 `<id>.edits.json` per session; further styles of the same session are `<id>~<style>_edit.flac` and
 `<id>~<style>.edits.json`. A session is a function of (seed, index) and the settings alone, whatever the
 number of workers (another version of NumPy may round a sample otherwise). `editor["events"]` in the edit list
 says what every span of the raw recording is.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import numpy as np
 from editjax.audio import ArrayReader, Writer
 from editjax.composition import compose
 from editjax.edit_list import EditList, Source, write_edits
-from editjax.errors import EditjaxError, UsageError
+from editjax.errors import UsageError
 from editjax.files import sha256_of
 from editjax.performance import SynthMaterial
 from editjax.recordings import Library, RecordedSurroundings, scan
@@ -92,14 +91,13 @@ def write_sessions(
     settings: SimulateSettings,
     workers: int = 1,
     recordings: Path | None = None,
-    overwrite: bool = False,
 ) -> Iterator[str]:
     """Writes `count` sessions into `out_dir` and yields each one's id as it is done.
 
-    Raises CannotCreateError where a file exists already and `overwrite` is not set.
+    Raises CannotCreateError where a file exists already.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    jobs = [(out_dir, seed, index, settings, recordings, overwrite) for index in range(count)]
+    jobs = [(out_dir, seed, index, settings, recordings) for index in range(count)]
     if workers <= 1:
         yield from map(_write_session, jobs)
         return
@@ -224,52 +222,21 @@ def _event_json(event: Event) -> dict[str, Any]:
     return row
 
 
-def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None, bool]) -> str:
-    out_dir, seed, index, settings, recordings, overwrite = job
+def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None]) -> str:
+    out_dir, seed, index, settings, recordings = job
     session = simulate_session((seed, index), settings, recordings)
     name = f"s{seed}_{index:05d}"
     raw_path = out_dir / f"{name}_raw.flac"
-    _write_flac(raw_path, session.raw_S, session.rate_hz, overwrite)
+    _write_flac(raw_path, session.raw_S, session.rate_hz)
     digest = sha256_of(raw_path)
     for position, (style, edit_list) in enumerate(zip(session.styles, session.edit_lists, strict=True)):
         stem = name if position == 0 else f"{name}~{style}"
         source = edit_list.source._replace(path=raw_path.name, sha256=digest)
-        _write_flac(out_dir / f"{stem}_edit.flac", session.edited[position], session.rate_hz, overwrite)
-        write_edits(edit_list._replace(source=source), out_dir / f"{stem}.edits.json", overwrite=overwrite)
+        _write_flac(out_dir / f"{stem}_edit.flac", session.edited[position], session.rate_hz)
+        write_edits(edit_list._replace(source=source), out_dir / f"{stem}.edits.json")
     return name
 
 
-def _write_flac(path: Path, samples_S: np.ndarray, rate_hz: int, overwrite: bool) -> None:
-    with Writer(
-        path, sample_rate_hz=rate_hz, channels=1, container="FLAC", subtype="PCM_16", overwrite=overwrite
-    ) as writer:
+def _write_flac(path: Path, samples_S: np.ndarray, rate_hz: int) -> None:
+    with Writer(path, sample_rate_hz=rate_hz, channels=1, container="FLAC", subtype="PCM_16") as writer:
         writer.write(samples_S)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m editjax.simulate", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recordings", type=Path)
-    parser.add_argument("--split", default="", choices=("", "train", "valid", "test"))
-    parser.add_argument("--styles", default="final")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--sample-rate-hz", type=int, default=22050)
-    options = parser.parse_args(arguments)
-    settings = SimulateSettings(
-        styles=tuple(options.styles.split(",")), split=options.split, sample_rate_hz=options.sample_rate_hz
-    )
-    try:
-        simulate_folder(
-            options.out, options.count, options.seed, settings, options.recordings, options.workers
-        )
-    except EditjaxError as error:
-        print(f"editjax simulate: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -158,9 +158,13 @@ def test_bad_pairs_are_named_with_their_reason_and_the_good_ones_used(pairs, tmp
     (pairs / "text_raw.wav").write_text("renamed")
     (pairs / "text.edits.json").write_text("{}")
     (pairs / "lonely_raw.wav").touch()
+    write_pair(pairs, "odd", seed=10)
+    edits = json.loads((pairs / "odd.edits.json").read_text())
+    edits["editor"]["events"] = [{"start": 0, "stop": 100}]
+    (pairs / "odd.edits.json").write_text(json.dumps(edits))
     report = prepare(pairs, tmp_path / "out", workers=1)
     reasons = {bad["pair"]: bad["reason"] for bad in report["skipped"]}
-    assert set(reasons) == {"broken", "foreign", "short", "strange~loud", "text", "lonely"}
+    assert set(reasons) == {"broken", "foreign", "short", "strange~loud", "text", "lonely", "odd"}
     assert "broken_raw.wav" in reasons["broken"]
     assert "SHA-256" in reasons["foreign"]
     assert "lasts 0.56 s, its edit list makes 1.88 s" in reasons["short"]
@@ -191,6 +195,16 @@ def test_finished_shards_are_left_alone_and_others_not_overwritten_unasked(pairs
     prepare(pairs, tmp_path / "out", PrepareSettings(split="validation"), workers=1, overwrite=True)
     with shards.read(tmp_path / "out") as source:
         assert {entry.split for entry in source.entries} == {"validation"}
+
+
+def test_a_run_without_a_good_pair_does_not_pass_off_other_shards_as_its_own(pairs, tmp_path):
+    prepare(pairs, tmp_path / "out", workers=1)
+    write_pair(tmp_path / "bad", "a")
+    (tmp_path / "bad" / "a_edit.flac").write_bytes(b"no audio")
+    with pytest.raises(DataError, match="none of 1 pairs is good"):
+        prepare(tmp_path / "bad", tmp_path / "out", workers=1, overwrite=True)
+    with pytest.raises(CannotCreateError, match="holds other shards"):
+        prepare(tmp_path / "bad", tmp_path / "out", workers=1)
 
 
 def test_a_changed_file_is_prepared_again(pairs, tmp_path, monkeypatch):

@@ -150,17 +150,6 @@ def test_silence_is_not_looped_to_gain_time() -> None:
     assert silent_frames(RetargetSettings()) <= 5 * BAR < silent_frames(RetargetSettings(quiet_cost=0.0))
 
 
-@pytest.mark.parametrize("section", [2, 5])
-def test_what_is_unlikely_to_be_kept_goes_first(section: int) -> None:
-    mel_TF = music("AAAAAAAA", bars=2)
-    n_frames = len(mel_TF)
-    is_there_T = np.arange(n_frames) // (2 * BAR) == section
-    keep_T = np.where(is_there_T, 0.2, 0.9)
-    beats = planted_beats(n_frames)
-    found = retarget(np.arange(n_frames), mel_TF, beats, n_frames - 2 * BAR, keep_T=keep_T)
-    assert np.isin(np.flatnonzero(is_there_T), found.pointers_N).mean() < 0.05
-
-
 def test_what_is_held_stays() -> None:
     mel_TF = music("AAAAAAAA", bars=2)
     n_frames = len(mel_TF)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from editjax.cli import main
 from editjax.edit_list import read_edits
 from editjax.errors import CannotCreateError, UsageError
 from editjax.performance import LEAD_IN_S, TAKE_LEVEL, loudness
@@ -17,7 +18,6 @@ from editjax.session import Event
 from editjax.simulate import (
     Session,
     SimulateSettings,
-    main,
     simulate_folder,
     simulate_session,
     write_sessions,
@@ -265,5 +265,5 @@ def test_bad_requests_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "s0_00000_raw.flac").write_bytes(b"")
     with pytest.raises(CannotCreateError, match="s0_00000_raw"):
         simulate_folder(tmp_path, 1, 0, SimulateSettings(min_length_s=30.0, max_length_s=40.0))
-    assert main([str(tmp_path), "--recordings", str(tmp_path / "none")]) == 66
+    assert main(["simulate", str(tmp_path), "--recordings", str(tmp_path / "none")]) == 66
     assert "no such folder of recordings" in capsys.readouterr().err
