@@ -197,3 +197,27 @@ def test_folder_without_recordings(edit: Edit, folder: Path) -> None:
     (folder / "readme.txt").write_text("no audio here")
     code, said = edit(folder)
     assert code == 66 and "no recordings" in said
+
+
+def test_names_that_are_too_long(edit: Edit, folder: Path) -> None:
+    code, said = edit(folder / f"{'x' * 300}.wav")
+    assert code == 66 and "xxx" in said
+    source = recording(folder / "a.wav")
+    for words in (["-o", folder / f"{'y' * 300}.wav"], ["--preview-joins", folder / ("y" * 300)]):
+        code, said = edit(source, *words)
+        assert code == 73 and "yyy" in said
+
+
+def test_name_whose_edit_would_be_too_long(edit: Edit, folder: Path) -> None:
+    source = recording(folder / f"{'x' * 250}.wav")
+    assert edit(source)[0] == edit(folder)[0] == 73
+
+
+def test_folder_that_cannot_be_read(edit: Edit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        code, said = edit(folder)
+    assert code == 66 and "Permission denied" in said

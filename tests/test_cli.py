@@ -252,11 +252,15 @@ def test_batch_goes_on_after_a_bad_file(run, tmp_path: Path) -> None:
 def test_a_folder_is_all_its_recordings_but_not_their_edits(run, tmp_path: Path) -> None:
     recording(tmp_path / "a.wav")
     recording(tmp_path / "b.flac")
+    recording(tmp_path / "c_edited.wav")  # of nothing that is here
     (tmp_path / ".hidden.wav").write_text("")
-    assert run("edit", tmp_path).code == 0
-    assert run("edit", tmp_path, "--overwrite").code == 0
+    for words in ([], ["--overwrite"]):
+        assert run("edit", tmp_path, "--save-removed", tmp_path, *words).code == 0
     names = {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
-    assert names == {".hidden.wav", "a.wav", "b.flac", "a_edited.wav", "b_edited.flac"}
+    made = {f"{name}_edited{end}" for name in "ab" for end in ("", "_removed")}
+    assert {name.partition(".")[0] for name in names} == {"", "a", "b", "c_edited", *made} | {
+        "c_edited_edited", "c_edited_edited_removed"
+    }  # fmt: skip
 
 
 def test_several_inputs_into_one_new_folder(run, tmp_path: Path) -> None:
@@ -272,6 +276,28 @@ def test_one_name_for_several_outputs_is_refused(run, tmp_path: Path) -> None:
     sources = [recording(tmp_path / f"{name}.wav") for name in "ab"]
     done = run("edit", *sources, "-o", tmp_path / "both.wav")
     assert done.code == 2 and not (tmp_path / "both.wav").exists()
+
+
+@pytest.mark.parametrize("names", [("in/a.wav", "in/a.flac"), ("in/01.wav", "in/2/01.wav")])
+def test_inputs_that_would_write_the_same_file_are_refused(run, tmp_path: Path, names) -> None:
+    (tmp_path / "in" / "2").mkdir(parents=True)
+    sources = [recording(tmp_path / name) for name in names]
+    done = run("edit", *sources, "-o", tmp_path / "out", "--overwrite")
+    assert done.code == 2 and all(str(source) in done.err for source in sources)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_never_writes_over_one_of_its_inputs(run, tmp_path: Path) -> None:
+    sources = [recording(tmp_path / name) for name in ("a.wav", "a_edited.wav")]
+    before = sources[1].read_bytes()
+    assert run("edit", *sources, "--overwrite").code == 2 and sources[1].read_bytes() == before
+
+
+def test_folders_that_were_made_go_again_after_an_error(run, tmp_path: Path) -> None:
+    sources = [recording(tmp_path / f"{name}.wav") for name in "ab"]
+    new = tmp_path / "new"
+    done = run("edit", *sources, "-o", new, "--preview-joins", new / "joins", "--cut", "start,end")
+    assert done.code == 65 and not new.exists()
 
 
 def test_options_may_stand_between_inputs(run, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """`editjax edit`: one or many recordings → edited files, edit lists and whatever else is asked for."""
 
 import contextlib
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from editjax.cli import complain
 from editjax.cli.options import named, parse
-from editjax.cli.outputs import Outputs, Place, Wanted, check_name, place_of, recordings
+from editjax.cli.outputs import Outputs, Place, Wanted, check_apart, check_name, place_of, recordings
 from editjax.errors import EditjaxError, UsageError
 
 if TYPE_CHECKING:
@@ -116,33 +117,42 @@ def run(arguments: Sequence[str]) -> int:
 
     if not options.inputs:
         raise UsageError("edit what? name a recording or a folder, as in: editjax edit IN.wav")
-    several = len(options.inputs) > 1 or Path(options.inputs[0]).is_dir()
+    several = len(options.inputs) > 1 or os.path.isdir(Path(options.inputs[0]))
     settings = ready(settings_of(options))
     if not several:
-        edit_file(Path(options.inputs[0]), options, settings, several)
+        source = Path(options.inputs[0])
+        edit_file(source, options, settings, places_of(source, options, several))
         return 0
-    return each(options.inputs, lambda source: edit_file(source, options, settings, several))
-
-
-def each(words: Sequence[str], work: Callable[[Path], None]) -> int:
-    """Runs `work` for every recording meant; errors are printed as they come, and counted at the end."""
     sources: list[Path] = []
     codes: list[int] = []
-    done = 0
-    for word in words:
-        try:
+    for word in options.inputs:
+        with complaining(codes):
             sources += recordings([word])
-        except EditjaxError as error:
-            codes.append(complain(error))
-    for source in sources:
-        try:
-            work(source)
-            done += 1
-        except EditjaxError as error:
-            codes.append(complain(error))
-    if codes and done + len(codes) > 1:
-        print(f"editjax: {done} done, {len(codes)} failed", file=sys.stderr)
+    places = {source: places_of(source, options, several) for source in sources}
+    check_apart(places)
+    total = len(places) + len(codes)
+    for source, spots in places.items():
+        with complaining(codes):
+            edit_file(source, options, settings, spots, make_folders=True)
+    if codes and total > 1:
+        print(f"editjax: {total - len(codes)} done, {len(codes)} failed", file=sys.stderr)
     return codes[0] if codes else 0
+
+
+@contextlib.contextmanager
+def complaining(codes: list[int]) -> Iterator[None]:
+    """Prints an error and notes its exit code, so that a batch can go on."""
+    try:
+        yield
+    except EditjaxError as error:
+        codes.append(complain(error))
+
+
+def places_of(source: Path, options: EditOptions, several: bool) -> list[Place]:
+    """Where each variant of a recording's edit goes."""
+    wanted = options.wanted(options.edits)
+    endings = [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
+    return [place_of(source, wanted, several, ending) for ending in endings]
 
 
 def settings_of(options: EditOptions) -> "EditSettings":
@@ -172,13 +182,18 @@ def settings_of(options: EditOptions) -> "EditSettings":
     )
 
 
-def edit_file(source: Path, options: EditOptions, settings: "EditSettings", several: bool) -> None:
+def edit_file(
+    source: Path,
+    options: EditOptions,
+    settings: "EditSettings",
+    spots: Sequence[Place],
+    make_folders: bool = False,
+) -> None:
     """One recording: outputs that cannot be written are refused, then all is computed, then all appears."""
     from editjax.audio import Reader
     from editjax.editor import decide, heard_again, listen
 
     check_name(source)
-    wanted = options.wanted(options.edits)
     variants = [replace(settings, seed=settings.seed + k) for k in range(options.variants)]
     with (
         Reader(source, settings.limits, settings.allow_truncated) as reader,
@@ -190,11 +205,9 @@ def edit_file(source: Path, options: EditOptions, settings: "EditSettings", seve
                 alone = heard_again(heard)
                 tell(decide(alone, reader, variant), source, None, alone.timings_s, options)
             return
-        endings = [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
-        spots = [place_of(source, wanted, several, ending) for ending in endings]
         with Outputs(options.overwrite, [source]) as outputs:
             for spot in spots:
-                outputs.open(spot, make_folders=several)
+                outputs.open(spot, make_folders)
             results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
             written = [
                 write_sides(result.edit_list, reader, outputs, spot, settings.render)

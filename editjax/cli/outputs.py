@@ -1,6 +1,7 @@
 """Which recordings are meant, what their outputs are called, and files that appear together or not at all."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ from editjax.errors import CannotCreateError, EditjaxError, NoInputError, UsageE
 from editjax.files import atomic_path
 
 EDITS_SUFFIX = ".edits.json"
+EDITED = "_edited"
 PREVIEWS = "join_*.wav"
 
 
@@ -51,22 +53,23 @@ class Place(NamedTuple):
 def recordings(words: Iterable[str]) -> list[Path]:
     """The files named, with every folder replaced by the recordings in it, in order.
 
-    In a folder, hidden files and edits made before (those with an edit list of their own name beside them)
-    are passed over. A name that does not exist stays: whoever opens it says so. Raises NoInputError for a
-    folder without recordings.
+    In a folder, hidden files and what was made before (with an edit list of its own name beside it, or named
+    NAME_edited… after another recording there) are passed over. A name that does not exist stays: whoever
+    opens it says so. Raises NoInputError for a folder without recordings and for one that cannot be read.
     """
     from editjax.formats import CONTAINER_OF_SUFFIX
 
     found: list[Path] = []
     for path in map(Path, words):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found.append(path)
             continue
-        inside = [
-            child
-            for child in sorted(path.iterdir())
-            if child.suffix.lower() in CONTAINER_OF_SUFFIX and _is_raw_recording(child)
-        ]
+        try:
+            audio = [child for child in sorted(path.iterdir()) if child.suffix.lower() in CONTAINER_OF_SUFFIX]
+        except OSError as error:
+            raise NoInputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        stems = {child.stem for child in audio}
+        inside = [child for child in audio if _is_raw_recording(child, stems)]
         if not inside:
             known = " ".join(CONTAINER_OF_SUFFIX)
             raise NoInputError(f"{path}: no recordings in this folder; put some there ({known})")
@@ -86,8 +89,21 @@ def check_name(path: Path) -> None:
 def place_of(source: Path, wanted: Wanted, several: bool, ending: str = "") -> Place:
     """The outputs of one edit of an input, by default beside it as NAME_edited; see `place_beside`."""
     return place_beside(
-        source.with_name(f"{source.stem}_edited{ending}{source.suffix}"), wanted, several, ending
+        source.with_name(f"{source.stem}{EDITED}{ending}{source.suffix}"), wanted, several, ending
     )
+
+
+def check_apart(places: Mapping[Path, Sequence[Place]]) -> None:
+    """Raises UsageError where two inputs of a batch would write the same file, or one would write another."""
+    owners = {os.path.abspath(source): source for source in places}
+    for source, spots in places.items():
+        for path in (path for spot in spots for path in spot.files()):
+            owner = owners.setdefault(os.path.abspath(path), source)
+            if owner != source:
+                raise UsageError(
+                    f"{path}: belongs to {owner} and would be written for {source}; edit the two one by one, "
+                    "each with its own --out"
+                )
 
 
 def place_beside(default: Path, wanted: Wanted, several: bool = False, ending: str = "") -> Place:
@@ -133,7 +149,6 @@ class Outputs:
         try:
             self._stack.__exit__(kind, error, trace)
         except BaseException as late:
-            error = late
             self._take_folders_away()
             raise self._renamed(late) from None
         if error is not None:
@@ -171,14 +186,13 @@ class Outputs:
 
     def _make_folder(self, path: Path) -> None:
         """Makes a folder, and those above it, unless it is there."""
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._made[:0] = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CannotCreateError(
                 f"{path}: cannot be created ({error.strerror}); name another folder"
             ) from None
-        self._made += missing
 
     def _renamed(self, error: BaseException) -> BaseException:
         text = str(error)
@@ -187,22 +201,23 @@ class Outputs:
         return type(error)(text) if isinstance(error, EditjaxError) and text != str(error) else error
 
     def _take_folders_away(self) -> None:
-        for folder in self._made:
+        for folder in self._made:  # the innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
-def _is_raw_recording(path: Path) -> bool:
-    edited = path.with_name(path.stem + EDITS_SUFFIX).exists()
-    return path.is_file() and not path.name.startswith(".") and not edited
+def _is_raw_recording(path: Path, stems: set[str]) -> bool:
+    edited = os.path.exists(path.with_name(path.stem + EDITS_SUFFIX))
+    by_product = EDITED in path.stem and path.stem.rpartition(EDITED)[0] in stems
+    return path.is_file() and not path.name.startswith(".") and not edited and not by_product
 
 
 def _named(path: Path | None, name: str, ending: str, several: bool) -> Path | None:
     """The file meant by a wanted path: inside it where that is a folder, else with the variant's number."""
     if path is None:
         return None
-    if several or path.is_dir():
-        if path.suffix and not path.is_dir():
+    if several or os.path.isdir(path):
+        if path.suffix and not os.path.isdir(path):
             raise UsageError(
                 f"{path}: with several inputs this names a folder; use a name without {path.suffix}"
             )
