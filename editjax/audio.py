@@ -22,7 +22,7 @@ import soundfile
 import soxr
 
 from editjax.errors import CannotCreateError, DataError, InputOutputError
-from editjax.files import atomic_path, sha256_of
+from editjax.files import atomic_path, scratch_errors, sha256_of
 from editjax.formats import (
     BYTES_PER_SAMPLE,
     DEFAULT_LIMITS,
@@ -252,23 +252,19 @@ class _Spool:
 
     def __init__(self, blocks: Generator[np.ndarray, None, None], channels: int, dtype: np.dtype) -> None:
         self._blocks, self._channels, self._dtype = blocks, channels, dtype
-        self._file = tempfile.TemporaryFile(prefix="editjax-")  # noqa: SIM115 (closed with the reader)
+        with scratch_errors():
+            self._file = tempfile.TemporaryFile(prefix="editjax-")  # noqa: SIM115 (closed with the reader)
         self._frame_bytes = channels * dtype.itemsize
         self._filled = 0
 
     def read(self, start_sample: int, stop_sample: int) -> np.ndarray:
-        try:
+        with scratch_errors():
             while self._filled < stop_sample and (block := next(self._blocks, None)) is not None:
                 self._file.seek(self._filled * self._frame_bytes)
                 self._file.write(block.tobytes())
                 self._filled += len(block)
             self._file.seek(start_sample * self._frame_bytes)
             data = self._file.read((stop_sample - start_sample) * self._frame_bytes)
-        except OSError as error:
-            raise InputOutputError(
-                f"{tempfile.gettempdir()}: no room for the decoded samples ({error.strerror}); "
-                "set TMPDIR to a folder with more space"
-            ) from error
         return np.frombuffer(data, self._dtype).reshape(-1, self._channels).copy()
 
     def close(self) -> None:

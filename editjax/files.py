@@ -51,6 +51,18 @@ def atomic_path(
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_errors() -> Iterator[None]:
+    """Where a temporary file is made and filled: what goes wrong there becomes an InputOutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputOutputError(
+            f"no room for the decoded samples in the temporary folder ({error.strerror}); "
+            "set TMPDIR to a folder with more space"
+        ) from error
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file, in hex. Raises NoInputError when it cannot be read."""
     try:

@@ -469,6 +469,16 @@ def test_a_full_disk_while_finishing_is_one_line_too(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+def test_no_room_for_a_temporary_file_is_one_line_too(tmp_path, monkeypatch):
+    def no_space(**_):
+        raise OSError(28, "No space left on device")
+
+    path = write(tmp_path / "a.ogg", music(1.0), "OGG", "VORBIS")
+    monkeypatch.setattr("tempfile.TemporaryFile", no_space)
+    with Reader(path) as reader, pytest.raises(InputOutputError, match="TMPDIR"):
+        reader.read(0, 10)
+
+
 def test_an_encoder_that_loses_samples_is_found_out(tmp_path, monkeypatch):
     class Shorter:
         frames = 4

@@ -156,6 +156,15 @@ def test_full_disk(folder: Path, capsys: pytest.CaptureFixture[str], suffix: str
     assert contents(folder) == before
 
 
+def test_full_disk_while_aligning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = recording(folder / "a.wav", 0.3 * np.random.default_rng(0).standard_normal((2 * RATE_HZ, 1)))
+    with small_disk():
+        code = main(["align", str(source), str(source), "-o", str(folder / "found")])
+    said = capsys.readouterr().err
+    assert code == 74 and "TMPDIR" in said and said.count("\n") == 1
+    assert list(folder.iterdir()) == [source]
+
+
 @pytest.mark.parametrize("link", [None, "symbolic", "hard"])
 def test_output_is_the_input(edit: Edit, folder: Path, link: str | None) -> None:
     source = recording(folder / "a.wav")

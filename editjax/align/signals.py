@@ -13,6 +13,7 @@ import numpy as np
 import scipy.signal
 
 from editjax.audio import Reader, resample_stream
+from editjax.files import scratch_errors
 
 LOST = 1.0
 """Residual of a window that the raw does not explain at all."""
@@ -182,7 +183,7 @@ def slice_padded(samples_S: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def spooled(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """float32 blocks one after the other as one array, which lies in an unlinked temporary file."""
-    with tempfile.TemporaryFile(prefix="editjax-") as file:
+    with scratch_errors(), tempfile.TemporaryFile(prefix="editjax-") as file:
         for block_S in blocks:
             file.write(np.ascontiguousarray(block_S, np.float32).data)
         file.flush()
