@@ -12,6 +12,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from editjax.beats import snap_to
 from editjax.edits import EditList, Segment, cut_spans
 from editjax.errors import UsageError
 
@@ -54,10 +57,13 @@ def parse_length(text: str, shown: str | None = None) -> float:
     return (int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds)) * _UNITS_S[unit]
 
 
-def parse_ranges(texts: Iterable[str], duration_s: float) -> list[tuple[float, float]]:
+def parse_ranges(
+    texts: Iterable[str], duration_s: float, ignore_beyond: bool = False
+) -> list[tuple[float, float]]:
     """Ranges in seconds from texts such as `1:00,1:30`; one text may hold several pairs.
 
-    Raises UsageError if a text has an odd number of times or a range does not end after it starts.
+    Raises UsageError if a text has an odd number of times, a range does not end after it starts or, unless
+    `ignore_beyond`, begins after the recording's end.
     """
     ranges = []
     for text in texts:
@@ -66,6 +72,12 @@ def parse_ranges(texts: Iterable[str], duration_s: float) -> list[tuple[float, f
             raise UsageError(f"range {text!r}: give pairs of times, as in 1:00,1:30")
         for first, last in zip(times[::2], times[1::2], strict=True):
             start_s, stop_s = parse_time(first, duration_s), parse_time(last, duration_s)
+            if start_s == stop_s == duration_s:
+                if ignore_beyond:
+                    continue
+                raise UsageError(
+                    f"range {first},{last}: begins after the recording's end, which is at {duration_s:.3f} s"
+                )
             if start_s >= stop_s:
                 raise UsageError(
                     f"range {first},{last}: ends at {stop_s:.3f} s, before it starts; swap the times"
@@ -145,6 +157,22 @@ def without_short_clips(edit_list: EditList, min_clip_s: float) -> EditList:
     return _with(
         edit_list, [segment for segment in edit_list.segments if segment.stop - segment.start >= shortest]
     )
+
+
+def snap_joins(edit_list: EditList, positions: np.ndarray) -> EditList:
+    """The edit with every edge of a clip moved to the nearest of `positions` (ascending source samples).
+
+    The recording's own start and end stay, and so do a clip that would vanish and the edges that would move
+    to where it vanishes: the order of all edges stays as it is, so that nothing is repeated.
+    """
+    edges_N2 = np.array([(segment.start, segment.stop) for segment in edit_list.segments]).reshape(-1, 2)
+    snapped_N2 = snap_to(positions, edges_N2)
+    ends_N2 = (edges_N2 == 0) | (edges_N2 == edit_list.source.frames)
+    snapped_N2 = np.where(ends_N2, edges_N2, snapped_N2)
+    crowded = snapped_N2[snapped_N2[:, 0] == snapped_N2[:, 1], 0]
+    snapped_N2 = np.where(np.isin(snapped_N2, crowded), edges_N2, snapped_N2).tolist()
+    pieces = [_piece(segment, *span) for segment, span in zip(edit_list.segments, snapped_N2, strict=True)]
+    return _with(edit_list, _joined(pieces))
 
 
 def limit_pauses(edit_list: EditList, pauses: Sequence[Span], max_pause_s: float) -> EditList:

@@ -9,7 +9,6 @@ Every editor returns an edit list, so that all of them share the adjustments, th
 import contextlib
 import difflib
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -23,15 +22,25 @@ from editjax.adjust import (
     keep_ranges,
     limit_pauses,
     parse_ranges,
+    snap_joins,
     with_margin,
     without_short_clips,
 )
 from editjax.audio import ArrayReader, Reader, Writer
 from editjax.beats import BeatSettings, track_beats
-from editjax.edits import EditList, Segment, Source, Summary, duration_samples, from_pointers, summary
+from editjax.crossfade import DEFAULT_SETTINGS
+from editjax.edits import (
+    EditList,
+    Segment,
+    Source,
+    Summary,
+    duration_samples,
+    from_pointers,
+    source_of,
+    summary,
+)
 from editjax.errors import DataError, UsageError
-from editjax.files import sha256_of
-from editjax.formats import AudioLimits, output_format
+from editjax.formats import DEFAULT_LIMITS, AudioLimits, output_format
 from editjax.mel import FrameGrid, MelSettings, mel_of
 from editjax.render import RenderSettings, place_joins, render
 from editjax.retarget import PROMISE, RetargetSettings, retarget_edit_list
@@ -41,7 +50,6 @@ if TYPE_CHECKING:
     from editjax.network import PointerNetwork
 
 EDITORS = ("pointer", "silence")
-DEFAULT_RENDER, DEFAULT_MEL, DEFAULT_LIMITS = RenderSettings(), MelSettings(), AudioLimits()
 Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
 
@@ -67,8 +75,8 @@ class EditSettings:
     snap: str = "none"
     keep: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
-    render: RenderSettings = DEFAULT_RENDER
-    mel: MelSettings = DEFAULT_MEL
+    render: RenderSettings = DEFAULT_SETTINGS
+    mel: MelSettings = MelSettings()
     limits: AudioLimits = DEFAULT_LIMITS
     allow_truncated: bool = False
 
@@ -151,13 +159,10 @@ def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch
     """Reads a recording once and computes its mel; `watch` is told the samples of every block read."""
     timings_s = {"read": 0.0}
     with _timed(timings_s, "mel"):
-        mel_TF, frames = mel_of(_Watched(reader, timings_s, watch), settings.mel)
-    info = reader.info
+        mel_TF, _ = mel_of(_Watched(reader, timings_s, watch), settings.mel)
     with _timed(timings_s, "read"):
-        sha256 = sha256_of(info.path) if info.path.is_file() else _sha256_of_samples(reader)
-    path = str(info.path.absolute()) if info.path.is_file() else ""
-    source = Source(path, sha256, info.sample_rate_hz, info.channels, frames)
-    return Heard(source, settings.mel.grid(info.sample_rate_hz), mel_TF, timings_s)
+        source = source_of(reader)
+    return Heard(source, settings.mel.grid(source.sample_rate), mel_TF, timings_s)
 
 
 def heard_again(heard: Heard) -> Heard:
@@ -186,21 +191,17 @@ def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()
 
 def choose(heard: Heard, settings: EditSettings) -> EditList:
     """What the editor itself wants, before any adjustment."""
-    match settings.editor:
-        case "pointer":
-            return _pointer_edit(heard, settings)
-        case "silence":
-            own = (
-                {} if settings.margin_s is None else {"margin_s": 0.0}
-            )  # the margin asked for replaces its own
-            return silence_edit(heard.mel_TF, heard.grid, heard.source, mel_settings=settings.mel, **own)
-    raise UsageError(f"unknown editor {settings.editor!r}; use one of {', '.join(EDITORS)}")
+    if settings.editor == "pointer":
+        return _pointer_edit(heard, settings)
+    own = {} if settings.margin_s is None else {"margin_s": 0.0}  # the margin asked for replaces its own
+    return silence_edit(heard.mel_TF, heard.grid, heard.source, mel_settings=settings.mel, **own)
 
 
 def adjust(edit_list: EditList, heard: Heard, settings: EditSettings) -> EditList:
     """Margin, short clips, pauses, snapping; then `keep` and, last of all, `cut`."""
     duration_s = heard.source.frames / heard.source.sample_rate
-    keep_s, cut_s = parse_ranges(settings.keep, duration_s), parse_ranges(settings.cut, duration_s)
+    keep_s = parse_ranges(settings.keep, duration_s)
+    cut_s = parse_ranges(settings.cut, duration_s, ignore_beyond=True)
     if settings.margin_s is not None:
         edit_list = with_margin(edit_list, *settings.margin_s)
     if settings.min_clip_s:
@@ -242,35 +243,6 @@ def bring_to_length(edit_list: EditList, heard: Heard, target_s: float, settings
         )
     notes = {"target_s": target_s, "natural_s": round(natural_s, 3)}
     return fitted._replace(editor=fitted.editor | notes)
-
-
-def snap_joins(edit_list: EditList, positions: np.ndarray) -> EditList:
-    """Moves every edge of a clip to the nearest of `positions` (ascending source samples).
-
-    The recording's own start and end stay, and so does a clip that would vanish. Without positions nothing
-    moves.
-    """
-    if not len(positions):
-        return edit_list
-    frames = edit_list.source.frames
-
-    def nearest(sample: int) -> int:
-        after = int(np.searchsorted(positions, sample))
-        around = positions[max(0, after - 1) : after + 1]
-        return sample if sample in (0, frames) else int(around[np.argmin(np.abs(around - sample))])
-
-    segments: list[Segment] = []
-    for segment in edit_list.segments:
-        start, stop = nearest(segment.start), nearest(segment.stop)
-        if start < stop:
-            segment = segment._replace(start=start, stop=stop, nominal_start=start, nominal_stop=stop)
-        if segments and segments[-1].stop == segment.start and not segments[-1].fade_out + segment.fade_in:
-            last = segments.pop()  # the cut between them was shorter than the grid and has closed
-            segment = last._replace(
-                stop=segment.stop, nominal_stop=segment.nominal_stop, fade_out=segment.fade_out
-            )
-        segments.append(segment)
-    return edit_list._replace(segments=tuple(segments))
 
 
 def writer_for(reader: Reader, path: Path, *, overwrite: bool = False, expected_frames: int = 0) -> Writer:
@@ -325,7 +297,12 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
         edited = network.edit_pointers(
             heard.mel_TF, phase_T3, temperature=settings.temperature, seed=settings.seed
         )
-    editor = {"name": "pointer", "model": settings.model, "stopped": edited.stopped}
+    editor = {
+        "name": "pointer",
+        "model": settings.model,
+        "stopped": edited.stopped,
+        "expected_length_s": round(edited.length_frames / network.mel.frames_per_second, 2),
+    }
     if settings.temperature:
         editor |= {"temperature": settings.temperature, "seed": settings.seed}
     probability_N = np.exp(edited.score_N.astype(np.float64))
@@ -356,13 +333,6 @@ def _musical_samples(heard: Heard, settings: EditSettings) -> np.ndarray:
     if beats.confidence < beat_settings.confident:
         return np.zeros(0, np.int64)
     return heard.grid.sample_of_frame(beats.bar_frames if settings.snap == "bar" else beats.beat_frames)
-
-
-def _sha256_of_samples(reader: Reader) -> str:
-    digest = hashlib.sha256()
-    for samples_SC in reader.blocks():
-        digest.update(samples_SC.tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

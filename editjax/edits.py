@@ -7,6 +7,7 @@ view. Pointers survive the round trip exactly: the nominal fields carry them, wh
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from itertools import pairwise
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from editjax.audio import ArrayReader, Reader
 from editjax.edit_list import EditList, Segment, Source, read_edits, write_edits
 from editjax.errors import DataError
+from editjax.files import sha256_of
 from editjax.mel import FrameGrid
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "played_spans",
     "pointers_by_time",
     "read_edits",
+    "source_of",
     "structure_of",
     "summary",
     "to_pointers",
@@ -199,6 +203,19 @@ def cut_spans(edit_list: EditList) -> list[tuple[int, int]]:
     """Source spans never heard, disjoint and ascending: the complement of `played_spans`."""
     edges = [0, *(edge for span in played_spans(edit_list) for edge in span), edit_list.source.frames]
     return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def source_of(reader: Reader) -> Source:
+    """A recording as an edit list names it; samples in memory have a fingerprint but no path."""
+    info = reader.info
+    if not isinstance(reader, ArrayReader):
+        path, sha256 = str(info.path.absolute()), sha256_of(info.path)
+    else:
+        path, digest = "", hashlib.sha256()
+        for samples_SC in reader.blocks():
+            digest.update(samples_SC.tobytes())
+        sha256 = digest.hexdigest()
+    return Source(path, sha256, info.sample_rate_hz, info.channels, reader.frames)
 
 
 def summary(edit_list: EditList) -> Summary:

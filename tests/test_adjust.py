@@ -1,5 +1,7 @@
 """What users ask of an edit: planted wishes, and properties over random edits."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,6 +69,12 @@ def test_ranges_come_in_pairs_that_end_after_they_start():
     for text in ("5", "1,2,3", "10,5", "5,5"):
         with pytest.raises(UsageError, match="range"):
             adjust.parse_ranges([text], 600)
+
+
+def test_a_range_after_the_end_is_refused_as_such_or_ignored():
+    with pytest.raises(UsageError, match="begins after the recording's end"):
+        adjust.parse_ranges(["10:00,12:00"], 30)
+    assert adjust.parse_ranges(["10:00,12:00", "1,99"], 30, ignore_beyond=True) == [(1, 30)]
 
 
 def test_a_margin_has_one_or_two_sides_and_may_be_negative():
@@ -138,6 +146,31 @@ def test_short_clips_go():
     ]
 
 
+def test_edges_snap_to_the_nearest_position_but_never_the_ends_of_the_recording():
+    snapped = adjust.snap_joins(edit_of((0, 480), (7_000, FRAMES)), np.array([300, 600, 7_500, 9_000]))
+    assert spans_of(snapped) == [(0, 600), (7_500, FRAMES)]
+    assert adjust.snap_joins(edit_of((3, 9)), np.zeros(0, int)) == edit_of((3, 9))
+
+
+def test_a_clip_that_would_vanish_stays_and_is_played_once():
+    snapped = adjust.snap_joins(edit_of((0, 480), (490, 510), (520, 1_900)), np.arange(0, FRAMES, 500))
+    assert spans_of(snapped) == [(0, 480), (490, 510), (520, 2_000)]
+
+
+def test_clips_of_different_gain_meet_without_becoming_one():
+    first, second = edit_of((10, 480), (700, 1_900)).segments
+    edit_list = edit_of()._replace(segments=(first._replace(gain_db=6.0), second))
+    snapped = adjust.snap_joins(edit_list, np.arange(0, 10_000, 500))
+    assert spans_of(snapped) == [(0, 500), (500, 2_000)]
+    assert [segment.gain_db for segment in snapped.segments] == [6.0, 0.0]
+
+
+def test_snapping_twice_is_snapping_once():
+    positions = np.arange(0, 10_000, 500)
+    once = adjust.snap_joins(edit_of((10, 480), (700, 1_900)), positions)
+    assert spans_of(once) == [(0, 2_000)] and adjust.snap_joins(once, positions) == once
+
+
 def test_long_pauses_lose_their_middle_and_short_ones_stay():
     edit_list = edit_of((0, 60_000))
     shorter = adjust.limit_pauses(edit_list, [(10_000, 14_000), (20_000, 20_900)], 1.0)
@@ -181,6 +214,21 @@ def test_a_margin_never_repeats_material_beyond_what_was_cut(edit_list, before_s
     assert set(heard(wider)) >= set(heard(edit_list))
     assert all(0 <= s.start < s.stop <= 1000 for s in wider.segments)
     assert len(wider.segments) <= len(edit_list.segments)
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=2, max_size=12, unique=True),
+    st.lists(st.integers(0, 1000), max_size=20, unique=True),
+)
+@settings(max_examples=200, deadline=None)
+def test_snapped_edges_lie_on_the_grid_or_stay_and_nothing_is_repeated(edges, grid):
+    edges = sorted(edges[: len(edges) // 2 * 2])
+    edit_list = edit_of(*zip(edges[::2], edges[1::2], strict=True), frames=1000)
+    snapped = adjust.snap_joins(edit_list, np.array(sorted(grid), np.int64))
+    assert {edge for span in spans_of(snapped) for edge in span} <= {*edges, *grid}
+    assert all(start < stop for start, stop in spans_of(snapped))
+    assert (np.diff(heard(snapped)) > 0).all()
+    assert all(a[1] < b[0] for a, b in pairwise(spans_of(snapped)))
 
 
 @given(random_edits, st.lists(spans, max_size=5), st.floats(0, 0.2))

@@ -1,20 +1,17 @@
 """The editor: paths and arrays, settings, snapping, and edits that keep their promises."""
 
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
 
 import editjax
 from editjax import editor
 from editjax.audio import ArrayReader, Reader
-from editjax.editor import EditResult, EditSettings, decide, listen, snap_joins
-from editjax.edits import EditList, Segment, Source, duration_samples
+from editjax.editor import EditResult, EditSettings, decide, listen
+from editjax.edits import duration_samples
 from editjax.errors import CannotCreateError, DataError, NoInputError, UsageError
 from editjax.mel import MelSettings
 from editjax.network import EditedPointers
@@ -164,40 +161,6 @@ def test_cuts_snap_to_the_beat() -> None:
     assert edges_s
     for edge_s in edges_s:
         assert abs(edge_s / 0.6 - round(edge_s / 0.6)) * 0.6 < 0.05
-
-
-SOURCE = Source("", "", RATE_HZ, 1, 10_000)
-
-
-@given(
-    st.lists(st.integers(0, 10_000), min_size=2, max_size=12, unique=True),
-    st.lists(st.integers(0, 10_000), max_size=20, unique=True),
-)
-def test_snapped_edges_lie_on_the_grid_or_stay(edges: list[int], grid: list[int]) -> None:
-    edges, positions = sorted(edges[: len(edges) // 2 * 2]), np.array(sorted(grid), np.int64)
-    segments = tuple(Segment(a, b, a, b) for a, b in zip(edges[::2], edges[1::2], strict=True))
-    snapped = snap_joins(EditList(SOURCE, segments, {}), positions).segments
-    allowed = {0, 10_000, *grid}
-    assert all(segment.start < segment.stop for segment in snapped)
-    for segment in snapped:
-        moved = {segment.start, segment.stop} - set(edges)
-        assert moved <= allowed
-    for before, after in pairwise(snapped):
-        assert before.stop != after.start
-
-
-def test_start_and_end_of_the_recording_never_snap() -> None:
-    segments = (Segment(0, 480, 0, 480), Segment(7000, 10_000, 7000, 10_000))
-    snapped = snap_joins(EditList(SOURCE, segments, {}), np.array([300, 600, 7500, 9000])).segments
-    assert [(segment.start, segment.stop) for segment in snapped] == [(0, 600), (7500, 10_000)]
-
-
-def test_snapping_twice_is_snapping_once() -> None:
-    segments = (Segment(10, 480, 10, 480), Segment(700, 1900, 700, 1900))
-    positions = np.arange(0, 10_000, 500)
-    once = snap_joins(EditList(SOURCE, segments, {}), positions)
-    assert [(s.start, s.stop) for s in once.segments] == [(0, 2000)]
-    assert snap_joins(once, positions) == once
 
 
 class Planted:

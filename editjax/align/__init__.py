@@ -19,9 +19,9 @@ from editjax.align.search import Search, SearchSettings
 from editjax.align.signals import Noise, Signals, SignalSettings, measure, signals_of, slice_padded
 from editjax.align.silence import silent_runs
 from editjax.align.tone import toned
-from editjax.audio import ArrayReader, Reader
-from editjax.edits import UNALIGNED, EditList, Segment, Source
-from editjax.files import sha256_of
+from editjax.audio import Reader
+from editjax.edits import UNALIGNED, EditList, Segment, source_of
+from editjax.formats import DEFAULT_LIMITS, AudioLimits
 from editjax.mel import FrameGrid, MelSettings, mel_of
 
 AUDIBLE_GAIN_DB = 0.2
@@ -92,6 +92,8 @@ def align_files(
     out_dir: str | Path,
     settings: AlignSettings = AlignSettings(),
     overwrite: bool = False,
+    limits: AudioLimits = DEFAULT_LIMITS,
+    allow_truncated: bool = False,
 ) -> Alignment:
     """Aligns two files and writes the result under the edited file's name; see `write_alignment`.
 
@@ -101,10 +103,13 @@ def align_files(
     from editjax.align.report import check_outputs, write_alignment
 
     name = Path(edited_path).stem
-    with Reader(raw_path) as raw, Reader(edited_path) as edited:
+    with (
+        Reader(raw_path, limits, allow_truncated) as raw,
+        Reader(edited_path, limits, allow_truncated) as edited,
+    ):
         check_outputs(out_dir, name, overwrite)
         alignment = align(raw, edited, settings)
-    write_alignment(alignment, out_dir, name, edited_path, settings, overwrite)
+        write_alignment(alignment, raw, edited, out_dir, name, settings, overwrite)
     return alignment
 
 
@@ -248,11 +253,3 @@ def _reason(run: Run) -> str:
     if run.kind == "silence":
         return "silence"
     return "polarity inverted" if run.gain < 0 else ""
-
-
-def source_of(raw: Reader) -> Source:
-    """The recording as an edit list names it; samples in memory have no path and no hash."""
-    info = raw.info
-    known = not isinstance(raw, ArrayReader)
-    path, digest = (str(info.path), sha256_of(info.path)) if known else ("", "")
-    return Source(path, digest, info.sample_rate_hz, info.channels, raw.frames)

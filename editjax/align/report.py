@@ -27,21 +27,22 @@ def check_outputs(out_dir: str | Path, name: str, overwrite: bool) -> None:
     nothing.
     """
     folder = Path(out_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not (there.is_dir() and os.access(there, os.W_OK)):
         reason = "not writable" if there.is_dir() else "not a folder"
         raise CannotCreateError(f"{out_dir}: cannot be made ({there} is {reason}); choose another folder")
     for suffix in () if overwrite else SUFFIXES:
         path = Path(out_dir) / f"{name}{suffix}"
-        if path.exists():
+        if os.path.exists(path):
             raise CannotCreateError(f"{path}: exists already; use --overwrite or another folder")
 
 
 def write_alignment(
     alignment: Alignment,
+    raw: Reader,
+    edited: Reader,
     out_dir: str | Path,
     name: str,
-    edited_path: str | Path,
     settings: AlignSettings,
     overwrite: bool = False,
 ) -> None:
@@ -52,11 +53,10 @@ def write_alignment(
     `_pointers.npy` is (N,) int32, `_labels.npy` (beats,) uint8 of `EditLabel` for each beat of the raw,
     whose frames are in `_info.json`.
     """
-    out_dir, raw_path = Path(out_dir), alignment.edit_list.source.path
+    out_dir, raw_path, edited_path = Path(out_dir), raw.info.path, edited.info.path
     _make_folder(out_dir)
     grid = settings.mel.grid(alignment.edit_list.source.sample_rate)
-    with Reader(raw_path) as raw:
-        beats = track_beats(mel_of(raw, settings.mel)[0])
+    beats = track_beats(mel_of(raw, settings.mel)[0])
     effects = [(start, stop) for start, stop in alignment.edit_list.editor["effects"]]
     labels = beat_labels(
         alignment.edit_list, beats.beat_frames, alignment.raw_frames, grid=grid, effects=effects
@@ -84,7 +84,7 @@ def write_alignment(
         alignment.pointers_N,
         alignment.raw_frames,
         settings.mel.frames_per_second,
-        f"{Path(edited_path).name} from {Path(raw_path).name}",
+        f"{edited_path.name} from {raw_path.name}",
         overwrite,
     )
 

@@ -24,13 +24,12 @@ def silent_runs(signals: Signals, runs: list[Run], noise: Noise) -> list[Run]:
     found = list(runs)
     quiet: list[tuple[int, int]] | None = None
     for first, stop in _true_spans(silent_W):
-        before = next((run for run in runs if abs(run.stop - first * window) <= 2 * window), None)
-        after = next((run for run in runs if abs(run.start - stop * window) <= 2 * window), None)
-        if stop - first < shortest or not (before or after):
+        beside = [run.stop + run.offset for run in runs if abs(run.stop - first * window) <= 2 * window]
+        beside += [run.start + run.offset for run in runs if abs(run.start - stop * window) <= 2 * window]
+        if stop - first < shortest or not beside:
             continue
         quiet = _true_spans(noise.drowned_W(_raw_energy(signals))) if quiet is None else quiet
-        wanted = before.stop + before.offset if before else after.start + after.offset if after else 0
-        start = _place(quiet, stop - first, wanted // window)
+        start = _place(quiet, stop - first, beside[0] // window)
         if start is not None:
             found.append(
                 Run(first * window, stop * window, (start - first) * window, 1.0, 0.0, kind="silence")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from editjax.cli.options import named, parse
+from editjax.cli.options import InputOptions, named, parse
 
 
-@dataclass(frozen=True)
-class AlignOptions:
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(InputOptions):
     """Finds what of RAW is heard in EDITED, and writes the edit list that made it.
 
     In the folder: NAME.edits.json, NAME_pointers.npy, NAME_labels.npy (per beat), NAME_info.json and
@@ -37,12 +37,16 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(AlignOptions, arguments, "editjax align")
     from editjax.align import align_files
     from editjax.cli import report
-    from editjax.formats import probe
 
-    for path in (options.raw, options.edited):  # before the folder is made
-        probe(path)
     folder = options.edited.parent if options.out is None else options.out
-    found = align_files(options.raw, options.edited, folder, overwrite=options.overwrite)
+    found = align_files(
+        options.raw,
+        options.edited,
+        folder,
+        overwrite=options.overwrite,
+        limits=options.limits(),
+        allow_truncated=options.allow_truncated,
+    )
     edits = folder / f"{options.edited.stem}.edits.json"
     if options.json:
         files = {"edits": str(edits), "alignment_ratio": found.alignment_ratio}

@@ -5,12 +5,15 @@ import difflib
 import io
 import itertools
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from editjax.errors import UsageError
+
+if TYPE_CHECKING:
+    from editjax.formats import AudioLimits
 
 Options = TypeVar("Options")
 
@@ -18,6 +21,27 @@ Options = TypeVar("Options")
 def named(metavar: str, *aliases: str) -> Any:
     """How an option is shown whose default is "not given": with a name for its value and no default."""
     return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """The options of all commands that open recordings: what is refused."""
+
+    allow_truncated: bool = False
+    """Take what a truncated or damaged recording still holds."""
+    max_duration: Annotated[str, tyro.conf.arg(metavar="LENGTH")] = "12h"
+    """Refuse recordings longer than this."""
+    max_channels: int = 64
+    """Refuse recordings with more channels than this."""
+    max_rate: Annotated[int, tyro.conf.arg(metavar="HZ")] = 768_000
+    """Refuse recordings with a higher sample rate than this."""
+
+    def limits(self) -> "AudioLimits":
+        """The limits. Raises UsageError for a length that cannot be read."""
+        from editjax.adjust import parse_length
+        from editjax.formats import AudioLimits
+
+        return AudioLimits(parse_length(self.max_duration), self.max_channels, self.max_rate)
 
 
 def parse(kind: type[Options], arguments: Sequence[str], prog: str, spread: str | None = None) -> Options:
