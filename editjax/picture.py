@@ -1,7 +1,7 @@
 """Pictures: what an edit does to a recording, how two recordings align, how editors score.
 
-In come an overview of the samples and an `EditList`, pointers, or figures; out goes a PNG (or whatever the
-file name says, of matplotlib's formats). Colours are Okabe and Ito's (2008), told apart by the colour-blind.
+In come an overview of the samples and an `EditList`, pointers, or figures; out goes a PNG, or an SVG or PDF
+where the file name says so. Colours are Okabe and Ito's (2008), told apart by the colour-blind.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from editjax.audio import to_float
 from editjax.edits import UNALIGNED, EditList, duration_samples, operations, structure_of, summary
 from editjax.errors import UsageError
 from editjax.files import atomic_path
+from editjax.formats import to_float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KINDS = ("png", "svg", "pdf")
 OVERVIEW_BINS = 1600  # one for each pixel of the picture's width
 INCHES = (16.0, 6.0)
 DOTS_PER_INCH = 100
@@ -34,6 +35,14 @@ INK = "#222222"
 FAINT = "#8A8A8A"
 TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 MOST_TICKS = 14
+
+
+def check_suffix(path: str | Path) -> str:
+    """The kind of picture that a file's name asks for; raises UsageError for one that is not drawn."""
+    kind = Path(path).suffix.lower().lstrip(".") or KINDS[0]
+    if kind not in KINDS:
+        raise UsageError(f"{path}: pictures are written as {', '.join(KINDS)}; choose one of these")
+    return kind
 
 
 class _Span(NamedTuple):
@@ -74,7 +83,6 @@ def draw_edit(
     peaks_min: np.ndarray,
     peaks_max: np.ndarray,
     edit_list: EditList,
-    title: str = "",
     overwrite: bool = False,
 ) -> None:
     """Draws the recording above, the edit below on the same clock, and between them what went where.
@@ -92,7 +100,7 @@ def draw_edit(
     _draw_source(source_axes, peaks_min, peaks_max, spans, input_s)
     _draw_flow(flow_axes, spans)
     _draw_output(output_axes, peaks_min, peaks_max, spans, input_s, output_s)
-    _draw_heading(figure, edit_list, title)
+    _draw_heading(figure, edit_list)
     _draw_legend(figure, spans)
     _clock(output_axes, max(input_s, output_s, 1e-3))
     _save(figure, path, overwrite)
@@ -191,13 +199,10 @@ def _figure(width_in: float, height_in: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | Path, overwrite: bool) -> None:
-    suffix = Path(path).suffix.lower().lstrip(".") or "png"
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if suffix not in known:
-        raise UsageError(f"{path}: pictures are not written as {suffix!r}; choose from {', '.join(known)}")
+    kind = check_suffix(path)
     with atomic_path(path, overwrite) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box, not refused
-        figure.savefig(temporary, format=suffix)
+        figure.savefig(temporary, format=kind)
 
 
 def _spans(edit_list: EditList) -> list[_Span]:
@@ -313,9 +318,9 @@ def _frame(axes: Axes, name: str, low: np.ndarray, high: np.ndarray) -> None:
     axes.tick_params(bottom=False)
 
 
-def _draw_heading(figure: Figure, edit_list: EditList, title: str) -> None:
+def _draw_heading(figure: Figure, edit_list: EditList) -> None:
     figures = summary(edit_list)
-    name = title or Path(edit_list.source.path).name
+    name = Path(edit_list.source.path).name
     figure.text(LEFT, 0.945, _plain(name), fontsize=15, fontweight="bold", color=INK)
     change = (figures.output_s / figures.input_s - 1) * 100 if figures.input_s else 0.0
     cuts = f"{figures.cuts} cut" + "s" * (figures.cuts != 1)

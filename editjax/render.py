@@ -8,7 +8,6 @@ otherwise), so that it costs no length. Segments contiguous in the source, with 
 no join at all. Memory: one block, whatever the length of the recording or of the edit.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,6 @@ from editjax.crossfade import (
 )
 from editjax.edit_list import EditList, Segment
 from editjax.edits import cut_spans, duration_samples
-from editjax.errors import CannotCreateError
 from editjax.formats import INTEGER_BITS, output_format
 from editjax.joins import check_fits, place_joins
 
@@ -41,6 +39,7 @@ __all__ = [
     "preview_joins", "render", "render_blocks", "write_removed",
 ]  # fmt: skip
 
+PREVIEW_S = 2.0
 SIDE_S = 0.05
 """How much of either side a join is measured against."""
 
@@ -146,27 +145,19 @@ def largest_join_step_ratio(
 def preview_joins(
     edit_list: EditList,
     reader: Reader,
-    out_dir: str | os.PathLike[str],
-    seconds: float = 2.0,
+    folder: Path,
     settings: RenderSettings = DEFAULT_SETTINGS,
-    overwrite: bool = False,
 ) -> list[Path]:
-    """Writes what is heard `seconds` before and after each join as `join_001_at_12.34s.wav` and so on."""
-    out_dir, info = Path(out_dir), reader.info
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotCreateError(
-            f"{out_dir}: cannot be created ({error.strerror}); name another folder"
-        ) from None
-    span, paths = round(seconds * info.sample_rate_hz), []
+    """Writes what is heard PREVIEW_S before and after each join as `join_001_at_12.34s.wav` and so on."""
+    info = reader.info
+    span, paths = round(PREVIEW_S * info.sample_rate_hz), []
     for number, instant in enumerate(join_instants(edit_list), 1):
-        path = out_dir / f"join_{number:03d}_at_{instant / info.sample_rate_hz:.2f}s.wav"
+        path = folder / f"join_{number:03d}_at_{instant / info.sample_rate_hz:.2f}s.wav"
         container, subtype = output_format(info, path)
         excerpt = _excerpt(edit_list, instant - span, instant + span)
         with Writer(
             path, sample_rate_hz=info.sample_rate_hz, channels=info.channels, container=container,
-            subtype=subtype, overwrite=overwrite, inputs=[info.path],
+            subtype=subtype, inputs=[info.path],
         ) as writer:  # fmt: skip
             render(excerpt, reader, writer, settings)
         paths.append(path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import importlib.util
 import io
 import json
 import os
@@ -66,21 +67,21 @@ def export(edit_list: EditList, kind: str, path: str | Path, overwrite: bool = F
 
 
 def check_kind(kind: str) -> str:
-    """The kind itself; raises UsageError, suggesting the nearest, if there is none of that name."""
+    """The kind itself; raises UsageError, suggesting the nearest, if it is unknown or cannot be written."""
     if kind not in SUFFIX_OF_KIND:
         near = difflib.get_close_matches(kind, SUFFIX_OF_KIND, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(SUFFIX_OF_KIND)}"
         raise UsageError(f"timeline {kind!r}: there is no such kind; {remedy}")
+    if kind == "otio" and importlib.util.find_spec("opentimelineio") is None:
+        raise UsageError("timeline 'otio': needs OpenTimelineIO; pip install editjax[timeline]")
     return kind
 
 
 def write_otio(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
     """OpenTimelineIO: a clip a segment, sample-exact; fades, gain, score and reason are metadata
     `editjax`."""
-    try:
-        import opentimelineio as otio
-    except ImportError as error:
-        raise UsageError(f"{path}: needs OpenTimelineIO; pip install editjax[timeline]") from error
+    import opentimelineio as otio
+
     source, rate = edit_list.source, float(edit_list.source.sample_rate)
 
     def span(start: int, length: int) -> Any:
@@ -167,31 +168,33 @@ def write_rpp(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
     _save(edit_list, path, overwrite, "\n".join([*lines, "  >", ">", ""]))
 
 
-def write_edl(
-    edit_list: EditList, path: str | Path, overwrite: bool = False, frames_per_s: int = EDL_FRAMES_PER_S
-) -> None:
+def write_edl(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
     """A CMX 3600 edit decision list in non-drop timecode, an audio event a segment.
 
-    Joins are rounded to the nearest 1 / `frames_per_s` s of the programme, so that rounding does not add up:
-    each is at most half a frame off. Source times are at most one frame off, and never beyond the recording's
-    end. Segments that round to nothing are left out and counted in a comment.
+    Joins are rounded to the nearest picture frame of the programme, so that rounding does not add up: each is
+    at most half a frame off. Source times are at most one frame off, and never beyond the recording's end.
+    Segments that round to nothing are left out and counted in a comment.
     """
     source, rate = edit_list.source, edit_list.source.sample_rate
     channels = {1: "A", 2: "AA"}.get(source.channels, "AA")
     name = _absolute(edit_list).name
-    last = source.frames * frames_per_s // rate
+    last = source.frames * EDL_FRAMES_PER_S // rate
     events, at, number, dropped = [], 0, 0, 0
     for segment in edit_list.segments:
-        first = _rounded(at, rate, frames_per_s)
+        first = _rounded(at, rate, EDL_FRAMES_PER_S)
         at += segment.stop - segment.start
-        length = _rounded(at, rate, frames_per_s) - first
+        length = _rounded(at, rate, EDL_FRAMES_PER_S) - first
         if not length:
             dropped += 1
             continue
         number += 1
-        start = max(0, min(_rounded(segment.start, rate, frames_per_s), last - length))
-        times = [start, start + length, *(EDL_START_S * frames_per_s + t for t in (first, first + length))]
-        codes = " ".join(_timecode(t, frames_per_s) for t in times)
+        start = max(0, min(_rounded(segment.start, rate, EDL_FRAMES_PER_S), last - length))
+        times = [
+            start,
+            start + length,
+            *(EDL_START_S * EDL_FRAMES_PER_S + t for t in (first, first + length)),
+        ]
+        codes = " ".join(_timecode(t, EDL_FRAMES_PER_S) for t in times)
         events.append(f"{number:03d}  AX       {channels:<5} C        {codes}")
         events += (
             [f"AUD  {'  '.join(map(str, range(3, min(source.channels, 4) + 1)))}"]
@@ -202,7 +205,7 @@ def write_edl(
     head = [
         f"TITLE: {Path(name).stem[:70]}",
         "FCM: NON-DROP FRAME",
-        f"* TIMES ARE ROUNDED TO 1/{frames_per_s} S; {dropped} SHORTER SEGMENTS ARE LEFT OUT",
+        f"* TIMES ARE ROUNDED TO 1/{EDL_FRAMES_PER_S} S; {dropped} SHORTER SEGMENTS ARE LEFT OUT",
     ]
     _save(edit_list, path, overwrite, "\n".join([*head, *events, ""]))
 

@@ -12,9 +12,12 @@ import pytest
 import soundfile
 
 import editjax.editor
+import editjax.render
 from editjax.cli import COMMANDS, main
+from editjax.cli.options import InputOptions
 from editjax.cli.report import clock
 from editjax.edits import read_edits
+from editjax.formats import AudioLimits
 from editjax.mel import MelSettings
 from editjax.network import EditedPointers
 
@@ -103,6 +106,25 @@ def test_existing_outputs_are_refused_before_the_work(run, take: Path, monkeypat
     done = run("edit", take, "--plot", take.with_name("p.png"))
     assert done.code == 73 and "p.png" in done.err and take.with_name("p.png").read_text() == "mine"
     assert not take.with_name("take_edited.wav").exists()
+
+
+@pytest.mark.parametrize("command", ["edit", "render"])
+def test_what_cannot_be_written_is_refused_before_the_work(run, take: Path, monkeypatch, command) -> None:
+    run("edit", take, "-q")
+    words = (
+        ["edit", take] if command == "edit" else ["render", take, take.with_name("take_edited.edits.json")]
+    )
+    monkeypatch.setattr(editjax.editor, "listen", lambda *_: pytest.fail("worked before refusing"))
+    monkeypatch.setattr(editjax.render, "render", lambda *_: pytest.fail("worked before refusing"))
+    done = run(*words, "-o", take.with_name("o.wav"), "--save-removed", take.with_name("cut.xyz"))
+    assert done.code == 73 and "cut.xyz" in done.err
+    done = run(*words, "-o", take.with_name("o.wav"), "--plot", take.with_name("p.xyz"))
+    assert done.code == 2 and "p.xyz" in done.err
+
+
+def test_pictures_may_be_named_in_capitals(run, take: Path) -> None:
+    assert run("edit", take, "--plot", take.with_name("P.PNG")).code == 0
+    assert take.with_name("P.PNG").read_bytes().startswith(b"\x89PNG")
 
 
 def test_overwrite_replaces_outputs(run, take: Path) -> None:
@@ -333,12 +355,18 @@ def test_render_refuses_another_recording_unless_forced(run, take: Path) -> None
     assert run("render", other, edits, "-o", out, "--force").code == 0 and out.exists()
 
 
+def test_a_render_is_named_after_its_list(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edits = take.with_name("take_edited.edits.json").rename(take.with_name("plain.json"))
+    assert run("render", take, edits).code == 0 and take.with_name("plain.wav").exists()
+
+
 def test_render_never_writes_over_its_inputs(run, take: Path) -> None:
     run("edit", take, "-q")
     edits = take.with_name("take_edited.edits.json")
     before = take.read_bytes(), edits.read_bytes()
     assert run("render", take, edits, "-o", take, "--overwrite").code == 73
-    assert run("render", take, edits, "--plot", edits, "--overwrite").code == 2
+    assert run("render", take, edits, "--save-removed", edits, "--overwrite").code == 73
     assert (take.read_bytes(), edits.read_bytes()) == before
 
 
@@ -357,6 +385,20 @@ def test_align_recovers_an_edit_from_its_sound(run, take: Path) -> None:
         assert abs(a.start - b.start) < 512 and abs(a.stop - b.stop) < 512
     assert run("align", take, edited, "-o", folder).code == 73
     assert run("align", take, edited, "-o", folder, "--overwrite", "-q").out == ""
+
+
+def test_limits_and_truncated_files_are_for_every_command_that_reads(run, take: Path) -> None:
+    run("edit", take, "-q")
+    edits, edited = take.with_name("take_edited.edits.json"), take.with_name("take_edited.wav")
+    commands = [("edit", take), ("render", take, edits), ("align", take, edited)]
+    for number, command in enumerate(commands):
+        words = [*command, "-o", take.with_name(f"{number}")]
+        for limit in (["--max-duration", "1"], ["--max-channels", "0"], ["--max-rate", "8000"]):
+            assert run(*words, *limit).code == 65
+    edited.write_bytes(edited.read_bytes()[:-20_000])
+    words = ["align", take, edited, "-o", take.with_name("found")]
+    assert run(*words).code == 65 and run(*words, "--allow-truncated").code == 0
+    assert InputOptions().limits() == AudioLimits()
 
 
 def test_align_makes_no_folder_for_what_it_cannot_read(run, take: Path) -> None:
@@ -399,6 +441,11 @@ def test_a_recording_in_place_of_a_command_is_understood(run, take: Path) -> Non
 def test_every_command_explains_itself(run, command: str) -> None:
     done = run(command, "--help")
     assert done.code == 0 and f"usage: editjax {command}" in done.out and not done.err
+
+
+def test_the_help_of_render_speaks_of_its_own_inputs(run) -> None:
+    text = " ".join(run("render", "--help").out.split())
+    assert "beside EDITS.json" in text and "several inputs" not in text
 
 
 def test_help_names_every_command(run) -> None:

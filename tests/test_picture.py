@@ -32,9 +32,9 @@ def peaks():
     return picture.overview(ArrayReader(samples_S, RATE_HZ))
 
 
-def drawn(tmp_path, peaks, edit_list, title=""):
+def drawn(tmp_path, peaks, edit_list):
     path = tmp_path / "edit.png"
-    picture.draw_edit(path, *peaks, edit_list, title)
+    picture.draw_edit(path, *peaks, edit_list)
     return imread(path)[..., :3]
 
 
@@ -103,6 +103,8 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path, peaks):
     assert [*tmp_path.iterdir()] == [path] and path.read_text() == "mine"
     picture.draw_edit(path, *peaks, edit_of((10, 20)), overwrite=True)
     assert path.read_bytes().startswith(b"\x89PNG")
+    picture.draw_edit(tmp_path / "a.PDF", *peaks, edit_of((10, 20)))
+    assert (tmp_path / "a.PDF").read_bytes().startswith(b"%PDF")
 
 
 @given(st.integers(1, 3000), st.integers(1, 40), st.integers(1, 3), st.sampled_from((np.int16, np.float32)))

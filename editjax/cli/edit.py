@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from editjax.cli import complain
-from editjax.cli.options import named, parse
+from editjax.cli.options import InputOptions, named, parse
 from editjax.cli.outputs import Outputs, Place, Wanted, check_apart, check_name, place_of, recordings
 from editjax.errors import EditjaxError, UsageError
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from editjax.editor import EditResult, EditSettings
     from editjax.edits import EditList
     from editjax.render import RenderSettings
-
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +41,20 @@ class OutputOptions:
     """Write what was cut."""
     overwrite: bool = False
     """Replace outputs that exist; the input is never overwritten."""
-    allow_truncated: bool = False
-    """Take what a truncated or damaged recording still holds."""
     json: bool = False
     """Print the report as one JSON object a recording."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
     """Print errors only."""
 
     def wanted(self, edits: str = "") -> Wanted:
-        """The outputs the options name. Raises UsageError for an unknown timeline or kind of picture."""
+        """The outputs the options name. Raises UsageError for a timeline that cannot be written."""
         from editjax.timeline import SUFFIX_OF_KIND, check_kind
 
         kinds = [check_kind(kind.strip()) for kind in self.export.split(",") if kind.strip()]
-        plot = path_of(self.plot)
-        if plot and plot.suffix not in ("", *PICTURES):
-            raise UsageError(f"{plot}: pictures are written as {', '.join(PICTURES)}; choose one of these")
         return Wanted(
             path_of(self.out),
             path_of(edits),
-            plot,
+            path_of(self.plot),
             path_of(self.save_removed),
             path_of(self.preview_joins),
             {kind: SUFFIX_OF_KIND[kind] for kind in kinds},
@@ -70,7 +62,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class EditOptions(OutputOptions):
+class EditOptions(InputOptions, OutputOptions):
     """Edits recordings: decides what stays, splices it from the original samples, writes it beside the input.
 
     Times are written 90, 90s, 1:30.5, start, end, or -10 (ten seconds before the end).
@@ -106,8 +98,6 @@ class EditOptions(OutputOptions):
     """Where the edit list goes; default: OUT's name with .edits.json."""
     dry_run: bool = False
     """Say what would be done and write nothing."""
-    max_duration: Annotated[str, arg(metavar="LENGTH")] = "12h"
-    """Refuse recordings longer than this."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -159,7 +149,6 @@ def settings_of(options: EditOptions) -> "EditSettings":
     """The options as the editor's settings. Raises UsageError for lengths and margins that cannot be read."""
     from editjax.adjust import parse_length, parse_margin
     from editjax.editor import EditSettings
-    from editjax.formats import AudioLimits
     from editjax.render import RenderSettings
 
     if options.variants < 1 or (options.variants > 1 and not options.temperature):
@@ -177,7 +166,7 @@ def settings_of(options: EditOptions) -> "EditSettings":
         keep=options.keep,
         cut=options.cut,
         render=RenderSettings(crossfade_ms=options.crossfade_ms),
-        limits=AudioLimits(max_duration_s=parse_length(options.max_duration)),
+        limits=options.limits(),
         allow_truncated=options.allow_truncated,
     )
 
@@ -208,6 +197,7 @@ def edit_file(
         with Outputs(options.overwrite, [source]) as outputs:
             for spot in spots:
                 outputs.open(spot, make_folders)
+                refuse_removed(reader, outputs, spot)
             results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
             written = [
                 write_sides(result.edit_list, reader, outputs, spot, settings.render)
@@ -231,6 +221,15 @@ def write_audio(
             alone = heard_again(heard)
             results.append(render_edit(decide(alone, reader, variant), alone, reader, writer, variant))
     return results
+
+
+def refuse_removed(reader: "Reader", outputs: Outputs, place: Place) -> None:
+    """Raises CannotCreateError where what was cut could not be written in the format its name asks for."""
+    from editjax.editor import writer_for
+
+    if place.removed:
+        with writer_for(reader, outputs[place.removed], overwrite=True):
+            pass
 
 
 def write_sides(
@@ -262,7 +261,7 @@ def write_sides(
             write_removed(edit_list, reader, writer, settings)
     if place.previews:
         with tempfile.TemporaryDirectory(prefix=".editjax-", dir=place.previews) as folder:
-            for path in preview_joins(edit_list, reader, folder, settings=settings):
+            for path in preview_joins(edit_list, reader, Path(folder), settings):
                 path.replace(outputs.add(place.previews / path.name))
     return place
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from editjax.cli.edit import PICTURES
 from editjax.cli.options import named, parse
 from editjax.cli.outputs import Outputs
 from editjax.errors import UsageError
@@ -52,10 +51,11 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(EvaluateOptions, arguments, "editjax evaluate")
     from editjax.evaluate import EvaluateSettings, at_lengths, editors_beside, evaluate, teacher_forced
     from editjax.network import load_model
+    from editjax.picture import check_suffix
     from editjax.scoreboard import boards
 
-    if options.plot and options.plot.suffix not in PICTURES:
-        raise UsageError(f"{options.plot}: pictures are written as {', '.join(PICTURES)}; choose one")
+    if options.plot:
+        check_suffix(options.plot)
     lengths = _lengths(options.target_lengths)
     styles = tuple(style.strip() for style in options.styles.split(",") if style.strip())
     network = load_model(options.model)

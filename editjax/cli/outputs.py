@@ -110,17 +110,23 @@ def place_beside(default: Path, wanted: Wanted, several: bool = False, ending: s
     """The outputs of one edit whose audio is `default` unless another name is wanted.
 
     With `several` inputs the wanted outputs are folders. `ending` tells variants apart and goes before the
-    suffix. Raises UsageError where a name can only be a file but a folder is needed.
+    suffix. Raises UsageError where a name can only be a file but a folder is needed, and for a picture of
+    another kind than are drawn.
     """
+    from editjax.picture import check_suffix
+
     audio = _named(wanted.out, default.name, ending, several) or default
 
     def side(path: Path | None, suffix: str) -> Path | None:
         return _named(path, audio.stem + suffix, ending, several)
 
+    plot = side(wanted.plot, ".png")
+    if plot:
+        check_suffix(plot)
     return Place(
         audio,
         side(wanted.edits, EDITS_SUFFIX) or audio.with_name(audio.stem + EDITS_SUFFIX),
-        side(wanted.plot, ".png"),
+        plot,
         side(wanted.removed, f"_removed{audio.suffix}"),
         wanted.previews / audio.stem if wanted.previews and (several or ending) else wanted.previews,
         {kind: audio.with_name(audio.stem + suffix) for kind, suffix in wanted.timelines.items()},

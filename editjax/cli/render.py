@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from editjax.cli.edit import OutputOptions, tell, write_sides
-from editjax.cli.options import parse
+from editjax.cli.edit import OutputOptions, refuse_removed, tell, write_sides
+from editjax.cli.options import InputOptions, named, parse
 from editjax.cli.outputs import EDITS_SUFFIX, Outputs, place_beside
 from editjax.errors import DataError
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from editjax.edits import EditList
 
 
-@dataclass(frozen=True)
-class RenderOptions(OutputOptions):
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions(InputOptions, OutputOptions):
     """Plays an edit list exactly as it stands: the joins are where it says, only crossfaded."""
 
     recording: Positional[Annotated[Path, arg(metavar="IN")]]
     """The recording the edit list was made from."""
     edits: Positional[Annotated[Path, arg(metavar="EDITS.json")]]
     """The edit list; its segments are samples of IN."""
+    out: Annotated[str, named("OUT", "-o")] = ""
+    """Output file, or a folder to put it in; default: beside EDITS.json, under its name."""
     force: bool = False
     """Render although IN is not the recording the edit list was made from."""
 
@@ -39,14 +41,14 @@ def run(arguments: Sequence[str]) -> int:
 
     settings = RenderSettings(crossfade_ms=options.crossfade_ms)
     edit_list = read_edits(options.edits)
-    default = options.edits.with_name(
-        options.edits.name.removesuffix(EDITS_SUFFIX) + options.recording.suffix
-    )
+    name = options.edits.name.removesuffix(EDITS_SUFFIX).removesuffix(".json")
+    default = options.edits.with_name(name + options.recording.suffix)
     place = place_beside(default, options.wanted())._replace(edits=None)
-    with Reader(options.recording, allow_truncated=options.allow_truncated) as reader:
+    with Reader(options.recording, options.limits(), options.allow_truncated) as reader:
         edit_list = _of_this_recording(edit_list, reader, options)
         with Outputs(options.overwrite, [options.recording, options.edits]) as outputs:
             outputs.open(place)
+            refuse_removed(reader, outputs, place)
             length = duration_samples(edit_list)
             with writer_for(reader, outputs[place.audio], overwrite=True, expected_frames=length) as writer:
                 render(edit_list, reader, writer, settings)
@@ -57,16 +59,14 @@ def run(arguments: Sequence[str]) -> int:
 
 def _of_this_recording(edit_list: "EditList", reader: "Reader", options: RenderOptions) -> "EditList":
     """The edit list with this recording as its source. Raises DataError for another one, unless forced."""
-    from editjax.files import sha256_of
+    from editjax.edits import source_of
 
-    source = edit_list.source
-    sha256 = sha256_of(options.recording)
-    if source.sha256 and source.sha256 != sha256 and not options.force:
+    source, found = edit_list.source, source_of(reader)
+    if source.sha256 and source.sha256 != found.sha256 and not options.force:
         raise DataError(
             f"{options.recording}: is not the recording {options.edits} was made from (SHA-256 differs); "
             "name that one, or allow it with --force"
         )
-    here = source._replace(path=str(options.recording.absolute()), sha256=sha256)
-    if options.force:
-        here = here._replace(frames=reader.frames, channels=reader.info.channels)
-    return edit_list._replace(source=here)
+    if not options.force:  # whoever renders checks that the rest fits
+        found = source._replace(path=found.path, sha256=found.sha256)
+    return edit_list._replace(source=found._replace(sample_rate=source.sample_rate))
