@@ -22,7 +22,7 @@ import soundfile
 import soxr
 
 from editjax.errors import CannotCreateError, DataError, InputOutputError
-from editjax.files import atomic_path, scratch_errors, sha256_of
+from editjax.files import atomic_path, scratch_errors
 from editjax.formats import (
     BYTES_PER_SAMPLE,
     DEFAULT_LIMITS,
@@ -39,19 +39,11 @@ from editjax.formats import (
     convert,
     counted_by_size,
     dtype_of,
-    from_float,
     open_audio,
-    output_format,
-    probe,
     reason_of,
     to_float,
     too_long,
 )
-
-__all__ = [
-    "ArrayReader", "AudioInfo", "AudioLimits", "Reader", "Writer", "atomic_path", "convert", "from_float",
-    "output_format", "probe", "resample_stream", "sha256_of", "to_float", "to_mono_float",
-]  # fmt: skip
 
 BLOCK_SAMPLES = 1 << 18
 SALVAGE_SAMPLES = 256

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax import __version__, shards
-from editjax.audio import Reader, atomic_path, sha256_of
+from editjax.audio import Reader
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.edits import (
     EditList,
@@ -35,6 +35,7 @@ from editjax.edits import (
     to_pointers,
 )
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
+from editjax.files import atomic_path, sha256_of
 from editjax.mel import FrameGrid, mel_of
 from editjax.pairs import EditFiles, RawFiles, find_pairs
 from editjax.records import Edit, Recording, encode

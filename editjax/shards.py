@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax import __version__
-from editjax.audio import atomic_path, sha256_of
 from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
+from editjax.files import atomic_path, sha256_of
 from editjax.records import Example, Recording, decode, example, read_header
 
 FORMAT = "editjax.shards"

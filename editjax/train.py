@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from editjax.audio import sha256_of
 from editjax.checkpoint import Checkpoints, abstract
 from editjax.config import first_difference, load_config, override, to_json
 from editjax.data import DataSettings
 from editjax.data import batches as read_batches
 from editjax.errors import CannotCreateError, UsageError
 from editjax.family import Family, family_of
+from editjax.files import sha256_of
 from editjax.interruption import Interruption
 from editjax.journal import Journal, Rows
 from editjax.losses import LossSettings

@@ -19,7 +19,8 @@ from editjax.align.resemble import ResembleSettings, contours_of, resembling
 from editjax.align.search import Search, SearchSettings, coarse_of, coarse_peaks, decimated
 from editjax.align.signals import SignalSettings, measure, signals_of, slice_padded, spooled
 from editjax.align.tone import toned
-from editjax.audio import ArrayReader
+from editjax.audio import ArrayReader, Reader
+from editjax.editor import listen
 from editjax.edits import UNALIGNED, EditLabel, beat_labels, read_edits, to_pointers, write_edits
 from editjax.errors import CannotCreateError, DataError, NoInputError
 from editjax.mel import FrameGrid, mel_spectrogram
@@ -357,6 +358,15 @@ def test_files_are_written_once(tmp_path: Path) -> None:
         align_files(tmp_path / "räw.wav", tmp_path / "cut.wav", out)
     with pytest.raises(NoInputError, match=r"none\.wav"):
         align_files(tmp_path / "none.wav", tmp_path / "cut.wav", tmp_path / "other")
+
+
+def test_every_edit_list_names_its_recording_alike(tmp_path: Path, monkeypatch) -> None:
+    soundfile.write(tmp_path / "raw.wav", RAW_S[: 4 * RATE_HZ], RATE_HZ)
+    monkeypatch.chdir(tmp_path)
+    found = align_files("raw.wav", "raw.wav", "out").edit_list.source
+    with Reader("raw.wav") as reader:
+        assert found == listen(reader).source == read_edits("out/raw.edits.json").source
+    assert found.path == str(tmp_path / "raw.wav") and found.sha256
 
 
 def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editjax import audio
-from editjax.audio import ArrayReader, AudioLimits, Reader, Writer
+from editjax import audio, formats
+from editjax.audio import ArrayReader, Reader, Writer
 from editjax.errors import CannotCreateError, DataError, EditjaxError, InputOutputError, NoInputError
+from editjax.files import sha256_of
+from editjax.formats import AudioLimits
 
 LOSSLESS = [
     (container, subtype)
@@ -202,20 +204,20 @@ def test_integers_survive_floats(bits, dtype):
     bits = min(bits, width)
     samples = np.random.default_rng(bits).integers(-(1 << bits - 1), 1 << bits - 1, 999) << (width - bits)
     samples = samples.astype(dtype)
-    assert np.array_equal(audio.from_float(audio.to_float(samples, np.float64), dtype), samples)
-    assert np.array_equal(audio.from_float(audio.to_float(samples, np.float64), dtype, bits), samples)
+    assert np.array_equal(formats.from_float(formats.to_float(samples, np.float64), dtype), samples)
+    assert np.array_equal(formats.from_float(formats.to_float(samples, np.float64), dtype, bits), samples)
     if bits <= 24:
-        assert np.array_equal(audio.from_float(audio.to_float(samples), dtype), samples)
+        assert np.array_equal(formats.from_float(formats.to_float(samples), dtype), samples)
 
 
 def test_floats_saturate_and_round_to_the_bits_of_the_file():
     loud = np.array([-9.0, -1.0, 0.99999999999, 1.0, 9.0], np.float32)
     for dtype in (np.int16, np.int32):
         top = np.iinfo(dtype).max
-        assert audio.from_float(loud, dtype).tolist() == [-top - 1, -top - 1, top, top, top]
-    assert audio.convert(np.array([1000], np.int32), np.int32, 24).tolist() == [1024]
-    assert audio.convert(np.array([-3], np.int16), np.int32, 24).tolist() == [-3 << 16]
-    assert audio.convert(np.array([3 << 16], np.int32), np.int16, 16).tolist() == [3]
+        assert formats.from_float(loud, dtype).tolist() == [-top - 1, -top - 1, top, top, top]
+    assert formats.convert(np.array([1000], np.int32), np.int32, 24).tolist() == [1024]
+    assert formats.convert(np.array([-3], np.int16), np.int32, 24).tolist() == [-3 << 16]
+    assert formats.convert(np.array([3 << 16], np.int32), np.int16, 16).tolist() == [3]
 
 
 @pytest.mark.parametrize("rate_out_hz", [22_050, 48_000, 44_100])
@@ -245,7 +247,7 @@ def test_missing_inputs_are_no_input(tmp_path):
             Reader(path)
         one_line(error, str(path))
     with pytest.raises(NoInputError) as error:
-        audio.sha256_of(tmp_path / "missing.wav")
+        sha256_of(tmp_path / "missing.wav")
     one_line(error, "missing.wav")
 
 
@@ -337,7 +339,7 @@ def test_a_file_without_samples_is_refused_and_one_sample_is_read(tmp_path):
 ])  # fmt: skip
 def test_limits_are_named(tmp_path, limits, words):
     path = write(tmp_path / "a.wav", noise(44_100))
-    for opened in (audio.probe, Reader):
+    for opened in (formats.probe, Reader):
         with pytest.raises(DataError) as error:
             opened(path, limits)
         one_line(error, words)
@@ -524,15 +526,15 @@ def test_a_wav_beyond_four_gib_becomes_rf64(tmp_path, monkeypatch, known_before)
     (("CAF", "ALAC_24", "a.caf"), "b.caf", None, ("CAF", "PCM_24")),
 ])  # fmt: skip
 def test_outputs_keep_the_inputs_format_unless_named_otherwise(source, name, asked, wanted):
-    info = audio.AudioInfo(Path(source[2]), source[0], source[1], 44_100, 2, 100)
-    assert audio.output_format(info, name, asked) == wanted
+    info = formats.AudioInfo(Path(source[2]), source[0], source[1], 44_100, 2, 100)
+    assert formats.output_format(info, name, asked) == wanted
 
 
 @pytest.mark.parametrize(
     ("name", "asked"), [("b.xyz", None), ("b", None), ("b.flac", "FLOAT"), ("b.wav", "PCM_99")]
 )
 def test_outputs_that_have_no_format_are_refused(name, asked):
-    info = audio.AudioInfo(Path("a.wav"), "WAV", "PCM_16", 44_100, 2, 100)
+    info = formats.AudioInfo(Path("a.wav"), "WAV", "PCM_16", 44_100, 2, 100)
     with pytest.raises(CannotCreateError) as error:
-        audio.output_format(info, name, asked)
+        formats.output_format(info, name, asked)
     one_line(error, name, "PCM_16" if asked else ".wav")

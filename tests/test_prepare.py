@@ -15,9 +15,10 @@ import soundfile
 import editjax.align
 from editjax import prepare as module
 from editjax import shards
-from editjax.audio import Reader, sha256_of
+from editjax.audio import Reader
 from editjax.edits import UNALIGNED, EditList, Segment, Source, from_pointers, to_pointers, write_edits
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
+from editjax.files import sha256_of
 from editjax.mel import FrameGrid, mel_of
 from editjax.prepare import PrepareSettings, prepare
 
