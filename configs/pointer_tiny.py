@@ -13,17 +13,18 @@ from editjax.train import TrainConfig
 
 def config() -> TrainConfig:
     return TrainConfig(
-        model=PointerSettings(),
+        model=PointerSettings(landmark_frames=4, landmark_window=48, look_back=4, look_ahead=12),
         loss=LossSettings(structure=2.0),
         data=DataSettings(
-            styles=("final",),
+            styles=("final", "radio", "extended"),
+            target_ask_probability=0.25,
             split="train",
             batch_frames=16_384,
-            buckets=((4096, 2048), (8192, 4096), (11264, 5632)),
+            buckets=((4096, 2048), (8192, 4096), (11264, 5632), (16384, 8192), (26624, 12288)),
             # A masked stretch of time looks like a dropout, which is a reason to cut.
             augment=AugmentSettings(time_masks=0),
         ),
-        optim=OptimSettings(learning_rate=1.2e-3, warmup_steps=200, steps=8000),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=100, steps=3000),
         ema_decay=0.998,
         validate_every=500,
         checkpoint_every=100,

@@ -1,6 +1,6 @@
 """A long recording through the encoder in overlapping chunks: bounded memory, the result of the whole.
 
-Only the landmarks, an eighth of the frames, are held at once; the mel's own layers see 4 minutes at a time.
+Only the landmarks are held at once; the mel's own layers see 4 minutes at a time.
 """
 
 from collections.abc import Iterator
@@ -39,6 +39,8 @@ def encode_in_chunks(
     they may be memory maps.
     """
     s, n_frames = settings, len(mel_TF)
+    if ALIGN_FRAMES % s.frames_per_bar:
+        raise ValueError(f"frames_per_bar {s.frames_per_bar}: chunks need a divisor of {ALIGN_FRAMES}")
     total = encoder.aligned(padded_frames)
     valid_B, target_B = np.array([n_frames], np.int32), np.array([target_frames], np.float32)
     x_TD = np.zeros((total, s.frame_width), jnp.dtype(s.dtype))

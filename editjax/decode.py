@@ -14,6 +14,9 @@ from editjax.edits import PAD, STOP
 from editjax.models import encoder
 from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
 
+PLAYED = 0.5
+"""A bar of which more than this has been played counts as played."""
+
 
 class Decoded(NamedTuple):
     """Pointers (B, N) int32 ending in STOP where the model stopped, PAD after; log-probability of each step's
@@ -31,6 +34,7 @@ class Carry(NamedTuple):
     step: jax.Array
     state_B3: jax.Array  # pointer, run, stopped
     caches: tuple
+    played_BV: jax.Array  # frames played of every bar, over the bar's
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
@@ -50,13 +54,18 @@ def read_keys(settings: PointerSettings, params, encoded):
 
 @partial(jax.jit, static_argnames=("settings", "max_steps"))
 def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, temperature, key) -> Decoded:
-    """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`."""
-    batch = keys.n_frames_B.shape[0]
+    """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
+
+    Where no length is asked for, a jump to a bar that has been played already ends the edit instead, so that
+    it never runs in circles; jumps forward within a bar are always taken.
+    """
+    batch, n_bars = keys.bars_BVD.shape[:2]
     cache = jnp.zeros((batch, settings.decoder_window, 2 * settings.width), jnp.dtype(settings.dtype))
     start = Carry(
         jnp.zeros((), jnp.int32),
         jnp.tile(jnp.array([[-1, 0, 0]], jnp.int32), (batch, 1)),
         (cache,) * settings.decoder_layers,
+        jnp.zeros((batch, n_bars), jnp.float32),
         jnp.full((batch, max_steps), PAD, jnp.int32),
         jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
@@ -70,7 +79,9 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
         h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
         noise = jax.random.fold_in(key, carry.step)
-        next_B, p_B2 = choose(settings, params, keys, h, pointer_B, temperature, noise)
+        next_B, p_B2 = choose(
+            settings, params, keys, h, pointer_B, carry.played_BV, target_B, temperature, noise
+        )
         stopped = stopped_B.astype(bool)
         jumped = next_B != pointer_B + 1
         written = jnp.where(stopped, PAD, next_B)
@@ -83,10 +94,13 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
             ],
             axis=1,
         )
+        bar_B1 = jnp.where(now_stopped, -1, next_B)[:, None] // settings.frames_per_bar
+        entered_BV = (jnp.arange(n_bars)[None, :] == bar_B1).astype(jnp.float32)
         return Carry(
             carry.step + 1,
             state,
             caches,
+            carry.played_BV + entered_BV / float(settings.frames_per_bar),
             jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.step)),
             jax.lax.dynamic_update_slice(
                 carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.step, 0)
@@ -97,7 +111,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
     return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], (end.pointers_BN >= 0).sum(1))
 
 
-def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperature, key):
+def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, played_BV, target_B, temperature, key):
     """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
 
     First the mode; for a jump then bar → beat → frame.
@@ -108,16 +122,20 @@ def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, temperatur
     def ask(method, *args):
         return decoder_call(settings, params, method, *args)
 
-    mode_logits = ask("mode_logits", h_B1D, pointer_B1, keys)
-    mode, mode_p = _pick(mode_logits, temperature, key_mode)
-    bar, bar_p = _pick(ask("bar_logits", h_B1D, pointer_B1, keys), temperature, key_bar)
+    mode_log_p = jax.nn.log_softmax(ask("mode_logits", h_B1D, pointer_B1, keys), axis=-1)
+    mode, _ = _pick(mode_log_p, temperature, key_mode)
+    bar, bar_p = _pick(ask("bar_logits", h_B1D, pointer_B1, played_BV[:, None], keys), temperature, key_bar)
     beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
     beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
     frame, frame_p = _pick(ask("frame_logits", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
     target = beat * settings.frames_per_beat + frame
+    onwards = (bar == pointer_B1 // settings.frames_per_bar) & (target > pointer_B1)
+    again = (jnp.take_along_axis(played_BV, bar, axis=1) > PLAYED) & ~onwards
+    mode = jnp.where((mode == JUMP) & again & (target_B == 0)[:, None], STOP_MODE, mode)
+    mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
-    stop_p = jax.nn.softmax(mode_logits, axis=-1)[..., STOP_MODE]
+    stop_p = jnp.exp(mode_log_p[..., STOP_MODE])
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
 
 

@@ -28,12 +28,13 @@ from editjax.metrics import (
     cut_share_by_kind,
     edit_scores,
     keep_ratio,
+    kept_iou,
     plus_one_baseline,
     pointer_accuracy,
     spans_found,
     stop_precision,
 )
-from editjax.models.pointer import PointerSettings, decoder_call
+from editjax.models.pointer import PointerSettings, decoder_call, played_before
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
@@ -107,9 +108,11 @@ class Evaluation(NamedTuple):
 Editor = Callable[[Task], np.ndarray]  # raw frame of every edited frame
 
 
-def figures(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> dict[str, float]:
+def figures(
+    predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int, frames_per_second: float
+) -> dict[str, float]:
     """The figures of one edit, flat, by name."""
-    s = edit_scores(predicted_N, true_N, n_frames)
+    s = edit_scores(predicted_N, true_N, n_frames, frames_per_second)
     return {
         "kept_iou": s.kept_iou,
         "boundary_f1_half_second": s.boundary_half_second.f1,
@@ -158,6 +161,7 @@ def make_validate(
         print(f"{missing}: nothing to choose the best checkpoint by", file=sys.stderr)
         return lambda params: {"score": float("nan")}
     examples = [source[index] for index in chosen[: settings.examples]]
+    frames_per_second = MelSettings(**source.manifest["mel"]).frames_per_second
 
     def validate(params: Any) -> dict[str, float]:
         network = PointerNetwork(config.model, params)
@@ -166,9 +170,9 @@ def make_validate(
             mel_TF = np.asarray(example.mel_TF, np.float32)
             phase_T3 = np.asarray(example.phase_T3, np.float32)
             edited = network.edit_pointers(mel_TF, phase_T3)
-            row = figures(edited.pointers_N, example.pointers_N, len(mel_TF))
+            row = figures(edited.pointers_N, example.pointers_N, len(mel_TF), frames_per_second)
             kept = np.flatnonzero(edited.keep_T > 0.5)
-            row["structure_iou"] = figures(kept, example.pointers_N, len(mel_TF))["kept_iou"]
+            row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
             rows.append(row)
         mean = mean_figures(rows)
         return {"score": mean["kept_iou"], **mean}
@@ -258,7 +262,7 @@ def score(task: Task, pointers_N: np.ndarray) -> dict[str, float]:
     shares = cut_share_by_kind(kept_T[~true_T], cut_events)
     spoiled = [(start, stop) for kind, start, stop in task.events if kind == "spoiled"]
     return {
-        **figures(pointers_N, task.true_N, n_frames),
+        **figures(pointers_N, task.true_N, n_frames, task.mel.frames_per_second),
         **{f"found_{kind}": shares.get(kind, math.nan) for kind in CUT_KINDS},
         "spoiled_takes_found": spans_found(kept_T, spoiled),
     }
@@ -324,12 +328,10 @@ def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) ->
     row: dict[str, float] = {}
     for times in lengths:
         wanted_frames = times * len(natural_N)
-        pointers_N = network.edit_pointers(task.mel_TF, task.phase_T3, wanted_frames).pointers_N
-        if len(pointers_N):
-            fitted = retarget(
-                pointers_N, task.mel_TF, beats, wanted_frames, RetargetSettings(beats=network.beats)
-            )
-            pointers_N = fitted.pointers_N
+        pointers_N = natural_N
+        if len(natural_N):
+            settings = RetargetSettings(beats=network.beats)
+            pointers_N = retarget(natural_N, task.mel_TF, beats, wanted_frames, settings).pointers_N
         error = abs(len(pointers_N) / wanted_frames - 1) if wanted_frames else math.nan
         named = {"error": error, "met": float(error <= PROMISE), "ending": _share(ending, pointers_N)}
         row |= {LENGTH.format(f"{times:g}", what): value for what, value in named.items()}
@@ -385,12 +387,16 @@ def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, targe
     nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
     total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
     h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
-    any_key = jax.random.key(0)
+    every_BN, any_key = jnp.ones_like(pointers_BN, bool), jax.random.key(0)
+    n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
+    played_BNV = played_before(pointers_BN, every_BN, n_steps, n_bars, settings.frames_per_bar)
 
     def choice(at):
-        h_D, before = at
-        chosen_B, _ = decode.choose(settings, params, keys, h_D[None, None], before[None], 0.0, any_key)
+        h_D, before, played_V = at
+        ready = h_D[None, None], before[None], played_V[None]
+        chosen_B, _ = decode.choose(settings, params, keys, *ready, target_B, 0.0, any_key)
         return chosen_B[0]
 
-    greedy_N = jax.lax.map(choice, (h_BND[0], t.step.pointer_BN[0]), batch_size=STEPS_AT_ONCE)
+    steps = h_BND[0], t.step.pointer_BN[0], played_BNV[0]
+    greedy_N = jax.lax.map(choice, steps, batch_size=STEPS_AT_ONCE)
     return total_B / (nll.jumps_B + 1).astype(jnp.float32), greedy_N

@@ -64,7 +64,7 @@ def export_run(
         raise DataError(f"cannot store parameters as {dtype}: choose {' or '.join(STORED_DTYPES)}")
     step, notes, params = _restore(Path(run_dir), which)
     tensors = {name: _cast(name, array, dtype) for name, array in flatten(params).items()}
-    export = ["editjax", "export", str(run_dir), "-o", str(out_dir)]
+    export = ["editjax", "export", str(run_dir), "-o", str(out_dir), "--which", which, "--dtype", dtype]
     training = {
         **notes["origin"],
         "config": notes["config"],
@@ -96,6 +96,8 @@ def write_bundle(
     out_dir = out_dir.absolute()
     if out_dir.exists() and not overwrite:
         raise CannotCreateError(f"{out_dir}: exists; choose another name or pass --overwrite")
+    if out_dir.exists() and not _may_be_replaced(out_dir):
+        raise CannotCreateError(f"{out_dir}: is not a model, so it is not replaced; choose another name")
     blob = save(tensors)
     config = {
         "format": FORMAT,
@@ -122,6 +124,14 @@ def write_bundle(
     return out_dir
 
 
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a folder is a model or empty."""
+    try:
+        return not any(folder.iterdir()) or json.loads((folder / CONFIG).read_text())["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def load_bundle(model: str | Path) -> Bundle:
     """The bundle in a folder, or the one that ships with editjax under a name such as `final`.
 
@@ -136,8 +146,8 @@ def load_bundle(model: str | Path) -> Bundle:
     where = str(path / CONFIG)
     settings: Any = from_json(settings_type(config["family"]), config["model"], f"{where}: model")
     mel = from_json(MelSettings, config["mel"], f"{where}: mel")
-    if config["editjax"] != __version__:  # else they fit, and tracing takes a second
-        _refuse_misfit(path, settings, config["tensors"])
+    if config["editjax"] != __version__:  # tracing takes a second: spared where nothing was upgraded
+        refuse_misfit(path, settings, config["tensors"])
     params = unflatten({name: jnp.asarray(array, jnp.float32) for name, array in tensors.items()})
     return Bundle(settings, params, mel, config, path)
 
@@ -257,7 +267,7 @@ def _read_tensors(file: Path, config: Json) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
+def refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
     """DataError unless the tensors are those of the model that this version builds from the settings."""
     import jax
 

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from editjax.edits import STOP, UNALIGNED
 from editjax.models.encoder import encode
 from editjax.models.layers import frame_mask
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
+from editjax.models.pointer import (
+    ADVANCE,
+    JUMP,
+    STOP_MODE,
+    PointerSettings,
+    Step,
+    decoder_call,
+    played_before,
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,14 @@ def targets(pointers_BN, steps_B, target_B) -> Targets:
 
 
 class SequenceNll(NamedTuple):
-    """Sums per example (B,): mode and target parts, and their counts."""
+    """Sums per example (B,): mode and target parts; jumps, those whose targets count, those exact."""
 
     mode_B: jax.Array
     bar_B: jax.Array
     beat_B: jax.Array
     frame_B: jax.Array
     jumps_B: jax.Array
+    targets_B: jax.Array
     jumps_exact_B: jax.Array
 
 
@@ -94,14 +103,18 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     target_BJ = jnp.where(real_BJ, jnp.take_along_axis(t.pointer_BN, where_BJ, axis=1), 0)
     bar_BJ, beat_BJ = target_BJ // settings.frames_per_bar, target_BJ // settings.frames_per_beat
     per_bar = settings.frames_per_bar // settings.frames_per_beat
+    n_bars = keys.bars_BVD.shape[1]
+    played_BJV = played_before(t.pointer_BN, jump_BN, count, n_bars, settings.frames_per_bar)
     parts = (
-        (ask("bar_logits", h_BJD, before_BJ, keys), bar_BJ),
+        (ask("bar_logits", h_BJD, before_BJ, played_BJV, keys), bar_BJ),
         (ask("beat_logits", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
         (ask("frame_logits", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
     )
     bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
     exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
-    return SequenceNll(mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), exact_BJ.sum(1))
+    return SequenceNll(
+        mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1)
+    )
 
 
 def _nll(logits, label):
@@ -133,8 +146,8 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     keys = decoder_call(settings, params, "keys", encoded)
     t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
     nll = sequence_nll(settings, params, keys, t, batch.steps_B, weights.max_jumps)
-    jumps = jnp.maximum(nll.jumps_B.sum(), 1).astype(jnp.float32)
-    events = jumps + batch.steps_B.shape[0]
+    jumps = jnp.maximum(nll.targets_B.sum(), 1).astype(jnp.float32)
+    events = (nll.jumps_B.sum() + batch.steps_B.shape[0]).astype(jnp.float32)
     sequence = (nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B).sum() / events
     structure = structure_loss(encoded.structure_BTS, batch.structure_BT)
     length = length_loss(encoded.log_length_B, batch.steps_B)

@@ -13,12 +13,13 @@ import numpy as np
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
+from editjax.edits import PAD, STOP
 from editjax.mel import MelSettings
 from editjax.models.pointer import PointerSettings
 
 SHORTEST_FRAMES = 1024
-WHOLE_FRAMES = 41_000  # about 16 minutes; longer recordings are encoded in chunks
-LONGEST_STEPS = 1.6  # decoding ends after this many times the raw length
+WHOLE_FRAMES = 32_768  # 12.7 minutes; longer recordings are encoded in chunks
+LONGEST_STEPS = 1.6  # decoding ends after this many times the padded length
 
 
 class EditedPointers(NamedTuple):
@@ -69,7 +70,7 @@ class PointerNetwork:
             np.asarray(out.log_p_BN[0, :steps]),
             structure_T3[:, 1:].sum(-1),
             float(np.exp(encoded.log_length_B[0])),
-            bool((pointers == -2).any()),
+            bool((pointers == STOP).any()),
         )
 
     def generate(
@@ -173,5 +174,5 @@ def _padded(parts: list[np.ndarray], length: int) -> np.ndarray:
 
 def _trimmed(pointers_BN) -> np.ndarray:
     pointers = np.asarray(pointers_BN)
-    used = (pointers != -1).any(0)
+    used = (pointers != PAD).any(0)
     return pointers[:, : int(used.nonzero()[0].max(initial=-1)) + 1]

@@ -23,6 +23,7 @@ EDITING = {
     "order_in_common": "order alone",
     "loop_recall": "loops",
     "length_error": "length error",
+    "length_mae_frames": "MAE in frames",
     "keep_ratio": "keep ratio",
 }
 CUT_KINDS = ("spoiled", "superseded", "false_start", "talk", "noise", "count_in", "silence")
@@ -36,7 +37,6 @@ FORCED = {
     "forced_accuracy": "accuracy",
     "forced_within_5": "within 5",
     "stop_precision": "stop precision",
-    "length_mae_frames": "length MAE",
     "sequence_nll": "nats per event",
 }
 PLUS_ONE = ("plus_one_accuracy", "plus_one_within_5")

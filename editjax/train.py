@@ -26,6 +26,7 @@ from editjax.config import first_difference, load_config, override, to_json
 from editjax.data import DataSettings
 from editjax.data import batches as read_batches
 from editjax.errors import CannotCreateError, UsageError
+from editjax.export import load_bundle, refuse_misfit
 from editjax.family import Family, family_of
 from editjax.files import sha256_of
 from editjax.interruption import Interruption
@@ -38,6 +39,9 @@ from editjax.shards import MANIFEST, read_manifest, write_json
 
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
 """Settings without a say in the result: a run may go on with others."""
+
+NO_SHAPE = ("dtype", "attention")
+"""Settings of a model that its parameters do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,9 @@ Validate = Callable[[Any], dict[str, float]]  # params → figures; the highest 
 Scores = dict[str, float | None]  # figures as they are saved: None where one was not finite
 
 
-def init_state(config: TrainConfig, family: Family, key: jax.Array) -> TrainState:
-    params = family.init(config.model, key)
+def init_state(config: TrainConfig, family: Family, key: jax.Array, params: Any = None) -> TrainState:
+    """The state before the first step; fresh parameters unless some are given."""
+    params = family.init(config.model, key) if params is None else params
     zero = jnp.zeros((), jnp.int32)
     opt_state = make_optimizer(config.optim).init(params)
     return TrainState(zero, params, opt_state, params if config.ema_decay else None, zero, zero)
@@ -127,12 +132,14 @@ def train(
     validate: Validate | None = None,
     family: Family | None = None,
     origin: dict[str, Any] | None = None,
+    first_params: Any = None,
 ) -> TrainState:
     """Train, or go on training, in `run_dir`, and return the final state.
 
-    `origin` (JSON: command, shards and their digest) is saved with every checkpoint. Raises UsageError when
-    the run was begun with other settings, DataError when updates stay non-finite, TryAgainError after SIGTERM
-    and KeyboardInterrupt after SIGINT, both with everything saved.
+    A new run begins with `first_params`, or fresh ones. `origin` (JSON: command, shards and their digest) is
+    saved with every checkpoint. Raises UsageError when the run was begun with other settings, DataError when
+    updates stay non-finite, TryAgainError after SIGTERM and KeyboardInterrupt after SIGINT, both with
+    everything saved.
     """
     family = family or family_of(config.model)
     run_dir = _make_folder(Path(run_dir).absolute())
@@ -150,7 +157,7 @@ def train(
         Interruption() as interruption,
     ):
         if last.latest_step is None:
-            state, scores = jax.jit(init, out_shardings=layout)(key), None
+            state, scores = jax.jit(init, out_shardings=layout)(key, first_params), None
         else:
             state, scores = _resume(last, abstract(shapes, layout), notes, batches)
         step, steps = int(state.step), config.optim.steps
@@ -184,10 +191,14 @@ def train_command(
     out: str | Path,
     overrides: Sequence[str] = (),
     make_validate: Callable[[TrainConfig, Path], Validate] | None = None,
+    start_from: str | Path | None = None,
+    command: Sequence[str] = (),
 ) -> TrainState:
-    """`editjax train CONFIG --data SHARDS --out RUN [--optim.steps 100 …]`.
+    """`editjax train CONFIG --data SHARDS --out RUN [--start-from MODEL] [--optim.steps 100 …]`.
 
     `make_validate(config, shards_dir)` gives the function that scores parameters, by decoding freely.
+    `start_from` is a bundled model or a model folder whose parameters the run begins with. `command` is noted
+    in every checkpoint.
     """
     config, data = override(load_config(config_path), overrides), Path(data)
     manifest = read_manifest(data)
@@ -196,8 +207,11 @@ def train_command(
             raise UsageError(
                 f"{data}: mels with {name} {manifest['mel'][name]}, but {config_path} wants {value}"
             )
+    _check_batches(config)
+    first_params, began = _begin_from(start_from, config) if start_from else (None, {})
     origin = {
-        "command": shlex.join(["editjax", "train", str(config_path), "--data", str(data), *overrides]),
+        "command": shlex.join(["editjax", "train", *command]),
+        **began,
         "shards": str(data),
         "shards_sha256": sha256_of(data / MANIFEST),
         "mel": manifest["mel"],
@@ -208,7 +222,32 @@ def train_command(
         data, config.data, process_index=jax.process_index(), process_count=jax.process_count()
     )
     with contextlib.closing(stream):
-        return train(config, stream, out, validate=validate, origin=origin)
+        return train(config, stream, out, validate=validate, origin=origin, first_params=first_params)
+
+
+def _check_batches(config: TrainConfig) -> None:
+    """Refuses batches that the mesh's devices cannot share evenly."""
+    mesh = make_mesh(config.mesh)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    for frames, _ in config.data.buckets:
+        if (size := config.data.batch_size(frames)) % devices:
+            raise UsageError(
+                f"batches of {size} with {frames} frames do not divide over {devices} devices: "
+                f"add --data.batch-multiple {devices}"
+            )
+
+
+def _begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
+    """A trained model's parameters, and how a run notes them; UsageError for another architecture."""
+    bundle = load_bundle(model)
+    theirs, ours = to_json(bundle.settings), to_json(config.model)
+    for name in ours:
+        if name not in NO_SHAPE and theirs.get(name) != ours[name]:
+            raise UsageError(
+                f"{model}: has model.{name} {theirs.get(name)}, but the config wants {ours[name]}"
+            )
+    refuse_misfit(bundle.path, bundle.settings, bundle.config["tensors"])
+    return bundle.params, {"start_from": str(model), "start_from_sha256": bundle.config["sha256"]}
 
 
 def _resume(
@@ -234,8 +273,8 @@ def _decisive(notes: dict[str, Any]) -> dict[str, Any]:
             return settings
         return {name: kept(value) for name, value in settings.items() if name not in MAY_CHANGE}
 
-    shards = notes["origin"].get("shards_sha256")
-    return {"family": notes["family"], **kept(notes["config"]), "shards": shards}
+    begun = {name: notes["origin"].get(f"{name}_sha256") for name in ("shards", "start_from")}
+    return {"family": notes["family"], **kept(notes["config"]), **begun}
 
 
 def _validate(validate: Validate, state: TrainState, rows: Rows, interruption: Interruption) -> Scores | None:

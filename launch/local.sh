@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Simulate, prepare and train on this machine; started again, it goes on at the step it had reached.
-# launch/local.sh CONFIG FOLDER [editjax train options, such as --optim.steps 100]
+# [RECORDINGS=FOLDER] launch/local.sh CONFIG FOLDER [editjax train options, such as --optim.steps 100]
+# With RECORDINGS, half of the sessions play music, speech and noises from there; see docs/recordings.csv.
 set -euo pipefail
 config=$1 folder=$2
 shift 2
@@ -9,7 +10,10 @@ cores=$(nproc)
 if [ ! -e "$folder/shards/manifest.json" ]; then
     if [ ! -e "$folder/simulated" ]; then
         rm -rf "$folder/sessions" # half of them cannot be gone on with
-        editjax simulate "$folder/sessions" --count 1000 --seed 1 --workers "$cores"
+        simulate=(editjax simulate "$folder/sessions" --workers "$cores" ${RECORDINGS:+--recordings "$RECORDINGS" --split train})
+        "${simulate[@]}" --count 1700 --seed 1
+        "${simulate[@]}" --count 150 --seed 2 --min-length-s 300 --max-length-s 600
+        "${simulate[@]}" --count 60 --seed 3 --styles radio extended
         touch "$folder/simulated"
     fi
     editjax prepare "$folder/sessions" "$folder/shards" --validation 0.05 --workers "$cores"

@@ -142,6 +142,18 @@ def test_an_existing_folder_is_not_replaced_unasked(run_dir, bundle):
     assert [path.name for path in bundle.parent.iterdir()] == ["tiny"]
 
 
+def test_a_folder_that_is_no_model_is_never_replaced(run_dir, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "config.json").write_text('{"chapters": 7}')
+    with pytest.raises(CannotCreateError, match="thesis: is not a model, so it is not replaced"):
+        export_run(run_dir, tmp_path / "thesis", overwrite=True)
+    with pytest.raises(CannotCreateError, match="is not a model"):
+        export_run(run_dir, run_dir, overwrite=True)
+    assert (tmp_path / "thesis" / "config.json").exists() and (run_dir / "best").exists()
+    (tmp_path / "empty").mkdir()
+    export_run(run_dir, tmp_path / "empty", overwrite=True)
+
+
 def test_a_place_that_cannot_be_written_is_named_and_left_clean(run_dir, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputOutputError, match="file/model: cannot write the model there"):

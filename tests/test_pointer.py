@@ -103,9 +103,12 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
     before = t.step.pointer_BN
     target = jnp.maximum(t.pointer_BN, 0)
     bar, beat = target // 16, target // 4
+    every = jnp.ones_like(pointers_BN, bool)
+    n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
+    played = pointer.played_before(pointers_BN, every, n_steps, n_bars, 16)
     logits = (
         decoder_call(TINY, params, "mode_logits", h, before, keys),
-        decoder_call(TINY, params, "bar_logits", h, before, keys),
+        decoder_call(TINY, params, "bar_logits", h, before, played, keys),
         decoder_call(TINY, params, "beat_logits", h, bar, before, keys),
         decoder_call(TINY, params, "frame_logits", h, beat, before, keys),
     )
@@ -121,10 +124,50 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_decoding_step_by_step_equals_teacher_forcing(params, temperature):
     recordings = [recording(75, 1), recording(50, 2)]
-    keys, out = decoded(params, recordings, 75, temperature=temperature)
-    forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.zeros(2))
+    target = [40.0, 30.0]  # with a length asked for, parts may be played again
+    keys, out = decoded(params, recordings, 75, temperature=temperature, target=target)
+    forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.array(target))
     assert (np.asarray(out.steps_B) > 8).all(), "too short to have left the cache window"
     np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
+
+
+def test_no_jump_leads_to_what_was_played_unless_a_length_is_asked_for(params):
+    replayed = {}
+    for target in (0.0, 60.0):
+        keys, out = decoded(params, [recording(75, seed) for seed in range(4)], 75, target=[target] * 4)
+        replayed[target] = 0
+        for pointers_N in np.asarray(out.pointers_BN):
+            played_N = pointers_N[pointers_N >= 0]
+            jumps = np.flatnonzero(np.diff(played_N) != 1) + 1
+            for step in jumps:
+                before, here = played_N[:step], played_N[step]
+                onwards = before[-1] // 16 == here // 16 and here > before[-1]
+                replayed[target] += not onwards and np.count_nonzero(before // 16 == here // 16) > 8
+        forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.full(4, target))
+        np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
+    assert replayed[0.0] == 0 < replayed[60.0]
+
+
+def test_a_jump_forward_in_a_played_bar_is_taken(params):
+    _, keys = encoded(params, [recording(75)], 75)
+    mode = {"kernel": jnp.zeros((TINY.width, 3)), "bias": jnp.array([-50.0, 50.0, 0.0])}
+    jumping = {**params, "decoder": {**params["decoder"], "mode": mode}}
+
+    @jax.jit
+    def chosen(h, before, share):
+        played_BV = jnp.full((1, keys.bars_BVD.shape[1]), share)
+        nothing_asked, any_key = jnp.zeros(1), jax.random.key(0)
+        ready = h[None, None], before[None], played_BV, nothing_asked
+        return decoding.choose(TINY, jumping, keys, *ready, 0.0, any_key)[0][0]
+
+    rng, kinds = np.random.default_rng(0), set()
+    for before in range(75):
+        h = jnp.asarray(rng.normal(size=TINY.width), jnp.float32)
+        free, again = (int(chosen(h, before, share)) for share in (0.2, 0.6))
+        onwards = free // 16 == before // 16 and free > before
+        assert free >= 0 and again == (free if onwards else STOP)
+        kinds.add(onwards)
+    assert kinds == {True, False}
 
 
 def test_next_step_probabilities_sum_to_one_over_every_raw_frame(params):

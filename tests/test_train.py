@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import pytest
 from tiny_family import FAMILY, TinyBatches, TinyData, TinySettings, tiny_config, validate
 
 from editjax.checkpoint import Checkpoints
+from editjax.config import load_config
 from editjax.errors import CannotCreateError, DataError, TryAgainError, UsageError
 from editjax.journal import read_journal
 from editjax.mesh import MeshSettings
-from editjax.train import TrainConfig, TrainState, init_state, train, update
+from editjax.train import TrainConfig, TrainState, _begin_from, _check_batches, init_state, train, update
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 advance = jax.jit(update, static_argnums=(3, 4))
 
 
@@ -152,6 +155,30 @@ def test_going_on_with_other_shards_is_refused(tmp_path):
     run(config, tmp_path, origin={"shards_sha256": "a"})
     with pytest.raises(UsageError, match="begun with another shards"):
         run(config, tmp_path, origin={"shards_sha256": "b"})
+
+
+def test_a_run_begins_with_the_parameters_it_is_given(tmp_path, whole):
+    given = jax.tree.map(lambda a: a + 1.0, whole[1].params)
+    config = tiny_config(steps=3, rate=0.0)
+    assert_identical(run(config, tmp_path, first_params=given).params, given)
+    with pytest.raises(UsageError, match="begun with another start_from"):
+        run(config, tmp_path, origin={"start_from_sha256": "b"})
+
+
+def test_only_a_model_of_the_same_architecture_is_begun_from():
+    config = load_config(CONFIGS / "pointer_tiny.py")
+    params, began = _begin_from("final", config)
+    assert jax.tree.structure(params) and began["start_from"] == "final"
+    wider = replace(config, model=replace(config.model, width=256))
+    with pytest.raises(UsageError, match=r"final: has model\.width 128, but the config wants 256"):
+        _begin_from("final", wider)
+
+
+def test_batches_that_the_devices_cannot_share_are_refused():
+    config = load_config(CONFIGS / "pointer_tiny.py")
+    with pytest.raises(UsageError, match=r"do not divide over 4 devices: add --data\.batch-multiple 4"):
+        _check_batches(config)
+    _check_batches(replace(config, data=replace(config.data, batch_multiple=4)))
 
 
 def test_how_often_to_save_and_how_to_read_may_change(whole):

@@ -28,6 +28,8 @@ class TrainOptions:
     """Folder of the run: checkpoints, metrics, config."""
     validation: Annotated[Path | None, named("SHARDS")] = None
     """Shards of sessions to validate on; default: the 'validation' split of the training shards."""
+    start_from: Annotated[str | None, arg(metavar="NAME|FOLDER")] = None
+    """Begin with a trained model's parameters: a bundled model, or the folder of an exported one."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,7 +39,15 @@ def run(arguments: Sequence[str]) -> int:
     options, overrides = parse_leading(TrainOptions, arguments, "editjax train")
     from editjax.train import train_command
 
-    train_command(options.config, options.data, options.out, overrides, _validate_on(options.validation))
+    train_command(
+        options.config,
+        options.data,
+        options.out,
+        overrides,
+        _validate_on(options.validation),
+        options.start_from,
+        command=arguments,
+    )
     return 0
 
 

@@ -1,11 +1,11 @@
 """Raw mel → what the pointer decoder reads: frames, landmarks, beats and bars, each seeing all the others.
 
     listen   frames (43 a second): level-normalised mel, convolutions
-    relate   landmarks (÷8): windowed attention, bar globals, matches to other takes
+    relate   landmarks (of `landmark_frames` each): windowed attention, bar globals, matches to other takes
     settle   back to frames, whose windowed attention settles the boundaries; pooled beats and bars
 
 `listen` and `settle` see only their neighbourhood, so a long recording goes through them in chunks with the
-result of the whole; `relate` needs it whole, at an eighth of the rate. Every cost is linear in the length but
+result of the whole; `relate` needs it whole, at their rate. Every cost is linear in the length but
 the blockwise match, which keeps O(n) memory.
 """
 
@@ -111,7 +111,7 @@ def relate(settings, params, x_BTD, u_BMG, frames_B, target_B):
     n_landmarks = -(-x_BTD.shape[1] // settings.landmark_frames)
     landmarks_B = -(-frames_B // settings.landmark_frames)
     found = find_matches(u_BMG, -(-frames_B // STEP_FRAMES), settings.matches)
-    matches = landmark_matches(found, n_landmarks, settings.landmark_frames)
+    matches = landmark_matches(found, n_landmarks, landmarks_B, settings.landmark_frames)
     entry = LandmarkEntry(settings).apply(
         {"params": params["entry"]},
         x_BTD,

@@ -19,6 +19,7 @@ MEAN_STEPS = 11  # 2 s
 DIAGONAL_STEPS = 16  # 3 s, a power of two
 CELL_STEPS = 8  # at most one candidate a cell of 1.5 s
 APART_STEPS = 16  # a match is at least this far away
+STRIDE = 2  # every second step is searched; the one after it continues the diagonal
 ROW_BLOCK = 128
 NOT_A_MATCH = -2.0
 
@@ -63,51 +64,59 @@ def find_matches(u_BMG, steps_B, count: int) -> Matches:
 
 def _find(u_MG, n_valid, count: int) -> Matches:
     n_steps = u_MG.shape[0]
-    half = DIAGONAL_STEPS // 2
+    half, n_rows = DIAGONAL_STEPS // 2, -(-n_steps // STRIDE)
     n_cells = -(-n_steps // CELL_STEPS)
-    rows = min(ROW_BLOCK, n_steps)
-    n_blocks = -(-n_steps // rows)
+    rows = min(ROW_BLOCK, n_rows)
+    n_blocks = -(-n_rows // rows)
     columns = n_cells * CELL_STEPS
-    u_rows = jnp.pad(u_MG, ((half, half + n_blocks * rows - n_steps), (0, 0)))
+    u_rows = jnp.pad(u_MG, ((half, half + n_blocks * rows * STRIDE - n_steps), (0, 0)))[::STRIDE]
     u_columns = jnp.pad(u_MG, ((half, half + columns - n_steps), (0, 0)))
 
-    def one_block(index):
+    def one_block(index, found):
         first = index * rows
-        slab = jax.lax.dynamic_slice_in_dim(u_rows, first, rows + DIAGONAL_STEPS, axis=0)
+        slab = jax.lax.dynamic_slice_in_dim(u_rows, first, rows + DIAGONAL_STEPS // STRIDE, axis=0)
         score_RM = _diagonal_mean(slab @ u_columns.T)[:rows, :columns]
-        row_R1, column_1M = first + jnp.arange(rows)[:, None], jnp.arange(columns)[None, :]
-        valid_RM = (row_R1 < n_valid) & (column_1M < n_valid)
-        later = jnp.where(valid_RM & (column_1M >= row_R1 + APART_STEPS), score_RM, NOT_A_MATCH)
-        earlier = jnp.where(valid_RM & (column_1M <= row_R1 - APART_STEPS), score_RM, NOT_A_MATCH)
+        score_RM = jnp.where(jnp.arange(columns)[None, :] < n_valid, score_RM, NOT_A_MATCH)
+        cells_RCS = score_RM.reshape(rows, n_cells, CELL_STEPS)
+        peak_RC = cells_RCS.max(-1)
+        row_R1 = STRIDE * (first + jnp.arange(rows)[:, None])
+        column_1C = jnp.arange(n_cells)[None, :] * CELL_STEPS
+        later = column_1C >= row_R1 + APART_STEPS
+        earlier = column_1C + CELL_STEPS - 1 <= row_R1 - APART_STEPS
+        best = (_best(cells_RCS, jnp.where(side, peak_RC, NOT_A_MATCH), count) for side in (later, earlier))
         return tuple(
-            jnp.concatenate(pair, axis=-1)
-            for pair in zip(_best(later, count), _best(earlier, count), strict=True)
+            jax.lax.dynamic_update_slice(whole, jnp.concatenate(pair, axis=-1), (first, 0))
+            for whole, pair in zip(found, zip(*best, strict=True), strict=True)
         )
 
-    score, place = jax.lax.map(one_block, jnp.arange(n_blocks))
-    score_MK = score.reshape(n_blocks * rows, 2 * count)[:n_steps]
-    place_MK = place.reshape(n_blocks * rows, 2 * count)[:n_steps]
-    valid_MK = score_MK > NOT_A_MATCH
-    here_MK = jnp.einsum("mg,mkg->mk", u_MG, u_MG[place_MK])
+    nothing = jnp.full((n_blocks * rows, 2 * count), NOT_A_MATCH)
+    blocks = -(-n_valid // (rows * STRIDE))  # the padding costs nothing
+    found = jax.lax.fori_loop(0, blocks, one_block, (nothing, jnp.zeros(nothing.shape, jnp.int32)))
+    score_MK, place_MK = (jnp.repeat(a, STRIDE, axis=0)[:n_steps] for a in found)
+    step_M1 = jnp.arange(n_steps)[:, None]
+    place_MK = place_MK + step_M1 % STRIDE  # along the diagonal
+    valid_MK = (score_MK > NOT_A_MATCH) & (step_M1 < n_valid) & (place_MK < n_valid)
+    here_MK = jnp.einsum("mg,mkg->mk", u_MG, u_MG[jnp.minimum(place_MK, n_steps - 1)])
     zero = jnp.zeros(())
     return Matches(
-        place_MK, jnp.where(valid_MK, score_MK, zero), jnp.where(valid_MK, here_MK, zero), valid_MK
+        jnp.where(valid_MK, place_MK, 0),
+        jnp.where(valid_MK, score_MK, zero),
+        jnp.where(valid_MK, here_MK, zero),
+        valid_MK,
     )
 
 
 def _diagonal_mean(similarity_RM):
-    """Mean of DIAGONAL_STEPS entries down each diagonal, by doubling."""
+    """Mean of the entries down DIAGONAL_STEPS of each diagonal, every STRIDE-th of them, by doubling."""
     total, span = similarity_RM, 1
-    while span < DIAGONAL_STEPS:
-        total = total[:-span, :-span] + total[span:, span:]
+    while span < DIAGONAL_STEPS // STRIDE:
+        total = total[:-span, : -span * STRIDE] + total[span:, span * STRIDE :]
         span *= 2
-    return total / DIAGONAL_STEPS
+    return total / span
 
 
-def _best(score_RM, count: int):
+def _best(cells_RCS, peak_RC, count: int):
     """The best cell maxima of each row: (scores, places), both (R, count)."""
-    cells_RCS = score_RM.reshape(score_RM.shape[0], -1, CELL_STEPS)
-    peak_RC = cells_RCS.max(-1)
     column_C = jnp.arange(peak_RC.shape[1])[None, :]
     scores, places = [], []
     for _ in range(count):

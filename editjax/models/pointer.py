@@ -22,8 +22,13 @@ ADVANCE, JUMP, STOP_MODE = 0, 1, 2
 NEVER = -1e9
 DISTANCE_BUCKETS = 24
 ADVANCE_BIAS = 5.0
+AVOID_BIAS = -3.0
+TRUST = 0.5
 HINT_LIMIT = 8.0
 HINT_NEVER = -30.0
+START_FLOOR = 1e-3
+QUIET_KEEP = 0.1
+"""Keep probabilities below this start nothing: the noise of many cut frames would add up."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,19 @@ class Keys(NamedTuple):
 
 class Hints(NamedTuple):
     """The structure head's word on every place: `next_BT2`, the log-odds that a frame is kept and the log of
-    how many starts follow it; the log-probability that a kept stretch starts in each frame, beat and bar."""
+    how many starts follow it; the log of how many kept stretches are expected to start in each frame,
+    beat and bar; how many up to each frame, and before each bar."""
 
     next_BT2: jax.Array
     frame_start_BT: jax.Array
     beat_start_BU: jax.Array
     bar_start_BV: jax.Array
+    starts_BT: jax.Array
+    starts_before_BV: jax.Array
 
 
 def structure_hints(structure_BTS, n_frames_B, frames_per_beat: int, beats_per_bar: int) -> Hints:
-    """Starts of kept stretches as log-probabilities that add up from frames to beats to bars.
+    """Starts of kept stretches, wherever the probability to keep rises, from frames to beats to bars.
 
     A dense head learns which frames to keep long before a decoder learns when to jump: this is the short way
     from one to the other. No gradient flows back, so that the head stays an honest estimate.
@@ -103,21 +111,30 @@ def structure_hints(structure_BTS, n_frames_B, frames_per_beat: int, beats_per_b
     structure_BTS = jax.lax.stop_gradient(structure_BTS)
     mask_BT = frame_mask(n_frames_B, structure_BTS.shape[1])
     odds_BT = jax.nn.logsumexp(structure_BTS[..., 1:], axis=-1) - structure_BTS[..., 0]
+    keep_BT = jnp.where(mask_BT, jax.nn.relu(jax.nn.sigmoid(odds_BT) - QUIET_KEEP) / (1 - QUIET_KEEP), 0.0)
     odds_BT = jnp.where(mask_BT, jnp.clip(odds_BT, -HINT_LIMIT, HINT_LIMIT), -HINT_LIMIT)
-    before_BT = jnp.pad(odds_BT, ((0, 0), (1, 0)), constant_values=-HINT_LIMIT)[:, :-1]
-    start_BT = jax.nn.log_sigmoid(odds_BT) + jax.nn.log_sigmoid(-before_BT)
-    start_BT = jnp.where(mask_BT, start_BT, HINT_NEVER)
-    count_BT = jnp.flip(jnp.cumsum(jnp.flip(jnp.exp(start_BT), 1), axis=1), 1) - jnp.exp(start_BT)
-    next_BT2 = jnp.stack([odds_BT, jnp.log(jnp.maximum(count_BT, 0.0) + 1e-2)], axis=-1)
-    beat_BU = _log_sum(start_BT, frames_per_beat)
-    return Hints(next_BT2, start_BT, beat_BU, _log_sum(beat_BU, beats_per_bar))
+    rise_BT = jax.nn.relu(keep_BT - jnp.pad(keep_BT, ((0, 0), (1, 0)))[:, :-1])
+    starts_BT = jnp.cumsum(rise_BT, axis=1)
+    after_BT = starts_BT[:, -1:] - starts_BT
+    rise_BU, rise_BV = (_sums(rise_BT, size) for size in (frames_per_beat, frames_per_beat * beats_per_bar))
+    starts_BV = jnp.cumsum(rise_BV, axis=1)
+    next_BT2 = jnp.stack([odds_BT, jnp.log(after_BT + 1e-2)], axis=-1)
+    nothing = jnp.array([-HINT_LIMIT, jnp.log(1e-2)])
+    end_B12 = jnp.broadcast_to(nothing, (next_BT2.shape[0], 1, 2))
+    return Hints(
+        jnp.concatenate([next_BT2, end_B12], axis=1),  # the last frame has a follower too, padding or none
+        jnp.where(mask_BT, jnp.log(rise_BT + START_FLOOR), HINT_NEVER),
+        jnp.log(rise_BU + START_FLOOR),
+        jnp.log(rise_BV + START_FLOOR),
+        starts_BT,
+        starts_BV - rise_BV,
+    )
 
 
-def _log_sum(log_p_BT, size: int):
-    batch, length = log_p_BT.shape
+def _sums(x_BT, size: int):
+    batch, length = x_BT.shape
     n_spans = -(-length // size)
-    padded = jnp.pad(log_p_BT, ((0, 0), (0, n_spans * size - length)), constant_values=HINT_NEVER)
-    return jax.nn.logsumexp(padded.reshape(batch, n_spans, size), axis=-1)
+    return jnp.pad(x_BT, ((0, 0), (0, n_spans * size - length))).reshape(batch, n_spans, size).sum(-1)
 
 
 class Step(NamedTuple):
@@ -142,6 +159,10 @@ def take(x_BTD, index_BN):
 
 def _favour_advance(key, shape, dtype=jnp.float32):
     return jnp.zeros(shape, dtype).at[ADVANCE].set(ADVANCE_BIAS)
+
+
+def _avoid(key, shape, dtype=jnp.float32):
+    return jnp.full(shape, AVOID_BIAS, dtype)
 
 
 class CrossAttention(nn.Module):
@@ -249,12 +270,13 @@ class Decoder(nn.Module):
         self.crosses = [CrossAttention(s, name=f"cross_{i}") for i in range(s.decoder_layers)]
         self.mlps = [Mlp(s.width, s.expansion, dtype, name=f"mlp_{i}") for i in range(s.decoder_layers)]
         self.norm = Norm(dtype, name="norm")
+        self.trust = self.param("trust", nn.initializers.constant(TRUST), (4,))
         # Advancing is 97–99 % of the steps: start there, or the first thousand steps only learn that.
-        self.trust = self.param("trust", nn.initializers.ones, (4,))
         self.mode = nn.Dense(3, dtype=jnp.float32, name="mode", bias_init=_favour_advance)
         self.bar_query = nn.Dense(s.width, dtype=dtype, name="bar_query")
         self.bar_key = nn.Dense(s.width, dtype=dtype, name="bar_key")
         self.bar_distance = nn.Dense(DISTANCE_BUCKETS, dtype=jnp.float32, name="bar_distance")
+        self.bar_avoid = nn.Dense(2, dtype=jnp.float32, name="bar_avoid", bias_init=_avoid)
         self.beat_query = nn.Dense(s.width, dtype=dtype, name="beat_query")
         self.beat_key = nn.Dense(s.width, dtype=dtype, name="beat_key")
         self.frame_query = nn.Dense(s.width, dtype=dtype, name="frame_query")
@@ -309,8 +331,12 @@ class Decoder(nn.Module):
         past_end = pointer_BN + 1 >= keys.n_frames_B[:, None]
         return logits.at[..., ADVANCE].set(jnp.where(past_end, NEVER, advance))
 
-    def bar_logits(self, h_BJD, pointer_BJ, keys: Keys):
-        """Logits over the bars, (B, J, V): content, plus a term for the signed distance from the pointer."""
+    def bar_logits(self, h_BJD, pointer_BJ, played_BJV, keys: Keys):
+        """Logits over the bars, (B, J, V): content, signed distance from the pointer, expected starts there.
+
+        Skipping expected starts on the way to a bar costs, like the hazard of a first event, and so does what
+        has been played of it: the coverage of See et al. 2017, without which a sequence may run in circles.
+        """
         s = self.settings
         n_bars = keys.bar_keys_BVD.shape[1]
         content = self._dots(self.bar_query(h_BJD), keys.bar_keys_BVD, "bjd,bvd->bjv")
@@ -318,6 +344,12 @@ class Decoder(nn.Module):
         distance_BJC = self.bar_distance(h_BJD.astype(jnp.float32))
         logits = content + jnp.take_along_axis(distance_BJC, distance_bucket(away), axis=-1)
         logits = logits + self.trust[1] * keys.hints.bar_start_BV[:, None]
+        last = keys.hints.starts_BT.shape[1] - 1
+        passed_BJ1 = take(keys.hints.starts_BT[..., None], jnp.minimum(pointer_BJ + 1, last))
+        between_BJV = jax.nn.relu(keys.hints.starts_before_BV[:, None] - passed_BJ1)
+        skipped_BJV = 1.0 - jnp.exp(-between_BJV)  # probability of at least one start in between
+        avoid_BJ2 = self.bar_avoid(h_BJD.astype(jnp.float32))
+        logits = logits + avoid_BJ2[..., :1] * skipped_BJV + avoid_BJ2[..., 1:] * played_BJV
         room = self._room(jnp.arange(n_bars)[None, None, :], s.frames_per_bar, pointer_BJ, keys.n_frames_B)
         return jnp.where(room > 0, logits, NEVER)
 
@@ -349,7 +381,8 @@ class Decoder(nn.Module):
         keys = self.keys(encoded)
         h = self.states(keys, step, jnp.full_like(keys.n_frames_B, step.index_BN.shape[1]))
         zero = jnp.zeros_like(step.pointer_BN)
-        self.bar_logits(h, step.pointer_BN, keys)
+        played = jnp.zeros((*zero.shape, keys.bars_BVD.shape[1]))
+        self.bar_logits(h, step.pointer_BN, played, keys)
         self.beat_logits(h, zero, step.pointer_BN, keys)
         self.frame_logits(h, zero, step.pointer_BN, keys)
         return self.mode_logits(h, step.pointer_BN, keys)
@@ -378,6 +411,16 @@ class Decoder(nn.Module):
 def _pick_out(x_BU, index_BJC):
     flat = take(x_BU[..., None], index_BJC.reshape(index_BJC.shape[0], -1))
     return flat.reshape(index_BJC.shape)
+
+
+def played_before(pointers_BN, jump_BN, n_jumps: int, n_bars: int, frames_per_bar: int):
+    """Frames played of every bar before each of the first `n_jumps` jumps, over the bar's, (B, J, V)."""
+    stretch_BN = jnp.cumsum(jump_BN, axis=1, dtype=jnp.int32)
+    example_B1 = jnp.arange(pointers_BN.shape[0])[:, None]
+    counts_BJV = jnp.zeros((pointers_BN.shape[0], n_jumps, n_bars))
+    real_BN = (pointers_BN >= 0).astype(jnp.float32)
+    place = example_B1, stretch_BN, jnp.maximum(pointers_BN, 0) // frames_per_bar
+    return jnp.cumsum(counts_BJV.at[place].add(real_BN, mode="drop"), axis=1) / float(frames_per_bar)
 
 
 def step_features(step: Step):

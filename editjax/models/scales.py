@@ -119,7 +119,7 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
     return tokens_BGD, position_BG, valid_BG
 
 
-def landmark_matches(matches: Matches, n_landmarks: int, landmark_frames: int):
+def landmark_matches(matches: Matches, n_landmarks: int, landmarks_B, landmark_frames: int):
     """Matches of steps spread to their landmarks: places (B, L, J) and features (B, L, J, 6), validity."""
     ratio = STEP_FRAMES // landmark_frames
 
@@ -128,7 +128,10 @@ def landmark_matches(matches: Matches, n_landmarks: int, landmark_frames: int):
 
     place, score, here, valid = (spread(a) for a in matches)
     landmark_1L1 = jnp.arange(n_landmarks)[None, :, None]
-    place_BLJ = jnp.minimum(place * ratio + landmark_1L1 % ratio, n_landmarks - 1)
+    place_BLJ = place * ratio + landmark_1L1 % ratio
+    last_B11 = landmarks_B[:, None, None] - 1  # a step may end beyond the recording
+    valid = valid & (place_BLJ <= last_B11) & (landmark_1L1 <= last_B11)
+    place_BLJ = jnp.where(valid, place_BLJ, 0)
     away = (place_BLJ - landmark_1L1).astype(jnp.float32)
     distance = jnp.log1p(jnp.abs(away) / 100.0)
     direction = jnp.sign(away)

@@ -1,0 +1,30 @@
+"""On ten frozen sessions the bundled model edits far better than editors without a model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_bundled_model_on_ten_held_out_sessions(tmp_path: Path) -> None:
+    out = tmp_path / "quality.json"
+    command = [sys.executable, str(ROOT / "benchmarks/quality.py"), "--quick", "--out", str(out)]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["figure"]: row for row in json.loads(out.read_text())["rows"]}
+    iou = rows["kept_iou"]
+    assert iou["edits"] == 10
+    assert iou["pointer network"] > max(iou["keep everything"], iou["silence cutter"]) + 0.25
+    assert rows["boundary_f1_half_second"]["pointer network"] > 0.7
+    assert rows["spoiled_takes_found"]["pointer network"] > 0.7
+    assert rows["spoiled_takes_found"]["silence cutter"] <= 0.1
+    assert rows["length_0.5_met"]["pointer network"] >= 0.8 <= rows["length_1.5_met"]["pointer network"]
