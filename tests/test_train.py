@@ -124,9 +124,18 @@ def test_a_signal_cuts_validation_short_and_it_is_made_up_for(tmp_path, whole):
     assert steps_of(tmp_path, "validation/score") == [4, 8]
 
 
-def test_handlers_are_put_back(whole):
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+def test_handlers_are_put_back(tmp_path):
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in numbers]
+    seen = []
+
+    def look(params):
+        seen.extend(signal.getsignal(number) for number in numbers)
+        return validate(params)
+
+    run(tiny_config(steps=4), tmp_path, validate=look)
+    assert seen and not set(seen) & set(before)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
