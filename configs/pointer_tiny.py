@@ -3,8 +3,8 @@
     editjax train configs/pointer_tiny.py --data SHARDS --out RUN
     RECORDINGS=FOLDER launch/local.sh configs/pointer_tiny.py WORK  # simulates and prepares first
 
-About 1.5 s a step on two cores. The bundled `final` is step 3,000 of such a run with `--start-from` a model of
-2,291 steps: IoU 0.88 on validation sessions, 0.91 on the held-out ones (LOG.md).
+About 1.5 s a step on two cores. The bundled `final` is step 3,000 of such a run, with `--start-from` a model
+of 2,291 steps: IoU 0.88 on validation sessions, 0.91 on the held-out ones (LOG.md).
 """
 
 from editjax.augment import AugmentSettings
