@@ -168,12 +168,6 @@ def batches(
     return iter(grain.MapDataset.range(length).map(make).to_iter_dataset(options))
 
 
-def plan_of(shards_dir: str | Path, settings: DataSettings) -> Plan:
-    """The plan of the batches of a folder of shards, without reading any."""
-    with read(shards_dir) as source:
-        return Plan(source.entries, settings)
-
-
 def _buckets(entries: tuple[Entry, ...], settings: DataSettings) -> list[np.ndarray]:
     """The example numbers of each bucket, ascending; stretched examples must fit too, where they can."""
     wanted = np.array(

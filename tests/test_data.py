@@ -11,7 +11,7 @@ import pytest
 
 from editjax import shards
 from editjax.augment import AugmentSettings
-from editjax.data import IGNORE, Batch, DataSettings, batches, plan_of
+from editjax.data import IGNORE, Batch, DataSettings, Plan, batches
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.errors import DataError, UsageError
 from editjax.mel import MelSettings
@@ -25,6 +25,11 @@ SETTINGS = DataSettings(
 )
 PLAIN = replace(SETTINGS, augment=None)
 """The recording of 390 frames fits no bucket; the others fit theirs without stretching."""
+
+
+def plan_of(folder, settings):
+    with shards.read(folder) as source:
+        return Plan(source.entries, settings)
 
 
 def make_recording(number, n_frames):

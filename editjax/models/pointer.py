@@ -27,6 +27,7 @@ TRUST = 0.5
 HINT_LIMIT = 8.0
 HINT_NEVER = -30.0
 START_FLOOR = 1e-3
+AFTER_FLOOR = 1e-2
 QUIET_KEEP = 0.1
 """Keep probabilities below this start nothing: the noise of many cut frames would add up."""
 
@@ -118,8 +119,8 @@ def structure_hints(structure_BTS, n_frames_B, frames_per_beat: int, beats_per_b
     after_BT = starts_BT[:, -1:] - starts_BT
     rise_BU, rise_BV = (_sums(rise_BT, size) for size in (frames_per_beat, frames_per_beat * beats_per_bar))
     starts_BV = jnp.cumsum(rise_BV, axis=1)
-    next_BT2 = jnp.stack([odds_BT, jnp.log(after_BT + 1e-2)], axis=-1)
-    nothing = jnp.array([-HINT_LIMIT, jnp.log(1e-2)])
+    next_BT2 = jnp.stack([odds_BT, jnp.log(after_BT + AFTER_FLOOR)], axis=-1)
+    nothing = jnp.array([-HINT_LIMIT, jnp.log(AFTER_FLOOR)])
     end_B12 = jnp.broadcast_to(nothing, (next_BT2.shape[0], 1, 2))
     return Hints(
         jnp.concatenate([next_BT2, end_B12], axis=1),  # the last frame has a follower too, padding or none
