@@ -1,5 +1,6 @@
 """Alignment against planted answers: what was cut, looped, moved or processed is found again."""
 
+import errno
 import io
 import json
 from itertools import pairwise
@@ -22,7 +23,7 @@ from editjax.align.tone import toned
 from editjax.audio import ArrayReader, Reader
 from editjax.editor import listen
 from editjax.edits import UNALIGNED, EditLabel, beat_labels, read_edits, to_pointers, write_edits
-from editjax.errors import CannotCreateError, DataError, NoInputError
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
 from editjax.mel import FrameGrid, mel_spectrogram
 
 RATE_HZ = 22050
@@ -379,9 +380,28 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
         for pair in ((name, "raw.wav"), ("raw.wav", name)):
             with pytest.raises(DataError, match=name):
                 align_files(*(tmp_path / file for file in pair), tmp_path / "new" / "out")
-    with pytest.raises(CannotCreateError, match=r"raw\.wav is not a folder"):
+    with pytest.raises(CannotCreateError, match=r"raw\.wav/out: cannot be created \(Not a directory\)"):
         align_files(tmp_path / "raw.wav", tmp_path / "raw.wav", tmp_path / "raw.wav" / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"raw.wav", "text.wav", "nan.wav"}
+
+
+def test_all_files_appear_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "raw.wav", RAW_S[:RATE_HZ], RATE_HZ, subtype="FLOAT")
+    paths = tmp_path / "raw.wav", tmp_path / "raw.wav", tmp_path / "new" / "out"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("editjax.align.report.draw_alignment", fail)
+        with pytest.raises(InputOutputError, match="No space left"):
+            align_files(*paths)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw.wav"]
+    align_files(*paths)
+    assert len(list(paths[2].iterdir())) == 5
+    with pytest.raises(CannotCreateError, match="exists already"):
+        align_files(*paths)
+    align_files(*paths, overwrite=True)
 
 
 @settings(max_examples=60, deadline=None)

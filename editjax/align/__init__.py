@@ -23,6 +23,7 @@ from editjax.audio import Reader
 from editjax.edits import UNALIGNED, EditList, Segment, source_of
 from editjax.formats import DEFAULT_LIMITS, AudioLimits
 from editjax.mel import FrameGrid, MelSettings, mel_of
+from editjax.outputs import Outputs
 
 AUDIBLE_GAIN_DB = 0.2
 """Gains nearer to 0 dB are not noted in the edit list."""
@@ -97,19 +98,22 @@ def align_files(
 ) -> Alignment:
     """Aligns two files and writes the result under the edited file's name; see `write_alignment`.
 
-    The folder is made when there is something to put into it. Raises NoInputError and DataError for files
-    that cannot be read, CannotCreateError for outputs that exist and for a folder that cannot be made.
+    The folder is made if need be; on an error nothing is left of it. Raises NoInputError and DataError for
+    files that cannot be read, CannotCreateError for outputs that exist and for a folder that cannot be made.
     """
-    from editjax.align.report import check_outputs, write_alignment
+    from editjax.align.report import Files, files_of, write_alignment
 
-    name = Path(edited_path).stem
+    names = files_of(Path(out_dir), Path(edited_path).stem)
+    inputs = Path(raw_path), Path(edited_path)
     with (
         Reader(raw_path, limits, allow_truncated) as raw,
         Reader(edited_path, limits, allow_truncated) as edited,
+        Outputs(overwrite, inputs) as outputs,
     ):
-        check_outputs(out_dir, name, overwrite)
+        outputs.make_folder(Path(out_dir))
+        files = Files(*(outputs.add(path) for path in names))
         alignment = align(raw, edited, settings)
-        write_alignment(alignment, raw, edited, out_dir, name, settings, overwrite)
+        write_alignment(alignment, raw, edited, files, settings)
     return alignment
 
 

@@ -13,8 +13,9 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from editjax.cli import complain
 from editjax.cli.options import InputOptions, named, parse
-from editjax.cli.outputs import Outputs, Place, Wanted, check_apart, check_name, place_of, recordings
+from editjax.cli.outputs import Place, Wanted, check_apart, check_name, open_place, place_of, recordings
 from editjax.errors import EditjaxError, UsageError
+from editjax.outputs import Outputs
 
 if TYPE_CHECKING:
     from editjax.audio import Reader
@@ -196,7 +197,7 @@ def edit_file(
             return
         with Outputs(options.overwrite, [source]) as outputs:
             for spot in spots:
-                outputs.open(spot, make_folders)
+                open_place(outputs, spot, make_folders)
                 refuse_removed(reader, outputs, spot)
             results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
             written = [

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from editjax.cli.options import named, parse
-from editjax.cli.outputs import Outputs
 from editjax.errors import UsageError
+from editjax.outputs import Outputs
 
 if TYPE_CHECKING:
     from editjax.evaluate import Evaluation

@@ -1,14 +1,12 @@
-"""Which recordings are meant, what their outputs are called, and files that appear together or not at all."""
+"""Which recordings are meant, and what their outputs are called."""
 
-import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from editjax.errors import CannotCreateError, EditjaxError, NoInputError, UsageError
-from editjax.files import atomic_path
+from editjax.errors import CannotCreateError, NoInputError, UsageError
+from editjax.outputs import Outputs
 
 EDITS_SUFFIX = ".edits.json"
 EDITED = "_edited"
@@ -133,83 +131,16 @@ def place_beside(default: Path, wanted: Wanted, several: bool = False, ending: s
     )
 
 
-class Outputs:
-    """Files that appear together: named before the work, so that what cannot be written is refused first.
-
-    `add` gives the temporary path to write to. On a clean exit all take their names; on an error none does,
-    and folders that were made are taken away again. Errors speak of the final names.
-    """
-
-    def __init__(self, overwrite: bool, inputs: Sequence[Path]) -> None:
-        self._overwrite, self._inputs = overwrite, tuple(inputs)
-        self._stack = contextlib.ExitStack()
-        self._new: dict[Path, Path] = {}  # final → temporary
-        self._made: list[Path] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._stack.__exit__(kind, error, trace)
-        except BaseException as late:
-            self._take_folders_away()
-            raise self._renamed(late) from None
-        if error is not None:
-            self._take_folders_away()
-            if isinstance(error, EditjaxError):
-                raise self._renamed(error) from error.__cause__
-
-    def open(self, place: Place, make_folders: bool = False) -> None:
-        """Adds every file of a place; with `make_folders` also the folders they lie in."""
-        for path in place.files():
-            if make_folders:
-                self._make_folder(path.parent)
-            self.add(path)
-        if place.previews:
-            self._make_folder(place.previews)
-            if not self._overwrite and (old := next(place.previews.glob(PREVIEWS), None)):
-                raise CannotCreateError(f"{old}: exists already; choose another folder or allow --overwrite")
-
-    def add(self, path: Path) -> Path:
-        """The temporary path of a new output. Raises CannotCreateError before any work is done."""
-        if path in self._new:
-            raise CannotCreateError(f"{path}: is named twice; give each output its own name")
-        context = atomic_path(path, self._overwrite, self._inputs)
-        self._new[path] = context.__enter__()
-        self._stack.push(lambda *error: context.__exit__(*error) if path in self._new else None)
-        return self._new[path]
-
-    def drop(self, path: Path) -> None:
-        """Takes back an output that turned out to have no content."""
-        self._new.pop(path).unlink()
-
-    def __getitem__(self, path: Path) -> Path:
-        """Where to write an output that was added."""
-        return self._new[path]
-
-    def _make_folder(self, path: Path) -> None:
-        """Makes a folder, and those above it, unless it is there."""
-        self._made[:0] = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotCreateError(
-                f"{path}: cannot be created ({error.strerror}); name another folder"
-            ) from None
-
-    def _renamed(self, error: BaseException) -> BaseException:
-        text = str(error)
-        for final, temporary in self._new.items():
-            text = text.replace(str(temporary), str(final))
-        return type(error)(text) if isinstance(error, EditjaxError) and text != str(error) else error
-
-    def _take_folders_away(self) -> None:
-        for folder in self._made:  # the innermost first
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+def open_place(outputs: Outputs, place: Place, make_folders: bool = False) -> None:
+    """Adds every file of a place; with `make_folders` also the folders they lie in."""
+    for path in place.files():
+        if make_folders:
+            outputs.make_folder(path.parent)
+        outputs.add(path)
+    if place.previews:
+        outputs.make_folder(place.previews)
+        if not outputs.overwrite and (old := next(place.previews.glob(PREVIEWS), None)):
+            raise CannotCreateError(f"{old}: exists already; choose another folder or allow --overwrite")
 
 
 def _is_raw_recording(path: Path, stems: set[str]) -> bool:

@@ -9,8 +9,9 @@ from tyro.conf import Positional, arg
 
 from editjax.cli.edit import OutputOptions, refuse_removed, tell, write_sides
 from editjax.cli.options import InputOptions, named, parse
-from editjax.cli.outputs import EDITS_SUFFIX, Outputs, place_beside
+from editjax.cli.outputs import EDITS_SUFFIX, open_place, place_beside
 from editjax.errors import DataError
+from editjax.outputs import Outputs
 
 if TYPE_CHECKING:
     from editjax.audio import Reader
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     with Reader(options.recording, options.limits(), options.allow_truncated) as reader:
         edit_list = _of_this_recording(edit_list, reader, options)
         with Outputs(options.overwrite, [options.recording, options.edits]) as outputs:
-            outputs.open(place)
+            open_place(outputs, place)
             refuse_removed(reader, outputs, place)
             length = duration_samples(edit_list)
             with writer_for(reader, outputs[place.audio], overwrite=True, expected_frames=length) as writer:
