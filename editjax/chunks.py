@@ -45,10 +45,13 @@ def encode_in_chunks(
     valid_B, target_B = np.array([n_frames], np.int32), np.array([target_frames], np.float32)
     x_TD = np.zeros((total, s.frame_width), jnp.dtype(s.dtype))
     u_MG = np.zeros((total // STEP_FRAMES, BANDS), np.float32)
+    announced_T = np.zeros(total, np.float32)
     for window, inner in _chunks(n_frames, total, chunk_frames, encoder.listen_halo()):
         mel, phase = (_slice(a, window)[None] for a in (mel_TF, phase_T3))
-        x, u = (np.asarray(a[0]) for a in _listen(s, params, mel, _valid(n_frames, window), phase))
+        heard = _listen(s, params, mel, _valid(n_frames, window), phase)
+        x, u, announced = (np.asarray(a[0]) for a in heard)
         x_TD[inner] = _inner(x, window, inner, 1)
+        announced_T[inner] = _inner(announced, window, inner, 1)
         u_MG[_coarse(inner, STEP_FRAMES)] = _inner(u, window, inner, STEP_FRAMES)
     landmarks_BLD = _relate(s, params, x_TD[None], u_MG[None], valid_B, target_B)
     landmarks_LD = np.asarray(landmarks_BLD[0])
@@ -63,7 +66,9 @@ def encode_in_chunks(
             parts[k][_coarse(inner, rate)] = _inner(part, window, inner, rate)
     frames, beats, bars, structure = (part[None] for part in parts)
     log_length_B = _length(s, params, bars, structure, valid_B)
-    return Encoded(frames, landmarks_BLD, beats, bars, structure, log_length_B, jnp.asarray(valid_B))
+    announced_BT = jnp.asarray(announced_T)[None]
+    parts_of_all = frames, landmarks_BLD, beats, bars, structure, announced_BT
+    return Encoded(*parts_of_all, log_length_B, jnp.asarray(valid_B))
 
 
 def _chunks(n_frames: int, total: int, chunk: int, halo: int) -> Iterator[tuple[slice, slice]]:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from editjax.edits import PAD, STOP
 from editjax.models import encoder
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call, pick
 
 PLAYED = 0.5
-"""A bar of which more than this has been played counts as played."""
+"""What of its first bar has been played to a larger share than this counts as played."""
 
 
 class Decoded(NamedTuple):
@@ -56,7 +56,7 @@ def read_keys(settings: PointerSettings, params, encoded):
 def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, temperature, key) -> Decoded:
     """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
 
-    Where no length is asked for, a jump to a bar that has been played already ends the edit instead, so that
+    Where no length is asked for, a jump to what has been played already ends the edit instead, so that
     it never runs in circles; jumps forward within a bar are always taken.
     """
     batch, n_bars = keys.bars_BVD.shape[:2]
@@ -79,9 +79,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
         h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
         noise = jax.random.fold_in(key, carry.step)
-        next_B, p_B2 = choose(
-            settings, params, keys, h, pointer_B, carry.played_BV, target_B, temperature, noise
-        )
+        next_B, p_B2 = choose(settings, params, keys, h, step, carry.played_BV, temperature, noise)
         stopped = stopped_B.astype(bool)
         jumped = next_B != pointer_B + 1
         written = jnp.where(stopped, PAD, next_B)
@@ -111,12 +109,12 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
     return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], (end.pointers_BN >= 0).sum(1))
 
 
-def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, played_BV, target_B, temperature, key):
+def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV, temperature, key):
     """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
 
     First the mode; for a jump then bar → beat → frame.
     """
-    pointer_B1 = pointer_B[:, None]
+    pointer_B1 = step.pointer_BN
     key_mode, key_bar, key_beat, key_frame = jax.random.split(key, 4)
 
     def ask(method, *args):
@@ -124,19 +122,28 @@ def choose(settings: PointerSettings, params, keys, h_B1D, pointer_B, played_BV,
 
     mode_log_p = jax.nn.log_softmax(ask("mode_logits", h_B1D, pointer_B1, keys), axis=-1)
     mode, _ = _pick(mode_log_p, temperature, key_mode)
-    bar, bar_p = _pick(ask("bar_logits", h_B1D, pointer_B1, played_BV[:, None], keys), temperature, key_bar)
+    bar_logits = ask("bar_logits", h_B1D, pointer_B1, step.began_BN, played_BV[:, None], keys)
+    bar, bar_p = _pick(bar_logits, temperature, key_bar)
     beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
     beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
     frame, frame_p = _pick(ask("frame_logits", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
     target = beat * settings.frames_per_beat + frame
     onwards = (bar == pointer_B1 // settings.frames_per_bar) & (target > pointer_B1)
-    again = (jnp.take_along_axis(played_BV, bar, axis=1) > PLAYED) & ~onwards
-    mode = jnp.where((mode == JUMP) & again & (target_B == 0)[:, None], STOP_MODE, mode)
+    room = jnp.minimum((keys.n_frames_B[:, None] - target) / settings.frames_per_bar, 1.0)
+    again = (_played_from(target, played_BV, settings.frames_per_bar) > PLAYED * room) & ~onwards
+    mode = jnp.where((mode == JUMP) & again & (step.target_B == 0)[:, None], STOP_MODE, mode)
     mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
     stop_p = jnp.exp(mode_log_p[..., STOP_MODE])
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
+
+
+def _played_from(frame_B1, played_BV, frames_per_bar: int):
+    """Share of the bar's length from a frame on that may have been played, at most, (B, 1)."""
+    bar, offset = frame_B1 // frames_per_bar, (frame_B1 % frames_per_bar) / frames_per_bar
+    here, next_bar = pick(played_BV, bar), pick(played_BV, bar + 1)
+    return jnp.minimum(here, 1.0 - offset) + jnp.minimum(next_bar, offset)
 
 
 def _pick(logits, temperature, key):

@@ -34,7 +34,7 @@ from editjax.metrics import (
     spans_found,
     stop_precision,
 )
-from editjax.models.pointer import PointerSettings, decoder_call, played_before
+from editjax.models.pointer import PointerSettings, Step, decoder_call, played_before
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
@@ -55,7 +55,7 @@ class ValidateSettings:
 
     split: str | None = "validation"
     style: str = "final"
-    examples: int = 12
+    examples: int = 32
 
 
 @dataclass(frozen=True)
@@ -392,11 +392,13 @@ def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, targe
     played_BNV = played_before(pointers_BN, every_BN, n_steps, n_bars, settings.frames_per_bar)
 
     def choice(at):
-        h_D, before, played_V = at
-        ready = h_D[None, None], before[None], played_V[None]
-        chosen_B, _ = decode.choose(settings, params, keys, *ready, target_B, 0.0, any_key)
+        h_D, played_V, *place = at
+        step = Step(*(a[None, None] for a in place), target_B)
+        chosen_B, _ = decode.choose(
+            settings, params, keys, h_D[None, None], step, played_V[None], 0.0, any_key
+        )
         return chosen_B[0]
 
-    steps = h_BND[0], t.step.pointer_BN[0], played_BNV[0]
+    steps = h_BND[0], played_BNV[0], t.step.pointer_BN[0], t.step.run_BN[0], t.step.index_BN[0]
     greedy_N = jax.lax.map(choice, steps, batch_size=STEPS_AT_ONCE)
     return total_B / (nll.jumps_B + 1).astype(jnp.float32), greedy_N

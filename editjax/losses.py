@@ -30,6 +30,7 @@ class LossSettings:
 
     sequence: float = 1.0
     structure: float = 1.0
+    order: float = 1.0
     length: float = 0.1
     max_jumps: int = 64
 
@@ -70,7 +71,8 @@ def targets(pointers_BN, steps_B, target_B) -> Targets:
 
 
 class SequenceNll(NamedTuple):
-    """Sums per example (B,): mode and target parts; jumps, those whose targets count, those exact."""
+    """Sums per example (B,): mode and target parts; jumps, those whose targets count, those exact. And the
+    order loss of the places that the jumps lead to."""
 
     mode_B: jax.Array
     bar_B: jax.Array
@@ -79,6 +81,7 @@ class SequenceNll(NamedTuple):
     jumps_B: jax.Array
     targets_B: jax.Array
     jumps_exact_B: jax.Array
+    order_B: jax.Array
 
 
 def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, max_jumps: int) -> SequenceNll:
@@ -100,26 +103,41 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     real_BJ = jnp.take_along_axis(jump_BN, where_BJ, axis=1)
     h_BJD = jnp.take_along_axis(h_BND, where_BJ[..., None], axis=1)
     before_BJ = jnp.take_along_axis(t.step.pointer_BN, where_BJ, axis=1)
+    began_BJ = jnp.take_along_axis(t.step.began_BN, where_BJ, axis=1)
     target_BJ = jnp.where(real_BJ, jnp.take_along_axis(t.pointer_BN, where_BJ, axis=1), 0)
     bar_BJ, beat_BJ = target_BJ // settings.frames_per_bar, target_BJ // settings.frames_per_beat
     per_bar = settings.frames_per_bar // settings.frames_per_beat
     n_bars = keys.bars_BVD.shape[1]
     played_BJV = played_before(t.pointer_BN, jump_BN, count, n_bars, settings.frames_per_bar)
     parts = (
-        (ask("bar_logits", h_BJD, before_BJ, played_BJV, keys), bar_BJ),
+        (ask("bar_logits", h_BJD, before_BJ, began_BJ, played_BJV, keys), bar_BJ),
         (ask("beat_logits", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
         (ask("frame_logits", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
     )
     bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
     exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
+    again_BJ = jnp.take_along_axis(played_BJV, bar_BJ[..., None], axis=2)[..., 0] > 0.5
+    order_B = order_loss(jnp.take_along_axis(keys.hints.place_BV, bar_BJ, axis=1), real_BJ & ~again_BJ)
     return SequenceNll(
-        mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1)
+        mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1), order_B
     )
 
 
 def _nll(logits, label):
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(log_p, label[..., None], axis=-1)[..., 0]
+
+
+def order_loss(place_BJ, first_BJ):
+    """Logistic loss of the order of every two places played for the first time, one after the other (B,).
+
+    RankNet (Burges et al. 2005), averaged over the pairs of an example; zero where there are none.
+    """
+    later_JJ = jnp.triu(jnp.ones((place_BJ.shape[1],) * 2, bool), 1)
+    pairs_BJJ = first_BJ[:, :, None] & first_BJ[:, None, :] & later_JJ[None]
+    ahead_BJJ = place_BJ[:, :, None] - place_BJ[:, None, :]
+    loss_BJJ = jnp.where(pairs_BJJ, jax.nn.softplus(ahead_BJJ), 0.0)
+    return loss_BJJ.sum((1, 2)) / jnp.maximum(pairs_BJJ.sum((1, 2)), 1).astype(jnp.float32)
 
 
 def structure_loss(logits_BTS, structure_BT):
@@ -150,8 +168,10 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     events = (nll.jumps_B.sum() + batch.steps_B.shape[0]).astype(jnp.float32)
     sequence = (nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B).sum() / events
     structure = structure_loss(encoded.structure_BTS, batch.structure_BT)
+    order = nll.order_B.mean()
     length = length_loss(encoded.log_length_B, batch.steps_B)
-    loss = weights.sequence * sequence + weights.structure * structure + weights.length * length
+    loss = weights.sequence * sequence + weights.structure * structure
+    loss = loss + weights.order * order + weights.length * length
     kept = jnp.argmax(encoded.structure_BTS, -1) > 0
     labelled = batch.structure_BT >= 0
     both = (kept & (batch.structure_BT > 0)).sum().astype(jnp.float32)
@@ -165,5 +185,6 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
         "jump_exact": nll.jumps_exact_B.sum().astype(jnp.float32) / jumps,
         "structure": structure,
         "structure_iou": both / jnp.maximum(either, 1.0),
+        "order": order,
         "length": length,
     }

@@ -13,7 +13,7 @@ from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.losses import LossSettings, pointer_loss, sequence_nll, targets
 from editjax.models import pointer
 from editjax.models.encoder import ALIGN_FRAMES, encode
-from editjax.models.pointer import PointerSettings, decoder_call
+from editjax.models.pointer import PointerSettings, Step, decoder_call
 
 TINY = PointerSettings(
     n_mels=32,
@@ -108,7 +108,7 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
     played = pointer.played_before(pointers_BN, every, n_steps, n_bars, 16)
     logits = (
         decoder_call(TINY, params, "mode_logits", h, before, keys),
-        decoder_call(TINY, params, "bar_logits", h, before, played, keys),
+        decoder_call(TINY, params, "bar_logits", h, before, t.step.began_BN, played, keys),
         decoder_call(TINY, params, "beat_logits", h, bar, before, keys),
         decoder_call(TINY, params, "frame_logits", h, beat, before, keys),
     )
@@ -133,8 +133,9 @@ def test_decoding_step_by_step_equals_teacher_forcing(params, temperature):
 
 def test_no_jump_leads_to_what_was_played_unless_a_length_is_asked_for(params):
     replayed = {}
-    for target in (0.0, 60.0):
-        keys, out = decoded(params, [recording(75, seed) for seed in range(4)], 75, target=[target] * 4)
+    recordings = [recording(75, seed) for seed in range(4)]
+    for target, temperature in ((0.0, 0.0), (60.0, 1.0)):
+        keys, out = decoded(params, recordings, 75, temperature=temperature, target=[target] * 4)
         replayed[target] = 0
         for pointers_N in np.asarray(out.pointers_BN):
             played_N = pointers_N[pointers_N >= 0]
@@ -142,10 +143,22 @@ def test_no_jump_leads_to_what_was_played_unless_a_length_is_asked_for(params):
             for step in jumps:
                 before, here = played_N[:step], played_N[step]
                 onwards = before[-1] // 16 == here // 16 and here > before[-1]
-                replayed[target] += not onwards and np.count_nonzero(before // 16 == here // 16) > 8
-        forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.full(4, target))
-        np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
+                following = np.arange(here, min(here + 16, 75))  # a bar
+                replayed[target] += not onwards and np.isin(following, before).mean() > 0.5
+        if not target:
+            forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.zeros(4))
+            np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
     assert replayed[0.0] == 0 < replayed[60.0]
+
+
+def test_what_was_played_counts_from_anywhere_in_a_bar():
+    played_BV = jnp.array([[0.0, 0.25, 1.0, 0.5, 0.0]])  # frames 28 to 55
+    share = {
+        at: float(decoding._played_from(jnp.array([[at]]), played_BV, 16)[0, 0]) for at in (16, 28, 48, 56)
+    }
+    assert share[28] == 1.0, "the stretch that began late in a bar, again"
+    assert share[16] == 0.25 and share[48] == 0.5, "its bars from their beginning"
+    assert share[56] == 0.5, "at most: what of the bar was played is not known"
 
 
 def test_a_jump_forward_in_a_played_bar_is_taken(params):
@@ -156,14 +169,15 @@ def test_a_jump_forward_in_a_played_bar_is_taken(params):
     @jax.jit
     def chosen(h, before, share):
         played_BV = jnp.full((1, keys.bars_BVD.shape[1]), share)
-        nothing_asked, any_key = jnp.zeros(1), jax.random.key(0)
-        ready = h[None, None], before[None], played_BV, nothing_asked
-        return decoding.choose(TINY, jumping, keys, *ready, 0.0, any_key)[0][0]
+        before_11, zero_11 = jnp.full((1, 1), before), jnp.zeros((1, 1), jnp.int32)
+        step = Step(before_11, zero_11, zero_11, jnp.zeros(1))
+        ready = h[None, None], step, played_BV
+        return decoding.choose(TINY, jumping, keys, *ready, 0.0, jax.random.key(0))[0][0]
 
     rng, kinds = np.random.default_rng(0), set()
     for before in range(75):
         h = jnp.asarray(rng.normal(size=TINY.width), jnp.float32)
-        free, again = (int(chosen(h, before, share)) for share in (0.2, 0.6))
+        free, again = (int(chosen(h, before, share)) for share in (0.0, 0.6))
         onwards = free // 16 == before // 16 and free > before
         assert free >= 0 and again == (free if onwards else STOP)
         kinds.add(onwards)

@@ -19,6 +19,7 @@ from editjax.models.level import FAR_BLOCK, FAR_BLOCKS, LEVEL_CHANNELS, NEAR_FRA
 from editjax.models.match import STEP_FRAMES, find_matches, fingerprints
 from editjax.models.scales import (
     MATCH_CHANNELS,
+    Announce,
     FrameLayer,
     Fusion,
     LandmarkEntry,
@@ -38,7 +39,8 @@ class Encoded(NamedTuple):
     """What the decoder reads; all padding is zero.
 
     frames_BTD, landmarks_BLD, beats_BUD (43 frames each), bars_BVD (172 each); structure_BTS: logits of cut,
-    keep, loop for every raw frame; log_length_B: natural log of the predicted edit length in frames;
+    keep, loop for every raw frame; announced_BT: how much of an announcement every frame is (see
+    `hints.hints_of`); log_length_B: natural log of the predicted edit length in frames;
     n_frames_B int32: valid raw frames.
     """
 
@@ -47,13 +49,14 @@ class Encoded(NamedTuple):
     beats_BUD: jax.Array
     bars_BVD: jax.Array
     structure_BTS: jax.Array
+    announced_BT: jax.Array
     log_length_B: jax.Array
     n_frames_B: jax.Array
 
 
 def init_encoder(settings, key):
     """Fresh parameters of the encoder; equal layers are stacked along a leading axis."""
-    s, keys = settings, jax.random.split(key, 7)
+    s, keys = settings, jax.random.split(key, 8)
     n_frames = s.frames_per_bar
     n_landmarks = -(-n_frames // s.landmark_frames)
     frames_B = jnp.full((1,), n_frames, jnp.int32)
@@ -80,6 +83,7 @@ def init_encoder(settings, key):
         "frame_layers": stacked(FrameLayer(s), s.frame_layers, keys[4], x, frames_B),
         "levels": fresh(Levels(s), keys[5], x, frames_B),
         "length": fresh(Length(s), keys[6], bars, structure, frames_B),
+        "announce": fresh(Announce(), keys[7], level, jnp.ones((1, n_frames), bool)),
     }
 
 
@@ -89,21 +93,23 @@ def encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
     mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), wanted length
     in frames (B,), 0 where none is asked. Padding may hold anything.
     """
-    x, u_BMG = listen(settings, params, mel_BTF, frames_B, phase_BT3)
+    x, u_BMG, announced_BT = listen(settings, params, mel_BTF, frames_B, phase_BT3)
     landmarks = relate(settings, params, x, u_BMG, frames_B, target_B)
     frames, beats, bars, structure = settle(settings, params, x, landmarks, frames_B)
     log_length_B = length(settings, params, bars, structure, frames_B)
-    return Encoded(frames, landmarks, beats, bars, structure, log_length_B, frames_B)
+    return Encoded(frames, landmarks, beats, bars, structure, announced_BT, log_length_B, frames_B)
 
 
 def listen(settings, params, mel_BTF, frames_B, phase_BT3):
-    """Frames (B, T, frame_width) and fingerprints (B, M, 32), both local: see `listen_halo`."""
+    """Frames (B, T, frame_width), fingerprints (B, M, 32), announcements (B, T), all local:
+    see `listen_halo`."""
     mask_BT = frame_mask(frames_B, mel_BTF.shape[1])
     level_BTF = level_normalise(mel_BTF, frames_B, settings.floor_db, settings.ceiling_db)
     phase_BT3 = jnp.where(mask_BT[..., None], phase_BT3, 0.0)
     x = Stem(settings).apply({"params": params["stem"]}, level_BTF, phase_BT3, mask_BT)
     shape_BTF = jax.lax.stop_gradient(level_BTF[..., :-LEVEL_CHANNELS])
-    return x, fingerprints(shape_BTF, frames_B)
+    announced_BT = Announce().apply({"params": params["announce"]}, level_BTF, mask_BT)
+    return x, fingerprints(shape_BTF, frames_B), announced_BT
 
 
 def relate(settings, params, x_BTD, u_BMG, frames_B, target_B):

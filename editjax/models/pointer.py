@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from editjax.attention import Window, attend
 from editjax.models.encoder import Encoded, encode, init_encoder
+from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary
 from editjax.models.match import STEP_FRAMES
 
@@ -24,12 +25,7 @@ DISTANCE_BUCKETS = 24
 ADVANCE_BIAS = 5.0
 AVOID_BIAS = -3.0
 TRUST = 0.5
-HINT_LIMIT = 8.0
-HINT_NEVER = -30.0
-START_FLOOR = 1e-3
 AFTER_FLOOR = 1e-2
-QUIET_KEEP = 0.1
-"""Keep probabilities below this start nothing: the noise of many cut frames would add up."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Keys(NamedTuple):
     """What decoding reads at every step, computed once per recording and loop-invariant.
 
     `around` and `bars` hold, per decoder layer, keys and values side by side (B, L or V, 2 · width). `hints`
-    are what the structure head says (see `structure_hints`).
+    are what the dense heads say (see `hints_of`).
     """
 
     frames_BTD: jax.Array
@@ -86,56 +82,8 @@ class Keys(NamedTuple):
     frame_keys_BTD: jax.Array
     bars_BVD: jax.Array
     beats_BUD: jax.Array
-    hints: "Hints"
+    hints: Hints
     n_frames_B: jax.Array
-
-
-class Hints(NamedTuple):
-    """The structure head's word on every place: `next_BT2`, the log-odds that a frame is kept and the log of
-    how many starts follow it; the log of how many kept stretches are expected to start in each frame,
-    beat and bar; how many up to each frame, and before each bar."""
-
-    next_BT2: jax.Array
-    frame_start_BT: jax.Array
-    beat_start_BU: jax.Array
-    bar_start_BV: jax.Array
-    starts_BT: jax.Array
-    starts_before_BV: jax.Array
-
-
-def structure_hints(structure_BTS, n_frames_B, frames_per_beat: int, beats_per_bar: int) -> Hints:
-    """Starts of kept stretches, wherever the probability to keep rises, from frames to beats to bars.
-
-    A dense head learns which frames to keep long before a decoder learns when to jump: this is the short way
-    from one to the other. No gradient flows back, so that the head stays an honest estimate.
-    """
-    structure_BTS = jax.lax.stop_gradient(structure_BTS)
-    mask_BT = frame_mask(n_frames_B, structure_BTS.shape[1])
-    odds_BT = jax.nn.logsumexp(structure_BTS[..., 1:], axis=-1) - structure_BTS[..., 0]
-    keep_BT = jnp.where(mask_BT, jax.nn.relu(jax.nn.sigmoid(odds_BT) - QUIET_KEEP) / (1 - QUIET_KEEP), 0.0)
-    odds_BT = jnp.where(mask_BT, jnp.clip(odds_BT, -HINT_LIMIT, HINT_LIMIT), -HINT_LIMIT)
-    rise_BT = jax.nn.relu(keep_BT - jnp.pad(keep_BT, ((0, 0), (1, 0)))[:, :-1])
-    starts_BT = jnp.cumsum(rise_BT, axis=1)
-    after_BT = starts_BT[:, -1:] - starts_BT
-    rise_BU, rise_BV = (_sums(rise_BT, size) for size in (frames_per_beat, frames_per_beat * beats_per_bar))
-    starts_BV = jnp.cumsum(rise_BV, axis=1)
-    next_BT2 = jnp.stack([odds_BT, jnp.log(after_BT + AFTER_FLOOR)], axis=-1)
-    nothing = jnp.array([-HINT_LIMIT, jnp.log(AFTER_FLOOR)])
-    end_B12 = jnp.broadcast_to(nothing, (next_BT2.shape[0], 1, 2))
-    return Hints(
-        jnp.concatenate([next_BT2, end_B12], axis=1),  # the last frame has a follower too, padding or none
-        jnp.where(mask_BT, jnp.log(rise_BT + START_FLOOR), HINT_NEVER),
-        jnp.log(rise_BU + START_FLOOR),
-        jnp.log(rise_BV + START_FLOOR),
-        starts_BT,
-        starts_BV - rise_BV,
-    )
-
-
-def _sums(x_BT, size: int):
-    batch, length = x_BT.shape
-    n_spans = -(-length // size)
-    return jnp.pad(x_BT, ((0, 0), (0, n_spans * size - length))).reshape(batch, n_spans, size).sum(-1)
 
 
 class Step(NamedTuple):
@@ -150,12 +98,22 @@ class Step(NamedTuple):
     index_BN: jax.Array
     target_B: jax.Array
 
+    @property
+    def began_BN(self):
+        """The raw frame with which the stretch that is playing began; −1 at the start."""
+        return jnp.maximum(self.pointer_BN - self.run_BN, jnp.minimum(self.pointer_BN, 0))
+
 
 def take(x_BTD, index_BN):
     """Rows of each example at `index`, (B, N, D); indices outside give zero."""
     inside = (index_BN >= 0) & (index_BN < x_BTD.shape[1])
     rows = jnp.take_along_axis(x_BTD, jnp.where(inside, index_BN, 0)[..., None], axis=1)
     return jnp.where(inside[..., None], rows, jnp.zeros((), x_BTD.dtype))
+
+
+def pick(x_BT, index_B):
+    """Numbers of each example at `index`, (B, ...); indices outside give zero."""
+    return take(x_BT[..., None], index_B.reshape(index_B.shape[0], -1)).reshape(index_B.shape)
 
 
 def _favour_advance(key, shape, dtype=jnp.float32):
@@ -277,7 +235,7 @@ class Decoder(nn.Module):
         self.bar_query = nn.Dense(s.width, dtype=dtype, name="bar_query")
         self.bar_key = nn.Dense(s.width, dtype=dtype, name="bar_key")
         self.bar_distance = nn.Dense(DISTANCE_BUCKETS, dtype=jnp.float32, name="bar_distance")
-        self.bar_avoid = nn.Dense(2, dtype=jnp.float32, name="bar_avoid", bias_init=_avoid)
+        self.bar_avoid = nn.Dense(3, dtype=jnp.float32, name="bar_avoid", bias_init=_avoid)
         self.beat_query = nn.Dense(s.width, dtype=dtype, name="beat_query")
         self.beat_key = nn.Dense(s.width, dtype=dtype, name="beat_key")
         self.frame_query = nn.Dense(s.width, dtype=dtype, name="frame_query")
@@ -295,8 +253,9 @@ class Decoder(nn.Module):
             self.frame_key(encoded.frames_BTD),
             encoded.bars_BVD,
             encoded.beats_BUD,
-            structure_hints(
+            hints_of(
                 encoded.structure_BTS,
+                encoded.announced_BT,
                 encoded.n_frames_B,
                 self.settings.frames_per_beat,
                 self.settings.frames_per_bar // self.settings.frames_per_beat,
@@ -327,30 +286,32 @@ class Decoder(nn.Module):
     def mode_logits(self, h_BND, pointer_BN, keys: Keys):
         """Logits of advance, jump, stop: (B, N, 3); advance past the last frame is impossible."""
         logits = self.mode(h_BND.astype(jnp.float32))
-        kept_BN = take(keys.hints.next_BT2, pointer_BN + 1)[..., 0]
-        advance = logits[..., ADVANCE] + self.trust[0] * kept_BN
+        advance = logits[..., ADVANCE] + self.trust[0] * pick(keys.hints.kept_BT, pointer_BN + 1)
         past_end = pointer_BN + 1 >= keys.n_frames_B[:, None]
         return logits.at[..., ADVANCE].set(jnp.where(past_end, NEVER, advance))
 
-    def bar_logits(self, h_BJD, pointer_BJ, played_BJV, keys: Keys):
+    def bar_logits(self, h_BJD, pointer_BJ, began_BJ, played_BJV, keys: Keys):
         """Logits over the bars, (B, J, V): content, signed distance from the pointer, expected starts there.
 
-        Skipping expected starts on the way to a bar costs, like the hazard of a first event, and so does what
-        has been played of it: the coverage of See et al. 2017, without which a sequence may run in circles.
+        In the order of the edit, skipping expected starts on the way to a bar costs, like the hazard of a
+        first event, and so does going back over some; and so does what has been played of the bar: the
+        coverage of See et al. 2017, without which a sequence may run in circles. `began_BJ` is the frame with
+        which the stretch that is playing began.
         """
-        s = self.settings
+        s, hints = self.settings, keys.hints
         n_bars = keys.bar_keys_BVD.shape[1]
         content = self._dots(self.bar_query(h_BJD), keys.bar_keys_BVD, "bjd,bvd->bjv")
         away = jnp.arange(n_bars)[None, None, :] - (jnp.maximum(pointer_BJ, 0) // s.frames_per_bar)[..., None]
         distance_BJC = self.bar_distance(h_BJD.astype(jnp.float32))
         logits = content + jnp.take_along_axis(distance_BJC, distance_bucket(away), axis=-1)
-        logits = logits + self.trust[1] * keys.hints.bar_start_BV[:, None]
-        last = keys.hints.starts_BT.shape[1] - 1
-        passed_BJ1 = take(keys.hints.starts_BT[..., None], jnp.minimum(pointer_BJ + 1, last))
-        between_BJV = jax.nn.relu(keys.hints.starts_before_BV[:, None] - passed_BJ1)
-        skipped_BJV = 1.0 - jnp.exp(-between_BJV)  # probability of at least one start in between
-        avoid_BJ2 = self.bar_avoid(h_BJD.astype(jnp.float32))
-        logits = logits + avoid_BJ2[..., :1] * skipped_BJV + avoid_BJ2[..., 1:] * played_BJV
+        logits = logits + self.trust[1] * hints.bar_start_BV[:, None]
+        passed_BJ1 = self._passed(hints, pointer_BJ, began_BJ)[..., None]
+        skipped_BJV = jax.nn.relu(hints.played_before_BV[:, None] - passed_BJ1)
+        undone_BJV = jax.nn.relu(passed_BJ1 - (hints.played_before_BV + hints.starts_BV)[:, None])
+        avoid_BJ3 = self.bar_avoid(h_BJD.astype(jnp.float32))
+        # As probabilities of at least one start in between.
+        logits = logits - avoid_BJ3[..., :1] * jnp.expm1(-skipped_BJV)
+        logits = logits + avoid_BJ3[..., 1:2] * played_BJV - avoid_BJ3[..., 2:] * jnp.expm1(-undone_BJV)
         room = self._room(jnp.arange(n_bars)[None, None, :], s.frames_per_bar, pointer_BJ, keys.n_frames_B)
         return jnp.where(room > 0, logits, NEVER)
 
@@ -362,7 +323,7 @@ class Decoder(nn.Module):
         query = self.beat_query(jnp.concatenate([h_BJD, take(keys.bars_BVD, bar_BJ)], -1))
         flat = take(keys.beat_keys_BUD, beat_BJC.reshape(beat_BJC.shape[0], -1))
         logits = self._dots(query, flat.reshape(*beat_BJC.shape, -1), "bjd,bjcd->bjc")
-        logits = logits + self.trust[2] * _pick_out(keys.hints.beat_start_BU, beat_BJC)
+        logits = logits + self.trust[2] * pick(keys.hints.beat_start_BU, beat_BJC)
         room = self._room(beat_BJC, s.frames_per_beat, pointer_BJ, keys.n_frames_B)
         return jnp.where(room > 0, logits, NEVER)
 
@@ -373,7 +334,7 @@ class Decoder(nn.Module):
         query = self.frame_query(jnp.concatenate([h_BJD, take(keys.beats_BUD, beat_BJ)], -1))
         flat = take(keys.frame_keys_BTD, frame_BJC.reshape(frame_BJC.shape[0], -1))
         logits = self._dots(query, flat.reshape(*frame_BJC.shape, -1), "bjd,bjcd->bjc")
-        logits = logits + self.trust[3] * _pick_out(keys.hints.frame_start_BT, frame_BJC)
+        logits = logits + self.trust[3] * pick(keys.hints.frame_start_BT, frame_BJC)
         allowed = (frame_BJC < keys.n_frames_B[:, None, None]) & (frame_BJC != pointer_BJ[..., None] + 1)
         return jnp.where(allowed, logits, NEVER)
 
@@ -383,7 +344,7 @@ class Decoder(nn.Module):
         h = self.states(keys, step, jnp.full_like(keys.n_frames_B, step.index_BN.shape[1]))
         zero = jnp.zeros_like(step.pointer_BN)
         played = jnp.zeros((*zero.shape, keys.bars_BVD.shape[1]))
-        self.bar_logits(h, step.pointer_BN, played, keys)
+        self.bar_logits(h, step.pointer_BN, step.began_BN, played, keys)
         self.beat_logits(h, zero, step.pointer_BN, keys)
         self.frame_logits(h, zero, step.pointer_BN, keys)
         return self.mode_logits(h, step.pointer_BN, keys)
@@ -391,6 +352,18 @@ class Decoder(nn.Module):
     def _dots(self, query, key, subscripts: str):
         scale = self.settings.width**-0.5
         return jnp.einsum(subscripts, query, key, preferred_element_type=jnp.float32) * scale
+
+    def _passed(self, hints: Hints, pointer_BN, began_BN):
+        """Expected starts, in the order of the edit, up to the frame after the pointer, (B, N).
+
+        They are those before the bar in which this stretch began, and those heard since.
+        """
+        bar_BN = jnp.maximum(began_BN, 0) // self.settings.frames_per_bar
+        last = hints.starts_BT.shape[1] - 1
+        heard_BN = pick(hints.starts_BT, jnp.minimum(pointer_BN + 1, last)) - pick(
+            hints.recorded_before_BV, bar_BN
+        )
+        return jnp.where(pointer_BN < 0, 0.0, pick(hints.played_before_BV, bar_BN) + heard_BN)
 
     @staticmethod
     def _room(span_BJC, size: int, pointer_BJ, n_frames_B):
@@ -404,14 +377,12 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(self.settings.dtype)
         here = take(keys.frames_BTD, step.pointer_BN)
         following = take(keys.frames_BTD, step.pointer_BN + 1)
-        hints = take(keys.hints.next_BT2, step.pointer_BN + 1)
-        numbers = jnp.concatenate([step_features(step), hints / 5.0], -1).astype(dtype)
+        total_B1 = keys.hints.starts_BT[:, -1:]
+        after_BN = jax.nn.relu(total_B1 - self._passed(keys.hints, step.pointer_BN, step.began_BN))
+        kept_BN = pick(keys.hints.kept_BT, step.pointer_BN + 1)
+        hints_BN2 = jnp.stack([kept_BN, jnp.log(after_BN + AFTER_FLOOR)], axis=-1)
+        numbers = jnp.concatenate([step_features(step), hints_BN2 / 5.0], -1).astype(dtype)
         return self.enter(jnp.concatenate([here, following, numbers], -1))
-
-
-def _pick_out(x_BU, index_BJC):
-    flat = take(x_BU[..., None], index_BJC.reshape(index_BJC.shape[0], -1))
-    return flat.reshape(index_BJC.shape)
 
 
 def played_before(pointers_BN, jump_BN, n_jumps: int, n_bars: int, frames_per_bar: int):

@@ -11,6 +11,9 @@ from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
 from editjax.models.match import STEP_FRAMES, Matches
 
 MATCH_CHANNELS = 6
+ANNOUNCE_WIDTH = 32
+ANNOUNCE_BIAS = -1.0
+ANNOUNCE_SPREAD = 0.02  # with signs that begin far below zero, learning begins late, or never
 
 
 def pool(x_BTD, frames_B, size: int):
@@ -154,6 +157,18 @@ class Stem(nn.Module):
         x = nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="listen")(level_BTF.astype(dtype)))
         x = masked(x + nn.Dense(width, dtype=dtype, name="phase")(position), mask_BT)
         return masked(x + nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="mix")(x)), mask_BT)
+
+
+class Announce(nn.Module):
+    """Level-normalised mel → how much of an announcement every frame is, (B, T) ≥ 0: see `hints.hints_of`."""
+
+    @nn.compact
+    def __call__(self, level_BTF, mask_BT):
+        x = nn.gelu(nn.Conv(ANNOUNCE_WIDTH, (5,), name="listen")(level_BTF.astype(jnp.float32)))
+        even = nn.initializers.normal(ANNOUNCE_SPREAD)
+        some = nn.initializers.constant(ANNOUNCE_BIAS)
+        sign_BT = nn.softplus(nn.Dense(1, name="sign", kernel_init=even, bias_init=some)(x)[..., 0])
+        return jnp.where(mask_BT, sign_BT, 0.0)
 
 
 class LandmarkEntry(nn.Module):

@@ -1,0 +1,102 @@
+"""What the dense heads tell the pointers: where kept stretches start, and in which order they are played.
+
+A dense head learns which frames to keep long before a decoder learns when to jump: hints are the short way
+from one to the other. No gradient flows back through them but that of the places to the order head, so that
+the heads stay honest estimates.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from editjax.models.layers import frame_mask
+
+HINT_LIMIT = 8.0
+HINT_NEVER = -30.0
+START_FLOOR = 1e-3
+AS_RECORDED_BIAS = 3.0
+PLACE_BARS = 8
+"""A step from place to place: the loss of the order is about one where the recording is a step off."""
+COUNTED_FRAMES, ANNOUNCED_FRAMES = 52, 258
+"""An announcement takes 1.2 s at most, and speaks of what begins within 6 s."""
+BEEP_FRAMES = 4.0
+QUIET_KEEP = 0.1
+"""Keep probabilities below this start nothing: the noise of many cut frames would add up."""
+
+
+class Hints(NamedTuple):
+    """The dense heads' word on every place.
+
+    `kept_BT`: the log-odds that a frame is kept, and one entry more for the follower of the last. The log of
+    how many kept stretches are expected to start in each frame, beat and bar; how many up to each frame
+    (`starts_BT`), in each bar, and before each bar in the order of the recording and of the edit. `place_BV`:
+    where in the edit a bar belongs, in bars; only the order matters.
+    """
+
+    kept_BT: jax.Array
+    frame_start_BT: jax.Array
+    beat_start_BU: jax.Array
+    bar_start_BV: jax.Array
+    starts_BT: jax.Array
+    starts_BV: jax.Array
+    recorded_before_BV: jax.Array
+    played_before_BV: jax.Array
+    place_BV: jax.Array
+
+
+def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beats_per_bar: int) -> Hints:
+    """Starts of kept stretches, wherever the probability to keep rises, from frames to beats to bars."""
+    structure_BTS = jax.lax.stop_gradient(structure_BTS)
+    mask_BT = frame_mask(n_frames_B, structure_BTS.shape[1])
+    odds_BT = jax.nn.logsumexp(structure_BTS[..., 1:], axis=-1) - structure_BTS[..., 0]
+    keep_BT = jnp.where(mask_BT, jax.nn.relu(jax.nn.sigmoid(odds_BT) - QUIET_KEEP) / (1 - QUIET_KEEP), 0.0)
+    odds_BT = jnp.where(mask_BT, jnp.clip(odds_BT, -HINT_LIMIT, HINT_LIMIT), -HINT_LIMIT)
+    rise_BT = jax.nn.relu(keep_BT - jnp.pad(keep_BT, ((0, 0), (1, 0)))[:, :-1])
+    frames_per_bar = frames_per_beat * beats_per_bar
+    rise_BU, rise_BV = (_sums(rise_BT, size) for size in (frames_per_beat, frames_per_bar))
+    place_BV = _places(announced_BT, jnp.where(mask_BT, rise_BT + START_FLOOR, 0.0), frames_per_bar)
+    return Hints(
+        jnp.pad(odds_BT, ((0, 0), (0, 1)), constant_values=-HINT_LIMIT),
+        jnp.where(mask_BT, jnp.log(rise_BT + START_FLOOR), HINT_NEVER),
+        jnp.log(rise_BU + START_FLOOR),
+        jnp.log(rise_BV + START_FLOOR),
+        jnp.cumsum(rise_BT, axis=1),
+        rise_BV,
+        jnp.cumsum(rise_BV, axis=1) - rise_BV,
+        _before_in_order(rise_BV, place_BV),
+        place_BV,
+    )
+
+
+def _places(announced_BT, weight_BT, frames_per_bar: int):
+    """Places of bars in the edit, (B, V): those in the recording, unless they are announced by a number.
+
+    A number is counted: what is heard of announcements within a second, the most of it in the last few.
+    """
+    count_BT = _over_past(announced_BT, COUNTED_FRAMES, 0.0, jax.lax.add) / BEEP_FRAMES
+    number_BT = _over_past(count_BT, ANNOUNCED_FRAMES, -jnp.inf, jax.lax.max)
+    recorded_BT = jnp.arange(number_BT.shape[1], dtype=jnp.float32)[None] / (PLACE_BARS * frames_per_bar)
+    place_BT = recorded_BT * jax.nn.sigmoid(AS_RECORDED_BIAS - number_BT) + number_BT
+    total_BV = jnp.maximum(_sums(weight_BT, frames_per_bar), START_FLOOR)
+    return _sums(place_BT * weight_BT, frames_per_bar) / total_BV
+
+
+def _before_in_order(count_BV, place_BV):
+    """Sum of the counts of all bars whose place is earlier, (B, V)."""
+    order_BV = jnp.argsort(place_BV, axis=1)
+    sorted_BV = jnp.take_along_axis(count_BV, order_BV, axis=1)
+    before_BV = jnp.cumsum(sorted_BV, axis=1) - sorted_BV
+    return jnp.take_along_axis(before_BV, jnp.argsort(order_BV, axis=1), axis=1)
+
+
+def _over_past(x_BT, length: int, nothing: float, reduce):
+    """Each number reduced with the `length` − 1 before it."""
+    padding = ((0, 0), (length - 1, 0))
+    return jax.lax.reduce_window(x_BT, nothing, reduce, (1, length), (1, 1), padding)
+
+
+def _sums(x_BT, size: int):
+    batch, length = x_BT.shape
+    n_spans = -(-length // size)
+    return jnp.pad(x_BT, ((0, 0), (0, n_spans * size - length))).reshape(batch, n_spans, size).sum(-1)
