@@ -4,7 +4,8 @@
     RECORDINGS=FOLDER launch/local.sh configs/pointer_tiny.py WORK  # simulates and prepares first
 
 About 1.5 s a step on two cores. The bundled `final` is step 3,000 of such a run, with `--start-from` a model
-of 2,291 steps, and `announce` added afterwards: IoU 0.89 on validation sessions, 0.91 on the held-out ones (LOG.md).
+of 2,291 steps, and `announce` added afterwards: IoU 0.89 on validation sessions, 0.91 on the held-out ones
+(LOG.md).
 """
 
 from editjax.augment import AugmentSettings
