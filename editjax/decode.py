@@ -12,10 +12,7 @@ import jax.numpy as jnp
 
 from editjax.edits import PAD, STOP
 from editjax.models import encoder
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call, pick
-
-PLAYED = 0.5
-"""What of its first bar has been played to a larger share than this counts as played."""
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call, was_played
 
 
 class Decoded(NamedTuple):
@@ -129,21 +126,14 @@ def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV
     frame, frame_p = _pick(ask("frame_logits", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
     target = beat * settings.frames_per_beat + frame
     onwards = (bar == pointer_B1 // settings.frames_per_bar) & (target > pointer_B1)
-    room = jnp.minimum((keys.n_frames_B[:, None] - target) / settings.frames_per_bar, 1.0)
-    again = (_played_from(target, played_BV, settings.frames_per_bar) > PLAYED * room) & ~onwards
+    played = was_played(target, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
+    again = played & ~onwards
     mode = jnp.where((mode == JUMP) & again & (step.target_B == 0)[:, None], STOP_MODE, mode)
     mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
     stop_p = jnp.exp(mode_log_p[..., STOP_MODE])
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
-
-
-def _played_from(frame_B1, played_BV, frames_per_bar: int):
-    """Share of the bar's length from a frame on that may have been played, at most, (B, 1)."""
-    bar, offset = frame_B1 // frames_per_bar, (frame_B1 % frames_per_bar) / frames_per_bar
-    here, next_bar = pick(played_BV, bar), pick(played_BV, bar + 1)
-    return jnp.minimum(here, 1.0 - offset) + jnp.minimum(next_bar, offset)
 
 
 def _pick(logits, temperature, key):

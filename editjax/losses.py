@@ -21,6 +21,7 @@ from editjax.models.pointer import (
     Step,
     decoder_call,
     played_before,
+    was_played,
 )
 
 
@@ -116,7 +117,7 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     )
     bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
     exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
-    again_BJ = jnp.take_along_axis(played_BJV, bar_BJ[..., None], axis=2)[..., 0] > 0.5
+    again_BJ = was_played(target_BJ, played_BJV, keys.n_frames_B, settings.frames_per_bar)
     order_B = order_loss(jnp.take_along_axis(keys.hints.place_BV, bar_BJ, axis=1), real_BJ & ~again_BJ)
     return SequenceNll(
         mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1), order_B

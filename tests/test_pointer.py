@@ -151,14 +151,20 @@ def test_no_jump_leads_to_what_was_played_unless_a_length_is_asked_for(params):
     assert replayed[0.0] == 0 < replayed[60.0]
 
 
-def test_what_was_played_counts_from_anywhere_in_a_bar():
-    played_BV = jnp.array([[0.0, 0.25, 1.0, 0.5, 0.0]])  # frames 28 to 55
-    share = {
-        at: float(decoding._played_from(jnp.array([[at]]), played_BV, 16)[0, 0]) for at in (16, 28, 48, 56)
-    }
-    assert share[28] == 1.0, "the stretch that began late in a bar, again"
-    assert share[16] == 0.25 and share[48] == 0.5, "its bars from their beginning"
-    assert share[56] == 0.5, "at most: what of the bar was played is not known"
+@pytest.mark.parametrize(
+    ("frame", "n_frames", "played"),
+    [
+        (28, 80, True),  # the stretch that began late in its bar, again
+        (16, 80, False),  # that bar from its beginning
+        (48, 80, False),  # half of a bar is not more than half
+        (60, 80, False),  # its end, and the bar after it
+        (60, 64, True),  # its end, and nothing after it
+    ],
+)
+def test_what_was_played_counts_from_anywhere_in_a_bar(frame, n_frames, played):
+    played_BJV = jnp.array([[[0.0, 0.25, 1.0, 0.5, 0.0]]])  # frames 28 to 55
+    found = pointer.was_played(jnp.array([[frame]]), played_BJV, jnp.array([n_frames]), 16)
+    assert bool(found[0, 0]) is played
 
 
 def test_a_jump_forward_in_a_played_bar_is_taken(params):

@@ -1,8 +1,8 @@
 """What the dense heads tell the pointers: where kept stretches start, and in which order they are played.
 
 A dense head learns which frames to keep long before a decoder learns when to jump: hints are the short way
-from one to the other. No gradient flows back through them but that of the places to the order head, so that
-the heads stay honest estimates.
+from one to the other. No gradient flows back through them but that of the places to `Announce`, so that the
+structure head stays an honest estimate.
 """
 
 from typing import NamedTuple
