@@ -11,7 +11,7 @@ from editjax.models.hints import hints_of
 from editjax.models.pointer import Decoder, PointerSettings, Step, decoder_call
 
 PER_BEAT, PER_BAR = 4, 16
-KEPT = ((60, 100), (500, 620), (900, 990))
+KEPT = ((60, 260), (500, 660), (800, 990))
 """Stretches the structure head keeps, further apart than an announcement counts."""
 
 STARTS = [start // PER_BAR for start, _ in KEPT]
@@ -62,6 +62,27 @@ def test_padding_changes_no_hint():
     np.testing.assert_allclose(padded.starts_BT[:, :n_frames], plain.starts_BT, atol=1e-5)
     np.testing.assert_allclose(padded.place_BV, plain.place_BV, atol=1e-5)
     np.testing.assert_allclose(padded.played_before_BV, plain.played_before_BV, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "cut", "starts"),
+    [
+        ((), (), (60, 500, 800)),
+        ((300, 320), (), (60, 500, 800)),  # too short for a stretch
+        ((), (580, 590), (60, 500, 800)),  # too short to end one
+        ((), (640, 660), (60, 500, 800)),  # an end that comes earlier
+        ((), (140, 160), (500, 800)),  # what is left of the first is too short
+        ((300, 440), (), (60, 300, 500, 800)),
+    ],
+)
+def test_flickers_start_nothing(kept, cut, starts):
+    flickering = structure()
+    sure = flickering[0, KEPT[0][0]], flickering[0, 0]
+    for span, value in zip((kept, cut), sure, strict=True):
+        flickering[0, slice(*span) if span else slice(0)] = value
+    found = np.asarray(hints(AS_RECORDED, structure_BTS=flickering).starts_BT[0])
+    np.testing.assert_array_equal(np.flatnonzero(np.diff(found, prepend=0.0) > 0.5), starts)
+    assert found[-1] == pytest.approx(len(starts), abs=1e-3)
 
 
 def test_order_loss_is_of_pairs_played_for_the_first_time():
@@ -148,4 +169,4 @@ def test_the_end_is_near_when_the_last_of_the_edit_plays():
 
     assert after(AS_RECORDED, 550, 500) == pytest.approx(1.0, abs=0.01)
     assert after(announced(2, 3, 1), 550, 500) == pytest.approx(0.0, abs=0.01)
-    assert after(announced(2, 3, 1), 950, 900) == pytest.approx(2.0, abs=0.01)
+    assert after(announced(2, 3, 1), 850, 800) == pytest.approx(2.0, abs=0.01)

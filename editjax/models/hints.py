@@ -23,6 +23,8 @@ COUNTED_FRAMES, ANNOUNCED_FRAMES = 52, 258
 BEEP_FRAMES = 4.0
 QUIET_KEEP = 0.1
 """Keep probabilities below this start nothing: the noise of many cut frames would add up."""
+DIP_FRAMES, STRETCH_FRAMES = 13, 129
+"""A dip of 0.3 s ends no stretch, and what lasts less than 3 s is none: flickers would count as starts."""
 
 
 class Hints(NamedTuple):
@@ -52,7 +54,8 @@ def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beat
     odds_BT = jax.nn.logsumexp(structure_BTS[..., 1:], axis=-1) - structure_BTS[..., 0]
     keep_BT = jnp.where(mask_BT, jax.nn.relu(jax.nn.sigmoid(odds_BT) - QUIET_KEEP) / (1 - QUIET_KEEP), 0.0)
     odds_BT = jnp.where(mask_BT, jnp.clip(odds_BT, -HINT_LIMIT, HINT_LIMIT), -HINT_LIMIT)
-    rise_BT = jax.nn.relu(keep_BT - jnp.pad(keep_BT, ((0, 0), (1, 0)))[:, :-1])
+    steady_BT = _steady(keep_BT)
+    rise_BT = jax.nn.relu(steady_BT - jnp.pad(steady_BT, ((0, 0), (1, 0)))[:, :-1])
     frames_per_bar = frames_per_beat * beats_per_bar
     rise_BU, rise_BV = (_sums(rise_BT, size) for size in (frames_per_beat, frames_per_bar))
     place_BV = _places(announced_BT, jnp.where(mask_BT, rise_BT + START_FLOOR, 0.0), frames_per_bar)
@@ -67,6 +70,25 @@ def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beat
         _before_in_order(rise_BV, place_BV),
         place_BV,
     )
+
+
+def _steady(keep_BT):
+    """Keep probabilities without short dips and short stretches; edges that stay do not move.
+
+    Grey-scale closing, then opening (Serra 1982); nothing is kept outside the recording.
+    """
+    padded_BT = jnp.pad(keep_BT, ((0, 0), (STRETCH_FRAMES, STRETCH_FRAMES)))
+    closed_BT = _least_around(_most_around(padded_BT, DIP_FRAMES), DIP_FRAMES)
+    opened_BT = _most_around(_least_around(closed_BT, STRETCH_FRAMES), STRETCH_FRAMES)
+    return opened_BT[:, STRETCH_FRAMES:-STRETCH_FRAMES]
+
+
+def _most_around(x_BT, size: int):
+    return jax.lax.reduce_window(x_BT, -jnp.inf, jax.lax.max, (1, size), (1, 1), "SAME")
+
+
+def _least_around(x_BT, size: int):
+    return jax.lax.reduce_window(x_BT, jnp.inf, jax.lax.min, (1, size), (1, 1), "SAME")
 
 
 def _places(announced_BT, weight_BT, frames_per_bar: int):
