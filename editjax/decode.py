@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 from editjax.edits import PAD, STOP
 from editjax.models import encoder
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call, was_played
+from editjax.models.pointer import (
+    ADVANCE,
+    JUMP,
+    STOP_MODE,
+    PointerSettings,
+    Step,
+    decoder_call,
+    pick,
+    was_played,
+)
 
 
 class Decoded(NamedTuple):
@@ -32,6 +41,7 @@ class Carry(NamedTuple):
     state_B3: jax.Array  # pointer, run, stopped
     caches: tuple
     played_BV: jax.Array  # frames played of every bar, over the bar's
+    heard_BT: jax.Array  # frames played
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
@@ -53,8 +63,8 @@ def read_keys(settings: PointerSettings, params, encoded):
 def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, temperature, key) -> Decoded:
     """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
 
-    Where no length is asked for, a jump to what has been played already ends the edit instead, so that
-    it never runs in circles; jumps forward within a bar are always taken.
+    Where no length is asked for, nothing is played twice: an edit ends before the first frame that was played
+    already, and at a jump to a stretch most of which was; jumps forward within a bar are always taken.
     """
     batch, n_bars = keys.bars_BVD.shape[:2]
     cache = jnp.zeros((batch, settings.decoder_window, 2 * settings.width), jnp.dtype(settings.dtype))
@@ -63,6 +73,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         jnp.tile(jnp.array([[-1, 0, 0]], jnp.int32), (batch, 1)),
         (cache,) * settings.decoder_layers,
         jnp.zeros((batch, n_bars), jnp.float32),
+        jnp.zeros((batch, keys.frames_BTD.shape[1]), bool),
         jnp.full((batch, max_steps), PAD, jnp.int32),
         jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
@@ -77,9 +88,13 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
         noise = jax.random.fold_in(key, carry.step)
         next_B, p_B2 = choose(settings, params, keys, h, step, carry.played_BV, temperature, noise)
+        again_B = (target_B == 0) & pick(carry.heard_BT, next_B[:, None])[:, 0]
+        next_B = jnp.where(again_B, STOP, next_B)
+        p_B2 = p_B2.at[:, 0].set(jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0]))
         stopped = stopped_B.astype(bool)
         jumped = next_B != pointer_B + 1
         written = jnp.where(stopped, PAD, next_B)
+        place_B = jnp.where(written >= 0, written, carry.heard_BT.shape[1])  # a negative index would wrap
         now_stopped = stopped | (next_B == STOP)
         state = jnp.stack(
             [
@@ -96,6 +111,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
             state,
             caches,
             carry.played_BV + entered_BV / float(settings.frames_per_bar),
+            carry.heard_BT.at[jnp.arange(batch), place_B].set(True, mode="drop"),
             jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.step)),
             jax.lax.dynamic_update_slice(
                 carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.step, 0)
