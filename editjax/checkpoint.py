@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from editjax.errors import DataError, InputOutputError
 from editjax.mesh import tree_path
 
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's own name
 Parts = dict[str, Any]  # name → tree of arrays; each part can be restored without the others
 
 
@@ -50,8 +51,9 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        """Step of the newest checkpoint; what is left of one whose removal was cut short is passed over."""
+        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        return max((step for step in steps if (self.folder / str(step) / METADATA).exists()), default=None)
 
     def save(self, step: int, parts: Parts, notes: dict[str, Any]) -> None:
         """Write `parts` and `notes` (JSON) as checkpoint `step`, and wait until it is whole.

@@ -80,6 +80,18 @@ def test_later_checkpoints_are_dropped(tmp_path, parts):
         assert checkpoints.latest_step == 1
 
 
+def test_what_an_unfinished_removal_leaves_is_no_checkpoint(tmp_path, parts):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, parts, {"score": 1})
+        checkpoints.save(2, parts, {"score": 2})
+    (tmp_path / "2" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 1
+        assert checkpoints.notes(1) == {"score": 1}
+        checkpoints.save(3, parts, {"score": 3})
+        assert checkpoints.latest_step == 3
+
+
 def test_an_unfinished_save_is_no_checkpoint_and_only_a_writer_cleans_it_away(tmp_path, parts):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"step": parts["step"]}, {})

@@ -1,5 +1,6 @@
 """Batches: a pure function of the step, padded to static shapes, truthful about the edit."""
 
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -225,14 +226,17 @@ def test_styles_and_splits_choose_the_examples(folder):
         batches(folder, replace(PLAIN, styles=("produced",)))
 
 
-def test_nothing_of_another_split_is_mixed_in(folder, monkeypatch):
+def test_nothing_of_another_split_is_mixed_in(folder, monkeypatch, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "shards")  # readers that were left behind read the other
     touched = set()
     real = shards.Source.recording
-    monkeypatch.setattr(
-        shards.Source,
-        "recording",
-        lambda self, number, edits: touched.add(number) or real(self, number, edits),
-    )
+
+    def recording(self, number, edits):
+        if self.folder == folder:
+            touched.add(number)
+        return real(self, number, edits)
+
+    monkeypatch.setattr(shards.Source, "recording", recording)
     take(folder, replace(SETTINGS, split="train", augment=AugmentSettings(mix_probability=1.0)), 40)
     with shards.read(folder) as source:
         assert touched == {entry.record for entry in source.entries if entry.split == "train"}
