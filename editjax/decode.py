@@ -41,7 +41,7 @@ class Carry(NamedTuple):
     state_B3: jax.Array  # pointer, run, stopped
     caches: tuple
     played_BV: jax.Array  # frames played of every bar, over the bar's
-    heard_BT: jax.Array  # frames played
+    played_BT: jax.Array  # which frames were played; `played_BV` sums them, but not anew at every step
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
@@ -88,13 +88,13 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
         h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
         noise = jax.random.fold_in(key, carry.step)
         next_B, p_B2 = choose(settings, params, keys, h, step, carry.played_BV, temperature, noise)
-        again_B = (target_B == 0) & pick(carry.heard_BT, next_B[:, None])[:, 0]
+        again_B = (target_B == 0) & pick(carry.played_BT, next_B[:, None])[:, 0]
         next_B = jnp.where(again_B, STOP, next_B)
         p_B2 = p_B2.at[:, 0].set(jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0]))
         stopped = stopped_B.astype(bool)
         jumped = next_B != pointer_B + 1
         written = jnp.where(stopped, PAD, next_B)
-        place_B = jnp.where(written >= 0, written, carry.heard_BT.shape[1])  # a negative index would wrap
+        place_B = jnp.where(written >= 0, written, carry.played_BT.shape[1])  # a negative index would wrap
         now_stopped = stopped | (next_B == STOP)
         state = jnp.stack(
             [
@@ -111,7 +111,7 @@ def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, te
             state,
             caches,
             carry.played_BV + entered_BV / float(settings.frames_per_bar),
-            carry.heard_BT.at[jnp.arange(batch), place_B].set(True, mode="drop"),
+            carry.played_BT.at[jnp.arange(batch), place_B].set(True, mode="drop"),
             jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.step)),
             jax.lax.dynamic_update_slice(
                 carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.step, 0)
