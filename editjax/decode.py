@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from editjax.edits import PAD, STOP
 from editjax.models import encoder
+from editjax.models.coverage import was_played
 from editjax.models.pointer import (
     ADVANCE,
     JUMP,
@@ -20,7 +21,6 @@ from editjax.models.pointer import (
     Step,
     decoder_call,
     pick,
-    was_played,
 )
 
 

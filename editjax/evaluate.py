@@ -34,7 +34,8 @@ from editjax.metrics import (
     spans_found,
     stop_precision,
 )
-from editjax.models.pointer import PointerSettings, Step, decoder_call, played_before
+from editjax.models.coverage import played_before
+from editjax.models.pointer import PointerSettings, Step, decoder_call
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording

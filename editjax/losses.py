@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from editjax.edits import STOP, UNALIGNED
+from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import encode
 from editjax.models.layers import frame_mask
 from editjax.models.pointer import (
@@ -20,8 +21,6 @@ from editjax.models.pointer import (
     PointerSettings,
     Step,
     decoder_call,
-    played_before,
-    was_played,
 )
 
 

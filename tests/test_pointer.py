@@ -12,6 +12,7 @@ from editjax.chunks import encode_in_chunks
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.losses import LossSettings, pointer_loss, sequence_nll, targets
 from editjax.models import pointer
+from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import ALIGN_FRAMES, encode
 from editjax.models.pointer import PointerSettings, Step, decoder_call
 
@@ -105,7 +106,7 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
     bar, beat = target // 16, target // 4
     every = jnp.ones_like(pointers_BN, bool)
     n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
-    played = pointer.played_before(pointers_BN, every, n_steps, n_bars, 16)
+    played = played_before(pointers_BN, every, n_steps, n_bars, 16)
     logits = (
         decoder_call(TINY, params, "mode_logits", h, before, keys),
         decoder_call(TINY, params, "bar_logits", h, before, t.step.began_BN, played, keys),
@@ -156,7 +157,7 @@ def test_nothing_is_played_twice_unless_a_length_is_asked_for(params):
 )
 def test_what_was_played_counts_from_anywhere_in_a_bar(frame, n_frames, played):
     played_BJV = jnp.array([[[0.0, 0.25, 1.0, 0.5, 0.0]]])  # frames 28 to 55
-    found = pointer.was_played(jnp.array([[frame]]), played_BJV, jnp.array([n_frames]), 16)
+    found = was_played(jnp.array([[frame]]), played_BJV, jnp.array([n_frames]), 16)
     assert bool(found[0, 0]) is played
 
 

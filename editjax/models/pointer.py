@@ -385,32 +385,6 @@ class Decoder(nn.Module):
         return self.enter(jnp.concatenate([here, following, numbers], -1))
 
 
-def played_before(pointers_BN, jump_BN, n_jumps: int, n_bars: int, frames_per_bar: int):
-    """Frames played of every bar before each of the first `n_jumps` jumps, over the bar's, (B, J, V)."""
-    stretch_BN = jnp.cumsum(jump_BN, axis=1, dtype=jnp.int32)
-    example_B1 = jnp.arange(pointers_BN.shape[0])[:, None]
-    counts_BJV = jnp.zeros((pointers_BN.shape[0], n_jumps, n_bars))
-    real_BN = (pointers_BN >= 0).astype(jnp.float32)
-    place = example_B1, stretch_BN, jnp.maximum(pointers_BN, 0) // frames_per_bar
-    return jnp.cumsum(counts_BJV.at[place].add(real_BN, mode="drop"), axis=1) / float(frames_per_bar)
-
-
-def was_played(frame_BJ, played_BJV, n_frames_B, frames_per_bar: int):
-    """Whether more than half of the bar's length from a frame on, or of what is left, may have been played.
-
-    `played_BJV` are shares of bars (`played_before`); which part of a bar it was is not known, so the answer
-    is of the most it can have been. (B, J) bool.
-    """
-    bar_BJ, offset_BJ = frame_BJ // frames_per_bar, (frame_BJ % frames_per_bar) / frames_per_bar
-    padded_BJV = jnp.pad(played_BJV, ((0, 0), (0, 0), (0, 1)))  # nothing follows the last bar
-    here_BJ, next_BJ = (
-        jnp.take_along_axis(padded_BJV, bar[..., None], axis=2)[..., 0] for bar in (bar_BJ, bar_BJ + 1)
-    )
-    most_BJ = jnp.minimum(here_BJ, 1.0 - offset_BJ) + jnp.minimum(next_BJ, offset_BJ)
-    left_BJ = jnp.minimum((n_frames_B[:, None] - frame_BJ) / frames_per_bar, 1.0)
-    return most_BJ > 0.5 * left_BJ
-
-
 def step_features(step: Step):
     """Numbers that tell a step where it is: (B, N, 7) float32.
 
