@@ -140,11 +140,21 @@ def with_margin(edit_list: EditList, before_s: float, after_s: float) -> EditLis
         {start: stop - start for start, stop in cuts},
     )
     segments, moved = edit_list.segments, []
+    goes_on = [
+        segment.stop in gap_after and (i + 1 == len(segments) or segments[i + 1].start >= segment.stop)
+        for i, segment in enumerate(segments)
+    ]
+    # Of a gap, its end may have what its start leaves: what is heard on both sides would be heard twice.
+    taken = {
+        segment.stop + gap_after[segment.stop]: max(0, min(after, gap_after[segment.stop]))
+        for segment, on in zip(segments, goes_on, strict=True)
+        if on
+    }
     for i, segment in enumerate(segments):
         start, stop = segment.start, segment.stop
         if start in gap_before and (i == 0 or segments[i - 1].stop <= start):
-            start -= min(before, gap_before[start] - max(0, min(after, gap_before[start])) * (i > 0))
-        if stop in gap_after and (i + 1 == len(segments) or segments[i + 1].start >= stop):
+            start -= min(before, gap_before[start] - taken.get(start, 0))
+        if goes_on[i]:
             stop += min(after, gap_after[stop])
         if start < stop:
             moved.append(_piece(segment, start, stop))

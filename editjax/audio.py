@@ -50,6 +50,9 @@ SALVAGE_SAMPLES = 256
 WAV_LIMIT_BYTES = (1 << 32) - (1 << 20)
 """Largest WAV body written before turning to RF64: 4 GiB less room for the header and tags."""
 
+MP3_SLACK_SAMPLES = 2 * 1152
+"""Some encoders count a packet too many in the header: two packets are not missed."""
+
 CODEC_BLOCK_SAMPLES = 1 << 15
 """libsndfile's Vorbis encoder keeps a whole write on the stack: writes of millions of samples crash it."""
 
@@ -190,7 +193,8 @@ class Reader:
         """Refuses an empty file and one shorter than its header promises."""
         if counted == 0:
             raise DataError(f"{self._path}: holds no samples; re-export or re-copy it")
-        if counted < self._claimed_frames and not self._allow_truncated:
+        slack = MP3_SLACK_SAMPLES if self.info.container == "MP3" else 0
+        if counted < self._claimed_frames - slack and not self._allow_truncated:
             rate_hz = self.info.sample_rate_hz
             raise DataError(
                 f"{self._path}: the file is truncated; it holds {clock(counted, rate_hz)} of the "
@@ -211,8 +215,16 @@ class ArrayReader(Reader):
                 f"samples of shape {samples.shape} and type {samples.dtype}: give a non-empty (samples,) or "
                 f"(samples, channels) array of {', '.join(subtypes)}"
             )
-        if sample_rate_hz <= 0:
-            raise DataError(f"samples: a sample rate of {sample_rate_hz} Hz is not possible")
+        if samples_SC.shape[1] > DEFAULT_LIMITS.max_channels:
+            raise DataError(
+                f"samples of shape {samples.shape}: at most {DEFAULT_LIMITS.max_channels} channels are "
+                "accepted; is it (channels, samples)? transpose it"
+            )
+        if sample_rate_hz < DEFAULT_LIMITS.min_sample_rate_hz:
+            raise DataError(
+                f"samples: a sample rate of {sample_rate_hz} Hz; at least "
+                f"{DEFAULT_LIMITS.min_sample_rate_hz} is accepted"
+            )
         self._samples_SC, self.dtype, self.tags = samples_SC, samples_SC.dtype, {}
         frames, channels = samples_SC.shape
         subtype = subtypes[self.dtype.name]

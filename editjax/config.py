@@ -26,7 +26,10 @@ def load_config(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise NoInputError(f"{path}: no such config; those that come with editjax are in configs/")
-    build = runpy.run_path(str(path)).get("config")
+    try:
+        build = runpy.run_path(str(path)).get("config")
+    except Exception as error:  # a config is a program, and may be wrong in any way
+        raise DataError(f"{path}: is no config ({type(error).__name__}: {error})") from error
     if build is None:
         raise DataError(f"{path}: defines no config() function")
     try:

@@ -9,6 +9,7 @@ Every editor returns an edit list, so that all of them share the adjustments, th
 import contextlib
 import difflib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 EDITORS = ("pointer", "silence")
 Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
+SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ class EditSettings:
             raise UsageError(f"unknown editor {self.editor!r}; use one of {', '.join(EDITORS)}")
         if self.snap not in SNAPS:
             raise UsageError(f"unknown snap {self.snap!r}; use one of {', '.join(SNAPS)}")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature {self.temperature}: give 0 (always the likeliest edit) or more")
+        if not 0 <= self.seed < SEEDS:
+            raise UsageError(f"seed {self.seed}: give a number from 0 to below 2**32")
+        if isinstance(self.keep, str) or isinstance(self.cut, str):
+            raise UsageError('keep and cut are lists of ranges, such as ["1:00,1:30"]')
         if self.target_s is not None and self.target_s <= 0:
             raise UsageError(f"target length {self.target_s} s: give a length above 0")
         if self.editor != "pointer" and self.temperature:

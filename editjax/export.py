@@ -116,9 +116,15 @@ def write_bundle(
             (new / TENSORS).write_bytes(blob)
             (new / CONFIG).write_text(_dump(config) + "\n", encoding="utf-8")
             (new / CARD).write_text(_model_card(out_dir.name, config, len(blob)), encoding="utf-8")
+            old = Path(folder) / "old"
             if out_dir.exists():
-                out_dir.rename(Path(folder) / "old")
-            new.rename(out_dir)
+                out_dir.rename(old)
+            try:
+                new.rename(out_dir)
+            except OSError:
+                if old.exists():
+                    old.rename(out_dir)
+                raise
     except OSError as error:
         raise InputOutputError(f"{out_dir}: cannot write the model there ({error.strerror})") from error
     return out_dir

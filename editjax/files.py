@@ -30,7 +30,7 @@ def atomic_path(
     folder cannot be written; InputOutputError when the medium gives out.
     """
     path, inputs = Path(path), tuple(inputs)
-    _check_target(path, overwrite, inputs)
+    check_target(path, overwrite, inputs)
     temporary = path.parent / f".editjax-{secrets.token_hex(8)}{path.suffix}"
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -38,7 +38,7 @@ def atomic_path(
         raise _cannot_write(path, error) from None
     try:
         yield temporary
-        _check_target(path, overwrite, inputs)
+        check_target(path, overwrite, inputs)
         _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
         if os.name == "posix":
@@ -72,8 +72,10 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         raise NoInputError(f"{path}: cannot be read ({error.strerror}); check the name") from None
 
 
-def _check_target(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]]) -> None:
+def check_target(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raises CannotCreateError for a name that `atomic_path` would refuse."""
     try:
+        str(path).encode()
         for source in inputs:
             if path.exists() and os.path.exists(source) and path.samefile(source):
                 raise CannotCreateError(f"{path}: is the input {source}; choose another output name")

@@ -10,6 +10,8 @@ import contextlib
 import os
 import re
 import stat
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +63,11 @@ class AudioLimits:
     max_duration_s: float = 12 * 3600
     max_channels: int = 64
     max_sample_rate_hz: int = 768_000
+    min_sample_rate_hz: int = 1_000
 
 
 DEFAULT_LIMITS = AudioLimits()
+_muting = threading.Lock()
 
 
 class AudioInfo(NamedTuple):
@@ -120,9 +124,10 @@ def checked_info(path: Path, file: soundfile.SoundFile, limits: AudioLimits) -> 
     rate_hz, channels = file.samplerate, file.channels
     if not 0 < channels <= limits.max_channels:
         raise DataError(f"{path}: has {channels} channels; at most {limits.max_channels} are accepted")
-    if not 0 < rate_hz <= limits.max_sample_rate_hz:
+    if not limits.min_sample_rate_hz <= rate_hz <= limits.max_sample_rate_hz:
         raise DataError(
-            f"{path}: its sample rate is {rate_hz} Hz; at most {limits.max_sample_rate_hz} is accepted"
+            f"{path}: its sample rate is {rate_hz} Hz; {limits.min_sample_rate_hz} to "
+            f"{limits.max_sample_rate_hz} are accepted"
         )
     promised = claimed_frames(path, file)
     estimated = file.format == "MP3" and not promised  # from the file's size, easily wrong by a factor of two
@@ -176,7 +181,7 @@ def output_format(
     """
     suffix = Path(out_path).suffix.lower()
     container = CONTAINER_OF_SUFFIX.get(suffix)
-    if suffix == info.path.suffix.lower() or {container, info.container} <= RIFF_FAMILY:
+    if suffix == info.path.suffix.lower() or (container == "WAV" and info.container in RIFF_FAMILY):
         container = info.container
     if container is None:
         names = " ".join(CONTAINER_OF_SUFFIX)
@@ -254,10 +259,11 @@ def _muted_mpg123(descriptor: int) -> Iterator[None]:
     """While an MP3 is opened, what libmpg123 prints about it goes nowhere: the one line shown is ours."""
     head = os.read(descriptor, 2)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    if head != b"ID" and not (head[:1] == b"\xff" and head[1:] >= b"\xe0"):
+    is_mp3 = head == b"ID" or (head[:1] == b"\xff" and head[1:] >= b"\xe0")
+    if not is_mp3 or sys.stderr is None:  # closed: its number may be the file's
         yield
         return
-    with open(os.devnull, "wb") as nowhere:
+    with _muting, open(os.devnull, "wb") as nowhere:
         saved = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:

@@ -185,14 +185,14 @@ def mel_of(reader: Any, settings: MelSettings = MelSettings()) -> tuple[np.ndarr
 def to_documents_layout(mel_BTF: Any, settings: MelSettings = MelSettings()) -> Any:
     """(batch, time, mel) → the documents' (batch, mel, time); NumPy or JAX. UsageError on another layout."""
     if mel_BTF.ndim != 3 or mel_BTF.shape[2] != settings.n_mels:
-        raise _layout_error(mel_BTF, f"(batch, time, {settings.n_mels})")
+        raise layout_error(mel_BTF, f"(batch, time, {settings.n_mels})")
     return mel_BTF.transpose(0, 2, 1)
 
 
 def from_documents_layout(mel_BFT: Any, settings: MelSettings = MelSettings()) -> Any:
     """The documents' (batch, mel, time) → (batch, time, mel); NumPy or JAX. UsageError on another layout."""
     if mel_BFT.ndim != 3 or mel_BFT.shape[1] != settings.n_mels:
-        raise _layout_error(mel_BFT, f"(batch, {settings.n_mels}, time)")
+        raise layout_error(mel_BFT, f"(batch, {settings.n_mels}, time)")
     return mel_BFT.transpose(0, 2, 1)
 
 
@@ -281,7 +281,8 @@ def _exact(value):
     return array.astype(np.int64) if array.ndim else int(array)
 
 
-def _layout_error(mel: Any, wanted: str) -> UsageError:
+def layout_error(mel: Any, wanted: str) -> UsageError:
+    """The error for a mel of another shape."""
     return UsageError(
         f"the mel has shape {tuple(mel.shape)}, wanted {wanted}: transposed, or other settings?"
     )

@@ -14,7 +14,7 @@ from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
-from editjax.mel import MelSettings
+from editjax.mel import MelSettings, layout_error
 from editjax.models.pointer import PointerSettings
 
 SHORTEST_FRAMES = 1024
@@ -38,7 +38,7 @@ class PointerNetwork:
     """Settings and parameters of a trained model, with the calls of the pointer network.
 
     `generate`, `generate_hierarchical` and `inference` take mels (batch, time, mel) or (time, mel) in [0, 1]
-    (`editjax.mel`); `edit_pointers` is what the editor uses.
+    (`editjax.mel`), and raise UsageError for other shapes; `edit_pointers` is what the editor uses.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PointerNetwork:
 
         `target_length` is the wanted length in frames.
         """
-        out, _ = self._run(_recordings(mel), None, target_length, temperature, seed)
+        out, _ = self._run(_recordings(mel, self.settings.n_mels), None, target_length, temperature, seed)
         return _trimmed(out.pointers_BN)
 
     def generate_hierarchical(
@@ -106,7 +106,7 @@ class PointerNetwork:
 
     def inference(self, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Greedy pointers (batch, steps) and the probability of stopping at each step."""
-        out, _ = self._run(_recordings(mel), None, None, 0.0, 0)
+        out, _ = self._run(_recordings(mel, self.settings.n_mels), None, None, 0.0, 0)
         pointers = _trimmed(out.pointers_BN)
         return pointers, np.asarray(out.stop_p_BN)[:, : pointers.shape[1]]
 
@@ -160,8 +160,10 @@ def load_model(model: str | Path) -> PointerNetwork:
     return PointerNetwork(bundle.settings, bundle.params, bundle.mel)
 
 
-def _recordings(mel: np.ndarray) -> list[np.ndarray]:
+def _recordings(mel: np.ndarray, n_mels: int) -> list[np.ndarray]:
     mel = np.asarray(mel, np.float32)
+    if mel.ndim not in (2, 3) or mel.shape[-1] != n_mels or not mel.size:
+        raise layout_error(mel, f"(batch, time, {n_mels}) or (time, {n_mels})")
     return [mel] if mel.ndim == 2 else list(mel)
 
 

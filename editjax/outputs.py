@@ -6,20 +6,22 @@ names when all are written.
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from editjax.errors import CannotCreateError, EditjaxError
-from editjax.files import atomic_path
+from editjax.files import atomic_path, check_target
 
 
 class Outputs:
     """Files that appear together: named before the work, so that what cannot be written is refused first.
 
-    `add` gives the temporary path to write to. On a clean exit all take their names; on an error none does,
-    and folders that were made are taken away again. Errors speak of the final names.
+    `add` gives the temporary path to write to. On a clean exit all take their names, after the names of all
+    were looked at again; on an error none does, and folders that were made are taken away again. Errors speak
+    of the final names.
     """
 
     def __init__(self, overwrite: bool, inputs: Sequence[Path]) -> None:
@@ -27,6 +29,7 @@ class Outputs:
         self._stack = contextlib.ExitStack()
         self._new: dict[Path, Path] = {}  # final → temporary
         self._made: list[Path] = []
+        self._outdated: list[Path] = []
 
     def __enter__(self) -> Self:
         return self
@@ -34,6 +37,8 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._stack.callback(self._look_again)
         try:
             self._stack.__exit__(kind, error, trace)
         except BaseException as late:
@@ -43,6 +48,9 @@ class Outputs:
             self._take_folders_away()
             if isinstance(error, EditjaxError):
                 raise self._renamed(error) from error.__cause__
+            return
+        for path in {*self._outdated} - {*self._new}:
+            path.unlink(missing_ok=True)
 
     def make_folder(self, path: Path) -> None:
         """Makes a folder, and those above it, unless it is there."""
@@ -54,14 +62,28 @@ class Outputs:
                 f"{path}: cannot be created ({error.strerror}); name another folder"
             ) from None
 
+    def make_scratch(self, path: Path) -> Path:
+        """A temporary folder in a folder, gone in the end. Raises CannotCreateError."""
+        try:
+            scratch = tempfile.TemporaryDirectory(prefix=".editjax-", dir=path)
+        except OSError as error:
+            raise CannotCreateError(
+                f"{path}: cannot be written ({error.strerror}); name another folder"
+            ) from None
+        return Path(self._stack.enter_context(scratch))
+
     def add(self, path: Path) -> Path:
         """The temporary path of a new output. Raises CannotCreateError before any work is done."""
-        if path in self._new:
+        if _spelled_out(path) in map(_spelled_out, self._new):
             raise CannotCreateError(f"{path}: is named twice; give each output its own name")
         context = atomic_path(path, self.overwrite, self._inputs)
         self._new[path] = context.__enter__()
         self._stack.push(lambda *error: context.__exit__(*error) if path in self._new else None)
         return self._new[path]
+
+    def outdate(self, path: Path) -> None:
+        """Removes an older file in the end, unless an output of that name takes its place."""
+        self._outdated.append(path)
 
     def drop(self, path: Path) -> None:
         """Takes back an output that turned out to have no content."""
@@ -70,6 +92,10 @@ class Outputs:
     def __getitem__(self, path: Path) -> Path:
         """Where to write an output that was added."""
         return self._new[path]
+
+    def _look_again(self) -> None:
+        for path in self._new:
+            check_target(path, self.overwrite, self._inputs)
 
     def _renamed(self, error: BaseException) -> BaseException:
         text = str(error)
@@ -81,3 +107,7 @@ class Outputs:
         for folder in self._made:  # the innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _spelled_out(path: Path) -> str:
+    return os.path.join(os.path.realpath(path.parent), path.name)

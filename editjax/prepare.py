@@ -9,15 +9,10 @@ whatever the number of workers.
 
 import hashlib
 import json
-import os
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,17 +29,20 @@ from editjax.edits import (
     read_edits,
     to_pointers,
 )
-from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
+from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
 from editjax.files import atomic_path, sha256_of
 from editjax.mel import FrameGrid, mel_of
 from editjax.pairs import EditFiles, RawFiles, find_pairs
 from editjax.records import Edit, Recording, encode
 from editjax.styles import STYLES
+from editjax.workers import results, usable_cores
 
 REPORT = "report.json"
 STAGING = ".staging"
 LENGTH_TOLERANCE_S = 0.1
 """An edited file may differ from the length of its edit list by this much (codec padding)."""
+
+ADVICE = "finished recordings are kept, run again, with fewer --workers if memory is short"
 
 _LARGEST_BELOW_ONE = np.nextafter(np.float16(1), np.float16(0))
 
@@ -105,11 +103,13 @@ def prepare(
     todo = [files for files in found.recordings if not _staged(staging, keys[files.id])[1].is_file()]
     todo.sort(key=lambda files: -files.raw.stat().st_size)
     jobs = [(files, settings, staging, keys[files.id]) for files in todo]
-    outcomes = dict(_run(jobs, workers or _usable_cores(), len(found.recordings)))
+    outcomes = dict(_run(jobs, workers or usable_cores(), len(found.recordings)))
     for files in found.recordings:
         if files.id not in outcomes:
             outcomes[files.id] = json.loads(_staged(staging, keys[files.id])[1].read_text(encoding="utf-8"))
     report = _report(build, found.skipped, [outcomes[files.id] for files in found.recordings])
+    if report["good"]:  # a report never stands beside shards of another build as if they were its own
+        (folder / shards.MANIFEST).unlink(missing_ok=True)
     shards.write_json(folder / REPORT, report)
     if not report["good"]:
         shutil.rmtree(staging)
@@ -302,36 +302,9 @@ def _run(jobs: list[tuple], workers: int, total: int) -> Iterator[tuple[str, dic
 
     bar = tqdm(total=total, initial=total - len(jobs), unit="recording", disable=not sys.stderr.isatty())
     with bar:
-        for done in _outcomes(jobs, min(workers, len(jobs))):
+        for done in results(_stage, jobs, workers, ADVICE):
             bar.update()
             yield done
-
-
-def _outcomes(jobs: list[tuple], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    if workers <= 1:
-        yield from map(_stage, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_with_parent)
-    try:
-        for future in as_completed([pool.submit(_stage, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool:
-        advice = "finished recordings are kept, run again, with fewer --workers if memory is short"
-        raise TryAgainError(f"a worker process died; {advice}") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_with_parent() -> None:
-    """End this worker when its parent is gone: workers of a killed parent would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _stage(job: tuple[RawFiles, PrepareSettings, Path, str]) -> tuple[str, dict[str, Any]]:
@@ -345,10 +318,6 @@ def _stage(job: tuple[RawFiles, PrepareSettings, Path, str]) -> tuple[str, dict[
         if not outcome["skipped"]:
             shards.write_json(outcome_path, outcome)
     return files.id, outcome
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _staged(staging: Path, key: str) -> tuple[Path, Path]:

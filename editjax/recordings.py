@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from editjax.audio import Reader, resample_stream, to_mono_float
-from editjax.errors import NoInputError
+from editjax.errors import DataError, NoInputError
 from editjax.formats import CONTAINER_OF_SUFFIX
 from editjax.performance import TAKE_LEVEL
 from editjax.studio import levelled, noise, room_tone, talk
@@ -218,8 +218,12 @@ def _manifest_kinds(folder: Path) -> dict[str, str]:
     path = folder / "manifest.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["file"]: _kind(row.get("kind", "")) for row in csv.DictReader(file) if row.get("file")}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is not a table of text in UTF-8 ({error}); save it as one") from None
+    return {row["file"]: _kind(row.get("kind") or "") for row in rows if row.get("file")}
 
 
 def _kind(word: str) -> str:

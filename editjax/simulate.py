@@ -9,9 +9,7 @@ sample otherwise). `editor["events"]` in the edit list says what every span of t
 import math
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,7 @@ import numpy as np
 from editjax.audio import ArrayReader, Writer
 from editjax.composition import compose
 from editjax.edit_list import EditList, Source, write_edits
-from editjax.errors import UsageError
+from editjax.errors import CannotCreateError, UsageError
 from editjax.files import sha256_of
 from editjax.performance import SynthMaterial
 from editjax.recordings import Library, RecordedSurroundings, scan
@@ -38,9 +36,12 @@ from editjax.session import (
 )
 from editjax.studio import SynthSurroundings, processed
 from editjax.styles import STYLES, edit_of
+from editjax.workers import results
 
 PIECE_S = 240.0
 """The longest session of one piece of music; longer recordings hold several."""
+
+ADVICE = "run again into an empty folder, with fewer --workers if memory is short"
 
 __all__ = ["Session", "SimulateSettings", "simulate_folder", "simulate_session", "write_sessions"]
 
@@ -93,15 +94,20 @@ def write_sessions(
 ) -> Iterator[str]:
     """Writes `count` sessions into `out_dir` and yields each one's id as it is done.
 
-    Raises CannotCreateError where a file exists already.
+    Raises CannotCreateError where the folder cannot be made or holds one of them, TryAgainError when a worker
+    died.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in out_dir.iterdir()}
+    except OSError as error:
+        raise CannotCreateError(
+            f"{out_dir}: cannot hold sessions ({error.strerror}); name another folder"
+        ) from None
     jobs = [(out_dir, seed, index, settings, recordings) for index in range(count)]
-    if workers <= 1:
-        yield from map(_write_session, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_write_session, jobs)
+    if old := next((name for job in jobs if (name := f"{_name(*job[1:3])}_raw.flac") in there), None):
+        raise CannotCreateError(f"{out_dir / old}: exists already; name an empty folder or another --seed")
+    yield from results(_write_session, jobs, workers, ADVICE)
 
 
 def simulate_folder(
@@ -224,7 +230,7 @@ def _event_json(event: Event) -> dict[str, Any]:
 def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None]) -> str:
     out_dir, seed, index, settings, recordings = job
     session = simulate_session((seed, index), settings, recordings)
-    name = f"s{seed}_{index:05d}"
+    name = _name(seed, index)
     raw_path = out_dir / f"{name}_raw.flac"
     _write_flac(raw_path, session.raw_S, session.rate_hz)
     digest = sha256_of(raw_path)
@@ -234,6 +240,10 @@ def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None]) ->
         _write_flac(out_dir / f"{stem}_edit.flac", session.edited[position], session.rate_hz)
         write_edits(edit_list._replace(source=source), out_dir / f"{stem}.edits.json")
     return name
+
+
+def _name(seed: int, index: int) -> str:
+    return f"s{seed}_{index:05d}"
 
 
 def _write_flac(path: Path, samples_S: np.ndarray, rate_hz: int) -> None:

@@ -177,7 +177,7 @@ def write_edl(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
     """
     source, rate = edit_list.source, edit_list.source.sample_rate
     channels = {1: "A", 2: "AA"}.get(source.channels, "AA")
-    name = _absolute(edit_list).name
+    name = " ".join(_absolute(edit_list).name.split())  # a line break would end the comment
     last = source.frames * EDL_FRAMES_PER_S // rate
     events, at, number, dropped = [], 0, 0, 0
     for segment in edit_list.segments:
@@ -318,8 +318,12 @@ def _label(segment: Segment, number: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A Reaper string: it has three quotation marks and no escape, so a text with all three loses the
-    last."""
+    """A Reaper string: it has three quotation marks and no escape, so a text with all three loses the last.
+
+    Raises DataError for a text of several lines.
+    """
+    if len(text.splitlines()) > 1:
+        raise DataError(f"{text}: a Reaper project cannot name a file with a line break; rename it")
     for mark in "\"'`":
         if mark not in text:
             return f"{mark}{text}{mark}"

@@ -218,6 +218,21 @@ def test_a_margin_never_repeats_material_beyond_what_was_cut(edit_list, before_s
 
 @given(
     st.lists(st.integers(0, 1000), min_size=2, max_size=12, unique=True),
+    st.randoms(use_true_random=False),
+    st.floats(0, 0.3),
+    st.floats(0, 0.3),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_margin_repeats_nothing_in_whatever_order_clips_are_played(edges, random, before_s, after_s):
+    edges = sorted(edges[: len(edges) // 2 * 2])
+    clips = list(zip(edges[::2], edges[1::2], strict=True))
+    random.shuffle(clips)
+    wider = heard(adjust.with_margin(edit_of(*clips, frames=1000), before_s, after_s))
+    assert len(wider) == len(set(wider))
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=2, max_size=12, unique=True),
     st.lists(st.integers(0, 1000), max_size=20, unique=True),
 )
 @settings(max_examples=200, deadline=None)

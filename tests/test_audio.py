@@ -323,6 +323,28 @@ def limited_memory(more_bytes: int):
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def test_an_mp3_whose_header_counts_a_packet_too_many_is_whole(tmp_path):
+    path = write(tmp_path / "a.mp3", noise(44_100), "MP3", "MPEG_LAYER_III")
+    content, written = bytearray(path.read_bytes()), read(path)
+    at = max(content.find(mark) for mark in (b"Xing", b"Info")) + 8
+    packets = int.from_bytes(content[at : at + 4], "big")
+    for more, readable in ((1, True), (40, False)):
+        content[at : at + 4] = (packets + more).to_bytes(4, "big")
+        path.write_bytes(content)
+        if readable:
+            assert len(read(path)) >= len(written)
+        else:
+            with pytest.raises(DataError, match="truncated"):
+                read(path)
+
+
+def test_arrays_that_lie_on_their_side_are_refused():
+    with pytest.raises(DataError, match="transpose"):
+        ArrayReader(np.zeros((2, 44_100)), 44_100)
+    with pytest.raises(DataError, match="20 Hz"):
+        ArrayReader(np.zeros(44_100), 20)
+
+
 def test_a_file_without_samples_is_refused_and_one_sample_is_read(tmp_path):
     empty = tmp_path / "empty.wav"
     soundfile.write(empty, np.zeros((0, 2), np.int16), 44_100)
@@ -335,7 +357,8 @@ def test_a_file_without_samples_is_refused_and_one_sample_is_read(tmp_path):
 @pytest.mark.parametrize(("limits", "words"), [
     (AudioLimits(max_duration_s=0.5), "0:00:01.000 or more; at most 0:00:00.500"),
     (AudioLimits(max_channels=1), "2 channels; at most 1"),
-    (AudioLimits(max_sample_rate_hz=8_000), "44100 Hz; at most 8000"),
+    (AudioLimits(min_sample_rate_hz=48_000), "44100 Hz; 48000 to 768000"),
+    (AudioLimits(max_sample_rate_hz=8_000), "44100 Hz; 1000 to 8000"),
 ])  # fmt: skip
 def test_limits_are_named(tmp_path, limits, words):
     path = write(tmp_path / "a.wav", noise(44_100))
@@ -512,6 +535,8 @@ def test_a_wav_beyond_four_gib_becomes_rf64(tmp_path, monkeypatch, known_before)
     (("WAV", "PCM_24", "a.wav"), "b.wav", None, ("WAV", "PCM_24")),
     (("RF64", "PCM_24", "a.wav"), "b.wav", None, ("RF64", "PCM_24")),
     (("WAVEX", "FLOAT", "a.wav"), "b.wav", None, ("WAVEX", "FLOAT")),
+    (("WAV", "PCM_16", "a.wav"), "b.rf64", None, ("RF64", "PCM_16")),
+    (("RF64", "PCM_16", "a.rf64"), "b.rf64", None, ("RF64", "PCM_16")),
     (("WAV", "PCM_16", "a.mp3"), "a_edited.mp3", None, ("WAV", "PCM_16")),
     (("WAV", "FLOAT", "a.wav"), "b.flac", None, ("FLAC", "PCM_24")),
     (("WAV", "PCM_32", "a.wav"), "b.flac", None, ("FLAC", "PCM_24")),

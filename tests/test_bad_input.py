@@ -1,6 +1,7 @@
 """Bad input: one clear line, the exit code of sysexits, nothing half-written, the input untouched."""
 
 import contextlib
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -190,6 +191,24 @@ def test_name_that_is_no_text(edit: Edit, folder: Path) -> None:
     source = recording(folder / "a.wav").rename(folder / "\udcff\udcfe.wav")
     code, said = edit(source)
     assert code == 66 and "rename" in said
+    code, said = edit(recording(folder / "a.wav"), "-o", folder / "\udcff.wav")
+    assert code == 73
+    for words in (["align", source, source], ["render", source, folder / "a.edits.json"]):
+        assert main([*map(str, words)]) == 66
+
+
+@pytest.mark.parametrize("words", [["--temperature", "nan"], ["--temperature", "1", "--seed", "-1"]])
+def test_numbers_that_make_no_sense(edit: Edit, folder: Path, words: list[str]) -> None:
+    assert edit(recording(folder / "a.wav"), "--editor", "pointer", *words)[0] == 2
+
+
+def test_edit_list_that_plays_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = recording(folder / "a.wav")
+    assert main(["edit", str(source), "--editor", "silence", "-q"]) == 0
+    edits = folder / "a_edited.edits.json"
+    edits.write_text(json.dumps({**json.loads(edits.read_text()), "segments": []}))
+    assert main(["render", str(source), str(edits), "-o", str(folder / "b.wav")]) == 65
+    assert "plays nothing" in capsys.readouterr().err and not (folder / "b.wav").exists()
 
 
 def test_unknown_model(edit: Edit, folder: Path) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from editjax.edits import PAD, STOP
+from editjax.errors import UsageError
 from editjax.models import pointer
 from editjax.models.pointer import PointerSettings
 from editjax.network import PointerNetwork, padded_length
@@ -32,6 +33,14 @@ def test_generate_ends_in_stop_then_pad(network, mel):
     stop = int(np.flatnonzero(pointers[0] == STOP)[0])
     assert (pointers[0, :stop] >= 0).all() and (pointers[0, :stop] < len(mel)).all()
     assert (pointers[0, stop + 1 :] == PAD).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, SMALL.n_mels, 300), (300,), (0, SMALL.n_mels), (1, 2, 300, SMALL.n_mels)]
+)
+def test_mels_in_another_layout_are_refused(network, shape):
+    with pytest.raises(UsageError, match="transposed"):
+        network.generate(np.zeros(shape, np.float32))
 
 
 def test_a_seed_fixes_the_sampled_edit_and_another_changes_it(network, mel):

@@ -14,7 +14,7 @@ import soundfile
 
 import editjax.align
 from editjax import prepare as module
-from editjax import shards
+from editjax import shards, workers
 from editjax.audio import Reader
 from editjax.edits import UNALIGNED, EditList, Segment, Source, from_pointers, to_pointers, write_edits
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
@@ -208,6 +208,19 @@ def test_a_run_without_a_good_pair_does_not_pass_off_other_shards_as_its_own(pai
         prepare(tmp_path / "bad", tmp_path / "out", workers=1)
 
 
+def test_a_run_cut_short_while_writing_does_not_pass_off_other_shards_as_its_own(
+    pairs, tmp_path, monkeypatch
+):
+    prepare(pairs, tmp_path / "out", workers=1)
+    write_pair(tmp_path / "other", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shards, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "other", tmp_path / "out", workers=1, overwrite=True)
+    prepare(tmp_path / "other", tmp_path / "out", workers=1)
+    assert [entry.id for entry in shards.read(tmp_path / "out").entries] == ["a"]
+
+
 def test_a_changed_file_is_prepared_again(pairs, tmp_path, monkeypatch):
     real, asked = module.prepare_recording, []
     monkeypatch.setattr(module, "prepare_recording", lambda f, s: asked.append(f.id) or real(f, s))
@@ -312,7 +325,7 @@ def wait_until(happened):
 
 def test_a_worker_that_dies_is_one_clear_error_that_says_to_go_on():
     with pytest.raises(TryAgainError, match="run again") as caught:
-        list(module._outcomes([_DEADLY, _DEADLY], 2))
+        list(workers.results(module._stage, [_DEADLY, _DEADLY], 2, module.ADVICE))
     assert isinstance(caught.value, EditjaxError)
 
 

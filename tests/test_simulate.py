@@ -265,5 +265,8 @@ def test_bad_requests_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "s0_00000_raw.flac").write_bytes(b"")
     with pytest.raises(CannotCreateError, match="s0_00000_raw"):
         simulate_folder(tmp_path, 1, 0, SimulateSettings(min_length_s=30.0, max_length_s=40.0))
-    assert main(["simulate", str(tmp_path), "--recordings", str(tmp_path / "none")]) == 66
+    assert main(["simulate", str(tmp_path / "new"), "--recordings", str(tmp_path / "none")]) == 66
     assert "no such folder of recordings" in capsys.readouterr().err
+    assert main(["simulate", str(tmp_path / "s0_00000_raw.flac" / "below")]) == 73
+    (tmp_path / "manifest.csv").write_bytes(b"file,kind\n\xff.wav,music\n")
+    assert main(["simulate", str(tmp_path / "new"), "--recordings", str(tmp_path)]) == 65

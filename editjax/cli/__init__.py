@@ -4,16 +4,22 @@
 is imported when that command is called, so that `editjax --help` loads nothing heavy.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import editjax
-from editjax.errors import EditjaxError, InputOutputError, UsageError
+from editjax.errors import EditjaxError, InputOutputError, TryAgainError, UsageError
+from editjax.files import MEDIUM_ERRORS
 
 COMMANDS = {
     "edit": "edit recordings: decide what stays, splice it, write it beside the input",
@@ -30,6 +36,26 @@ COMMANDS = {
 """What each command does; its options and its `run` are in the module of the same name beside this one."""
 
 INTERRUPTED = 130
+NOTHING_HALF_WRITTEN = "interrupted; nothing was left half-written"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: unwinds like Ctrl-C, so that no temporary file stays."""
+
+
+@contextlib.contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,26 +64,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        with _terminated_in_order():
+            return _dispatch(words)
     except EditjaxError as error:
         return complain(error)
-    except KeyboardInterrupt:
-        print("editjax: interrupted; nothing was left half-written", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        print("editjax:", str(interrupt) or NOTHING_HALF_WRITTEN, file=sys.stderr)
+        return TryAgainError.exit_code if isinstance(interrupt, Terminated) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
         return InputOutputError.exit_code
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        hint = "" if debug else "; run it again with --debug and report what that prints"
-        return complain(EditjaxError(f"internal error: {type(error).__name__}: {error}{hint}"))
+        return complain_internally(error, debug)
 
 
 def complain(error: EditjaxError) -> int:
     """Prints an error as one line on stderr and returns its exit code."""
-    print("editjax:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    line = " ".join(str(error).split())
+    print("editjax:", line.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def complain_internally(error: Exception, debug: bool = False) -> int:
+    """The same for an error that nobody foresaw, or that the medium of our own output made."""
+    if isinstance(error, OSError) and error.errno in MEDIUM_ERRORS:
+        return complain(InputOutputError(f"writing failed ({error.strerror}); free space"))
+    if debug:
+        traceback.print_exc()
+    hint = "" if debug else "; run it again with --debug and report what that prints"
+    return complain(EditjaxError(f"internal error: {type(error).__name__}: {error}{hint}"))
 
 
 def help_text() -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from editjax.cli.options import InputOptions, named, parse
+from editjax.cli.outputs import check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
     from editjax.align import align_files
     from editjax.cli import report
 
+    check_name(options.raw)
+    check_name(options.edited)
     folder = options.edited.parent if options.out is None else options.out
     found = align_files(
         options.raw,

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from editjax.cli import complain
+from editjax.cli import complain, complain_internally
 from editjax.cli.options import InputOptions, named, parse
 from editjax.cli.outputs import Place, Wanted, check_apart, check_name, open_place, place_of, recordings
 from editjax.errors import EditjaxError, UsageError
@@ -108,10 +107,10 @@ def run(arguments: Sequence[str]) -> int:
 
     if not options.inputs:
         raise UsageError("edit what? name a recording or a folder, as in: editjax edit IN.wav")
-    several = len(options.inputs) > 1 or os.path.isdir(Path(options.inputs[0]))
     settings = ready(settings_of(options))
+    several = len(options.inputs) > 1 or os.path.isdir(options.inputs[0])
     if not several:
-        source = Path(options.inputs[0])
+        (source,) = recordings(options.inputs)
         edit_file(source, options, settings, places_of(source, options, several))
         return 0
     sources: list[Path] = []
@@ -137,6 +136,8 @@ def complaining(codes: list[int]) -> Iterator[None]:
         yield
     except EditjaxError as error:
         codes.append(complain(error))
+    except Exception as error:
+        codes.append(complain_internally(error))
 
 
 def places_of(source: Path, options: EditOptions, several: bool) -> list[Place]:
@@ -261,9 +262,8 @@ def write_sides(
         with writer_for(reader, outputs[place.removed], overwrite=True) as writer:
             write_removed(edit_list, reader, writer, settings)
     if place.previews:
-        with tempfile.TemporaryDirectory(prefix=".editjax-", dir=place.previews) as folder:
-            for path in preview_joins(edit_list, reader, Path(folder), settings):
-                path.replace(outputs.add(place.previews / path.name))
+        for path in preview_joins(edit_list, reader, outputs.make_scratch(place.previews), settings):
+            path.replace(outputs.add(place.previews / path.name))
     return place
 
 

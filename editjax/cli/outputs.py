@@ -1,5 +1,6 @@
 """Which recordings are meant, and what their outputs are called."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ class Place(NamedTuple):
         """The files by what they are, for the report."""
         names = {"output": self.audio, "edits": self.edits, "plot": self.plot, "removed": self.removed}
         files: dict[str, str | list[str]] = {name: str(path) for name, path in names.items() if path}
+        if self.previews:
+            files["previews"] = str(self.previews)
         if self.timelines:
             files["timelines"] = [str(path) for path in self.timelines.values()]
         return files
@@ -51,14 +54,18 @@ class Place(NamedTuple):
 def recordings(words: Iterable[str]) -> list[Path]:
     """The files named, with every folder replaced by the recordings in it, in order.
 
-    In a folder, hidden files and what was made before (with an edit list of its own name beside it, or named
-    NAME_edited… after another recording there) are passed over. A name that does not exist stays: whoever
-    opens it says so. Raises NoInputError for a folder without recordings and for one that cannot be read.
+    In a folder, hidden files and what was made before (of another recording, as the edit list of its own name
+    beside it says; or named NAME_edited… after another recording there) are passed over. A name that does not
+    exist stays: whoever opens it says so. Raises NoInputError for a folder without recordings and for one
+    that cannot be read, UsageError for an empty name.
     """
     from editjax.formats import CONTAINER_OF_SUFFIX
 
     found: list[Path] = []
-    for path in map(Path, words):
+    for word in words:
+        if not word:  # as a path this would be the current folder
+            raise UsageError("an input's name is empty; name a recording or a folder")
+        path = Path(word)
         if not os.path.isdir(path):
             found.append(path)
             continue
@@ -139,14 +146,27 @@ def open_place(outputs: Outputs, place: Place, make_folders: bool = False) -> No
         outputs.add(path)
     if place.previews:
         outputs.make_folder(place.previews)
-        if not outputs.overwrite and (old := next(place.previews.glob(PREVIEWS), None)):
-            raise CannotCreateError(f"{old}: exists already; choose another folder or allow --overwrite")
+        outputs.make_scratch(place.previews)  # refuses a folder that cannot be written before the work
+        for old in place.previews.glob(PREVIEWS):
+            if not outputs.overwrite:
+                raise CannotCreateError(f"{old}: exists already; choose another folder or allow --overwrite")
+            outputs.outdate(old)
 
 
 def _is_raw_recording(path: Path, stems: set[str]) -> bool:
-    edited = os.path.exists(path.with_name(path.stem + EDITS_SUFFIX))
+    edited = _is_of_another(path.with_name(path.stem + EDITS_SUFFIX), path)
     by_product = EDITED in path.stem and path.stem.rpartition(EDITED)[0] in stems
     return path.is_file() and not path.name.startswith(".") and not edited and not by_product
+
+
+def _is_of_another(edits: Path, audio: Path) -> bool:
+    """Whether there is an edit list, and not one that was made from this recording."""
+    if not os.path.exists(edits):
+        return False
+    try:
+        return Path(json.loads(edits.read_text(encoding="utf-8"))["source"]["path"]).name != audio.name
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
 
 
 def _named(path: Path | None, name: str, ending: str, several: bool) -> Path | None:

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from editjax.cli.edit import OutputOptions, refuse_removed, tell, write_sides
 from editjax.cli.options import InputOptions, named, parse
-from editjax.cli.outputs import EDITS_SUFFIX, open_place, place_beside
+from editjax.cli.outputs import EDITS_SUFFIX, check_name, open_place, place_beside
 from editjax.errors import DataError
 from editjax.outputs import Outputs
 
@@ -40,8 +40,11 @@ def run(arguments: Sequence[str]) -> int:
     from editjax.edits import duration_samples, read_edits
     from editjax.render import RenderSettings, render
 
+    check_name(options.recording)
     settings = RenderSettings(crossfade_ms=options.crossfade_ms)
     edit_list = read_edits(options.edits)
+    if not duration_samples(edit_list):
+        raise DataError(f"{options.edits}: plays nothing; give it at least one segment")
     name = options.edits.name.removesuffix(EDITS_SUFFIX).removesuffix(".json")
     default = options.edits.with_name(name + options.recording.suffix)
     place = place_beside(default, options.wanted())._replace(edits=None)
