@@ -1,7 +1,10 @@
 """Trained parameters + mel → pointers: the whole decoding loop runs on the device.
 
-A `lax.while_loop` over steps with ring-buffer caches; it ends when every recording of the batch has stopped.
-Greedy by default; with a temperature it samples, drawing noise per step, so that a seed fixes the edit.
+Decoding is speculative and exact. Nearly every step advances, so each pass drafts that the next steps do,
+verifies all of them side by side, takes those that agree and decides the first that does not: the pointers of
+decoding step by step, in about jumps + steps / draft passes (blockwise parallel decoding, Stern et al. 2018,
+with the recording itself as the draft). Greedy by default; with a temperature it samples, the noise drawn per
+recording and step, so that a seed fixes the edit and drafts change nothing.
 """
 
 from functools import partial
@@ -23,25 +26,29 @@ from editjax.models.pointer import (
     pick,
 )
 
+DRAFT_STEPS = 64
+MODE_NOISE, BAR_NOISE, BEAT_NOISE, FRAME_NOISE = range(4)
+
 
 class Decoded(NamedTuple):
     """Pointers (B, N) int32 ending in STOP where the model stopped, PAD after; log-probability of each step's
-    choice and probability of stopping, (B, N); steps taken before the stop (B,)."""
+    choice and probability of stopping, (B, N); steps taken before the stop (B,); passes of the decoder."""
 
     pointers_BN: jax.Array
     log_p_BN: jax.Array
     stop_p_BN: jax.Array
     steps_B: jax.Array
+    passes: jax.Array
 
 
 class Carry(NamedTuple):
     """Loop state: few packed arrays, because XLA pays per leaf."""
 
-    step: jax.Array
-    state_B3: jax.Array  # pointer, run, stopped
+    passes: jax.Array
+    state_B4: jax.Array  # steps taken, pointer, run, stopped
     caches: tuple
-    played_BV: jax.Array  # frames played of every bar, over the bar's
-    played_BT: jax.Array  # which frames were played; `played_BV` sums them, but not anew at every step
+    played_BV: jax.Array  # frames played of every bar
+    played_BT: jax.Array  # which frames were played; `played_BV` sums them, but not anew at every pass
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
@@ -59,87 +66,122 @@ def read_keys(settings: PointerSettings, params, encoded):
     return decoder_call(settings, params, "keys", encoded)
 
 
-@partial(jax.jit, static_argnames=("settings", "max_steps"))
-def decode(settings: PointerSettings, params, keys, target_B, max_steps: int, temperature, key) -> Decoded:
+@partial(jax.jit, static_argnames=("settings", "max_steps", "draft"))
+def decode(
+    settings: PointerSettings,
+    params,
+    keys,
+    target_B,
+    max_steps: int,
+    temperature,
+    key,
+    draft: int = DRAFT_STEPS,
+) -> Decoded:
     """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
 
     Where no length is asked for, nothing is played twice: an edit ends before the first frame that was played
     already, and at a jump to a stretch most of which was; jumps forward within a bar are always taken.
+    `draft` 0 decodes step by step, with the same result.
     """
-    batch, n_bars = keys.bars_BVD.shape[:2]
+    batch, n_frames = keys.frames_BTD.shape[:2]
+    row_B1 = jnp.arange(batch)[:, None]
+    row_key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B1[:, 0])
+    ahead_1S = jnp.arange(draft + 1)[None, :]
     cache = jnp.zeros((batch, settings.decoder_window, 2 * settings.width), jnp.dtype(settings.dtype))
     start = Carry(
         jnp.zeros((), jnp.int32),
-        jnp.tile(jnp.array([[-1, 0, 0]], jnp.int32), (batch, 1)),
+        jnp.tile(jnp.array([[0, -1, 0, 0]], jnp.int32), (batch, 1)),
         (cache,) * settings.decoder_layers,
-        jnp.zeros((batch, n_bars), jnp.float32),
-        jnp.zeros((batch, keys.frames_BTD.shape[1]), bool),
+        jnp.zeros(keys.bars_BVD.shape[:2], jnp.int32),
+        jnp.zeros((batch, n_frames), bool),
         jnp.full((batch, max_steps), PAD, jnp.int32),
         jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
 
     def going(carry: Carry):
-        return (carry.step < max_steps) & ~carry.state_B3[:, 2].astype(bool).all()
+        taken_B, _, _, stopped_B = carry.state_B4.T
+        return ((taken_B < max_steps) & ~stopped_B.astype(bool)).any()
 
-    def advance(carry: Carry):
-        pointer_B, run_B, stopped_B = carry.state_B3.T
-        index_B1 = jnp.full((batch, 1), carry.step, jnp.int32)
-        step = Step(pointer_B[:, None], run_B[:, None], index_B1, target_B)
-        h, caches = decoder_call(settings, params, "step", keys, step, carry.caches)
-        noise = jax.random.fold_in(key, carry.step)
-        next_B, p_B2 = choose(settings, params, keys, h, step, carry.played_BV, temperature, noise)
-        again_B = (target_B == 0) & pick(carry.played_BT, next_B[:, None])[:, 0]
+    def verify(carry: Carry):
+        taken_B, pointer_B, run_B, stopped_B = carry.state_B4.T
+        drafted = Step(*(a_B[:, None] + ahead_1S for a_B in (pointer_B, run_B, taken_B)), target_B)
+        h_BSD, longer = decoder_call(settings, params, "step", keys, drafted, carry.caches)
+        key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row_key_B, drafted.index_BN)
+        mode_logits_BS3 = decoder_call(settings, params, "mode_logits", h_BSD, drafted.pointer_BN, keys)
+        mode_BS, _ = _pick(mode_logits_BS3, temperature, key_BS, MODE_NOISE)
+        mode_log_p_BS3 = jax.nn.log_softmax(mode_logits_BS3, axis=-1)
+        again_BS = (target_B == 0)[:, None] & pick(carry.played_BT, drafted.pointer_BN + 1)
+        agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (drafted.index_BN < max_steps - 1)
+        decided_B1 = jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
+
+        def decisive(x_BSX):
+            return jnp.take_along_axis(x_BSX, decided_B1.reshape(batch, *[1] * (x_BSX.ndim - 1)), axis=1)
+
+        step = Step(*(decisive(a) for a in drafted[:3]), target_B)
+        before_B = step.pointer_BN[:, 0]
+        played_BV = carry.played_BV + _frames_of_bars(pointer_B, before_B, settings, carry.played_BV.shape[1])
+        share_BV = played_BV.astype(jnp.float32) / float(settings.frames_per_bar)
+        next_B, p_B2 = choose(
+            settings, params, keys, decisive(h_BSD), step, share_BV, temperature, decisive(key_BS)
+        )
+        in_this_pass_B = (pointer_B < next_B) & (next_B <= before_B)
+        again_B = (target_B == 0) & (pick(carry.played_BT, next_B[:, None])[:, 0] | in_this_pass_B)
         next_B = jnp.where(again_B, STOP, next_B)
         p_B2 = p_B2.at[:, 0].set(jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0]))
+
+        is_decided_BS = ahead_1S == decided_B1
+        pointers_BS = jnp.where(is_decided_BS, next_B[:, None], drafted.pointer_BN + 1)
+        drafted_p_BS2 = jnp.stack([mode_log_p_BS3[..., ADVANCE], jnp.exp(mode_log_p_BS3[..., STOP_MODE])], -1)
+        p_BS2 = jnp.where(is_decided_BS[..., None], p_B2[:, None], drafted_p_BS2)
         stopped = stopped_B.astype(bool)
-        jumped = next_B != pointer_B + 1
-        written = jnp.where(stopped, PAD, next_B)
-        place_B = jnp.where(written >= 0, written, carry.played_BT.shape[1])  # a negative index would wrap
+        written_BS = (ahead_1S <= decided_B1) & ~stopped[:, None]
+        place_BS = jnp.where(written_BS, drafted.index_BN, max_steps)
+        frame_BS = jnp.where(written_BS & (pointers_BS >= 0), pointers_BS, n_frames)
         now_stopped = stopped | (next_B == STOP)
-        state = jnp.stack(
+        landed_BV = _frames_of_bars(next_B - 1, next_B, settings, carry.played_BV.shape[1])
+        state_B4 = jnp.stack(
             [
-                jnp.where(now_stopped, pointer_B, next_B),
-                jnp.where(jumped, 0, run_B + 1),
+                taken_B + decided_B1[:, 0] + 1,
+                next_B,
+                jnp.where(next_B == before_B + 1, step.run_BN[:, 0] + 1, 0),
                 now_stopped.astype(jnp.int32),
             ],
             axis=1,
         )
-        bar_B1 = jnp.where(now_stopped, -1, next_B)[:, None] // settings.frames_per_bar
-        entered_BV = (jnp.arange(n_bars)[None, :] == bar_B1).astype(jnp.float32)
         return Carry(
-            carry.step + 1,
-            state,
-            caches,
-            carry.played_BV + entered_BV / float(settings.frames_per_bar),
-            carry.played_BT.at[jnp.arange(batch), place_B].set(True, mode="drop"),
-            jax.lax.dynamic_update_slice(carry.pointers_BN, written[:, None], (0, carry.step)),
-            jax.lax.dynamic_update_slice(
-                carry.p_BN2, jnp.where(stopped[:, None], 0.0, p_B2)[:, None], (0, carry.step, 0)
-            ),
+            carry.passes + 1,
+            jnp.where(stopped[:, None], carry.state_B4, state_B4),
+            tuple(_up_to(longer_BLE, decided_B1[:, 0] + 1, settings.decoder_window) for longer_BLE in longer),
+            played_BV + jnp.where(now_stopped[:, None], 0, landed_BV),
+            carry.played_BT.at[row_B1, frame_BS].set(True, mode="drop"),
+            carry.pointers_BN.at[row_B1, place_BS].set(pointers_BS, mode="drop"),
+            carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
         )
 
-    end = jax.lax.while_loop(going, advance, start)
-    return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], (end.pointers_BN >= 0).sum(1))
+    end = jax.lax.while_loop(going, verify, start)
+    steps_B = (end.pointers_BN >= 0).sum(1)
+    return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], steps_B, end.passes)
 
 
-def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV, temperature, key):
+def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV, temperature, key_B1):
     """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
 
-    First the mode; for a jump then bar → beat → frame.
+    First the mode; for a jump then bar → beat → frame. `played_BV` are shares of bars, `key_B1` the
+    random keys of this step.
     """
     pointer_B1 = step.pointer_BN
-    key_mode, key_bar, key_beat, key_frame = jax.random.split(key, 4)
 
     def ask(method, *args):
         return decoder_call(settings, params, method, *args)
 
     mode_log_p = jax.nn.log_softmax(ask("mode_logits", h_B1D, pointer_B1, keys), axis=-1)
-    mode, _ = _pick(mode_log_p, temperature, key_mode)
+    mode, _ = _pick(mode_log_p, temperature, key_B1, MODE_NOISE)
     bar_logits = ask("bar_logits", h_B1D, pointer_B1, step.began_BN, played_BV[:, None], keys)
-    bar, bar_p = _pick(bar_logits, temperature, key_bar)
-    beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_beat)
+    bar, bar_p = _pick(bar_logits, temperature, key_B1, BAR_NOISE)
+    beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_B1, BEAT_NOISE)
     beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
-    frame, frame_p = _pick(ask("frame_logits", h_B1D, beat, pointer_B1, keys), temperature, key_frame)
+    frame_logits = ask("frame_logits", h_B1D, beat, pointer_B1, keys)
+    frame, frame_p = _pick(frame_logits, temperature, key_B1, FRAME_NOISE)
     target = beat * settings.frames_per_beat + frame
     onwards = (bar == pointer_B1 // settings.frames_per_bar) & (target > pointer_B1)
     played = was_played(target, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
@@ -152,10 +194,30 @@ def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
 
 
-def _pick(logits, temperature, key):
-    """Argmax of logits plus Gumbel noise scaled by the temperature (Gumbel-max trick): 0 is greedy."""
-    logits = logits.astype(jnp.float32)
-    noise = jax.random.gumbel(key, logits.shape) * temperature
-    index = jnp.argmax(logits + noise, axis=-1)
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    return index, jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
+def _pick(logits_BNC, temperature, key_BN, part: int):
+    """Argmax of logits plus Gumbel noise scaled by the temperature (Gumbel-max trick): 0 is greedy.
+
+    The noise of a step depends on its key and on `part` alone, not on how many steps are drawn together.
+    """
+    logits_BNC = logits_BNC.astype(jnp.float32)
+    keys_BN = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, part)))(key_BN)
+    noise_BNC = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BNC.shape[-1:])))(keys_BN)
+    index_BN = jnp.argmax(logits_BNC + noise_BNC * temperature, axis=-1)
+    log_p = jax.nn.log_softmax(logits_BNC, axis=-1)
+    return index_BN, jnp.take_along_axis(log_p, index_BN[..., None], axis=-1)[..., 0]
+
+
+def _frames_of_bars(before_B, last_B, settings: PointerSettings, n_bars: int):
+    """How many of the frames after `before` up to `last` lie in each bar, (B, V)."""
+    start_1V = jnp.arange(n_bars)[None, :] * settings.frames_per_bar
+
+    def until(frame_B):
+        return jnp.clip(frame_B[:, None] + 1 - start_1V, 0, settings.frames_per_bar)
+
+    return until(last_B) - until(before_B)
+
+
+def _up_to(longer_BLE, taken_B, window: int):
+    """The `window` entries before the end of what was taken, from a cache with the drafted steps added."""
+    cut = jax.vmap(lambda entries_LE, n: jax.lax.dynamic_slice_in_dim(entries_LE, n, window))
+    return cut(longer_BLE, taken_B)

@@ -388,7 +388,7 @@ def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, targe
     nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
     total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
     h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
-    every_BN, any_key = jnp.ones_like(pointers_BN, bool), jax.random.key(0)
+    every_BN, any_key_B1 = jnp.ones_like(pointers_BN, bool), jax.random.key(0)[None, None]
     n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
     played_BNV = played_before(pointers_BN, every_BN, n_steps, n_bars, settings.frames_per_bar)
 
@@ -396,7 +396,7 @@ def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, targe
         h_D, played_V, *place = at
         step = Step(*(a[None, None] for a in place), target_B)
         chosen_B, _ = decode.choose(
-            settings, params, keys, h_D[None, None], step, played_V[None], 0.0, any_key
+            settings, params, keys, h_D[None, None], step, played_V[None], 0.0, any_key_B1
         )
         return chosen_B[0]
 

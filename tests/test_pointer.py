@@ -89,10 +89,11 @@ def encoded(params, recordings, length, target=None, fill=0.0):
     return decoding.encode(TINY, params, mel, frames, phase, target_B)
 
 
-def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, target=None):
+def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, target=None, draft=5):
     _, keys = encoded(params, recordings, length, target)
     target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
-    return keys, decoding.decode(TINY, params, keys, target_B, steps, temperature, jax.random.key(seed))
+    ready = TINY, params, keys, target_B, steps, temperature, jax.random.key(seed)
+    return keys, decoding.decode(*ready, draft=draft)
 
 
 @jax.jit
@@ -130,6 +131,37 @@ def test_decoding_step_by_step_equals_teacher_forcing(params, temperature):
     forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.array(target))
     assert (np.asarray(out.steps_B) > 8).all(), "too short to have left the cache window"
     np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
+
+
+@pytest.mark.parametrize("bias", [[1.0, 1.0, -6.0], [5.0, 0.0, -3.0], [-1.0, 2.0, -4.0]])
+def test_drafts_change_nothing(params, bias):
+    """Neither where most of them are taken nor where most are refused, whatever else is in the batch."""
+    decoder = params["decoder"]
+    mode = {**decoder["mode"], "bias": jnp.array(bias)}
+    biased = {**params, "decoder": {**decoder, "mode": mode}}
+    recordings = [recording(frames, frames) for frames in (75, 50, 64, 33)]
+    for temperature, target in ((0.0, 0.0), (0.0, 60.0), (1.0, 0.0), (1.0, 60.0)):
+        options = {"temperature": temperature, "target": [target] * 4}
+        _, plain = decoded(biased, recordings, 75, draft=0, **options)
+        assert int(plain.passes) == int((plain.pointers_BN != PAD).sum(1).max())
+        for draft in (1, 5, 12):
+            _, out = decoded(biased, recordings, 75, draft=draft, **options)
+            np.testing.assert_array_equal(out.pointers_BN, plain.pointers_BN)
+            np.testing.assert_allclose(out.log_p_BN, plain.log_p_BN, atol=1e-4)
+            np.testing.assert_allclose(out.stop_p_BN, plain.stop_p_BN, atol=1e-5)
+            assert int(out.passes) <= int(plain.passes)
+
+
+def test_drafts_leave_a_pass_for_every_jump_and_every_draft_taken_whole(params):
+    decoder, draft = params["decoder"], 12
+    mode = {**decoder["mode"], "bias": jnp.array([5.0, 0.0, -3.0])}
+    biased = {**params, "decoder": {**decoder, "mode": mode}}
+    for seed in range(4):
+        _, out = decoded(biased, [recording(75, seed)], 75, target=[70.0], draft=draft)
+        pointers_N = np.asarray(out.pointers_BN[0])
+        pointers_N = pointers_N[pointers_N != PAD]
+        jumps = int((np.diff(pointers_N, prepend=-1) != 1).sum())
+        assert int(out.passes) <= jumps + len(pointers_N) / draft
 
 
 def test_nothing_is_played_twice_unless_a_length_is_asked_for(params):
@@ -172,7 +204,8 @@ def test_a_jump_forward_in_a_played_bar_is_taken(params):
         before_11, zero_11 = jnp.full((1, 1), before), jnp.zeros((1, 1), jnp.int32)
         step = Step(before_11, zero_11, zero_11, jnp.zeros(1))
         ready = h[None, None], step, played_BV
-        return decoding.choose(TINY, jumping, keys, *ready, 0.0, jax.random.key(0))[0][0]
+        any_key = jax.random.key(0)[None, None]
+        return decoding.choose(TINY, jumping, keys, *ready, 0.0, any_key)[0][0]
 
     rng, kinds = np.random.default_rng(0), set()
     for before in range(75):

@@ -178,7 +178,7 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual branch over the last `decoder_window` steps; `step` keeps them in a ring buffer."""
+    """Residual branch over the last `decoder_window` steps; `step` reads the earlier of them from a cache."""
 
     settings: PointerSettings
 
@@ -194,21 +194,24 @@ class SelfAttention(nn.Module):
         out = attend(q, k, v, window=window, frames_B=steps_B, kind=self.settings.attention)
         return self.out(out.reshape(x_BND.shape))
 
-    def step(self, x_B1D, index_B1, cache_BWE):
-        """One step; the cache holds keys and values of the last steps, slot = step modulo window."""
-        window = self.settings.decoder_window
-        q, k, v = self._project(x_B1D, index_B1)
-        batch = x_B1D.shape[0]
-        entry_B1E = jnp.concatenate([k, v], -1).reshape(batch, 1, -1)
-        slot_1W = jnp.arange(window)[None, :]
-        cache_BWE = jnp.where((slot_1W == index_B1 % window)[..., None], entry_B1E, cache_BWE)
-        keys = cache_BWE.reshape(batch, window, self.settings.heads, -1)
-        k_BWHK, v_BWHK = jnp.split(keys, 2, -1)
-        logits = jnp.einsum("bqhk,bwhk->bhqw", q, k_BWHK, preferred_element_type=jnp.float32)
-        filled = (slot_1W <= index_B1)[:, None, None, :]
-        logits = jnp.where(filled, logits * q.shape[-1] ** -0.5, NEVER)
-        out = jnp.einsum("bhqw,bwhk->bqhk", jax.nn.softmax(logits, -1).astype(x_B1D.dtype), v_BWHK)
-        return self.out(out.reshape(x_B1D.shape)), cache_BWE
+    def step(self, x_BND, index_BN, cache_BWE):
+        """The next N steps; the cache holds keys and values of the `decoder_window` steps before them.
+
+        Returns the branch (B, N, width) and the cache with the N steps after what it held, (B, W + N, E).
+        """
+        window, n_steps = self.settings.decoder_window, x_BND.shape[1]
+        q, k, v = self._project(x_BND, index_BN)
+        new_BNE = jnp.concatenate([k, v], -1).reshape(*x_BND.shape[:2], -1)
+        longer_BLE = jnp.concatenate([cache_BWE, new_BNE], axis=1)
+        k_BLHK, v_BLHK = jnp.split(longer_BLE.reshape(*longer_BLE.shape[:2], self.settings.heads, -1), 2, -1)
+        logits = jnp.einsum("bnhk,blhk->bhnl", q, k_BLHK, preferred_element_type=jnp.float32)
+        key_L, query_N = jnp.arange(-window, n_steps), jnp.arange(n_steps)
+        near_NL = (key_L[None, :] <= query_N[:, None]) & (key_L[None, :] > query_N[:, None] - window)
+        filled_BL = key_L[None, :] + index_BN[:, :1] >= 0
+        seen_BNL = near_NL[None] & filled_BL[:, None, :]
+        logits = jnp.where(seen_BNL[:, None], logits * q.shape[-1] ** -0.5, NEVER)
+        out = jnp.einsum("bhnl,blhk->bnhk", jax.nn.softmax(logits, -1).astype(x_BND.dtype), v_BLHK)
+        return self.out(out.reshape(x_BND.shape)), longer_BLE
 
     def _project(self, x_BND, index_BN):
         qkv = self.qkv(self.norm(x_BND))
@@ -273,15 +276,19 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def step(self, keys: Keys, step: Step, caches):
-        """One step: state (B, 1, width) and the new caches, a tuple with one ring buffer per layer."""
-        x, new = self._inputs(keys, step), []
+        """The next N steps after those in the caches, (B, decoder_window, E) per layer, zero at the start.
+
+        Returns the states (B, N, width) and the caches with N entries more at their end; `decoder_window` of
+        them, up to the last step that is taken, are the next caches.
+        """
+        x, longer = self._inputs(keys, step), []
         for i, (attention, mlp) in enumerate(zip(self.selfs, self.mlps, strict=True)):
             out, cache = attention.step(x, step.index_BN, caches[i])
-            new.append(cache)
+            longer.append(cache)
             x = x + out
             x = x + self.crosses[i](x, step.pointer_BN, keys.around[i], keys.bars[i], keys.n_frames_B)
             x = x + mlp(x)
-        return self.norm(x), tuple(new)
+        return self.norm(x), tuple(longer)
 
     def mode_logits(self, h_BND, pointer_BN, keys: Keys):
         """Logits of advance, jump, stop: (B, N, 3); advance past the last frame is impossible."""
