@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -243,3 +244,27 @@ trees = st.recursive(leaves, lambda inner: st.dictionaries(names, inner, min_siz
 def test_unflatten_undoes_flatten(tree):
     again = unflatten(flatten(tree))
     assert jax.tree.structure(again) == jax.tree.structure(tree)
+
+
+def test_the_mean_of_two_models_with_other_weights_of_hints(run_dir, tmp_path):
+    """As `final` was made."""
+    models = [export_run(run_dir, tmp_path / name) for name in ("one", "other")]
+    tensors = flatten(load_bundle(models[1]).params)
+    shifted = {name: np.asarray(array) + 2.0 for name, array in tensors.items()}
+    facts = {
+        name: load_bundle(models[1]).config[name]
+        for name in ("family", "model", "mel", "training", "licence")
+    }
+    export.write_bundle(models[1], shifted, facts, overwrite=True)
+    script = str(Path(__file__).parents[1] / "launch" / "average.py")
+    words = [*map(str, models), str(tmp_path / "mean"), "--advance", "2", "--avoid", "3"]
+    subprocess.run([sys.executable, script, *words], check=True)
+    mean = flatten(load_bundle(tmp_path / "mean").params)
+    expected = {name: np.asarray(array) + 1.0 for name, array in tensors.items()}
+    expected["decoder/trust"][0] *= 2
+    for name in ("decoder/bar_avoid/bias", "decoder/bar_avoid/kernel"):
+        expected[name][..., 0] *= 3
+        expected[name][..., 2] *= 3
+    assert mean.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(mean[name], array, rtol=1e-3, err_msg=name)
