@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from editjax import decode as decoding
 from editjax.chunks import encode_in_chunks
@@ -162,6 +163,30 @@ def test_drafts_leave_a_pass_for_every_jump_and_every_draft_taken_whole(params):
         pointers_N = pointers_N[pointers_N != PAD]
         jumps = int((np.diff(pointers_N, prepend=-1) != 1).sum())
         assert int(out.passes) <= jumps + len(pointers_N) / draft
+
+
+def test_samples_are_distributed_as_the_network_says(params):
+    """All edits of two steps, enumerated, and how often each is drawn with drafts."""
+    frames, draws, target = 6, 4096, 4.0
+    decoder = params["decoder"]
+    mode = {**decoder["mode"], "bias": jnp.array([1.0, 1.0, 0.0])}
+    biased = {**params, "decoder": {**decoder, "mode": mode}}
+    _, keys = encoded(biased, [recording(frames)], 16, [target])
+    edits = [[first, second] for first in range(frames) for second in (*range(frames), STOP)]
+    edits.append([STOP, PAD])
+
+    def repeated(times):
+        return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), keys)
+
+    asked = jnp.full((len(edits),), target)
+    log_p = teacher_forced_log_p(biased, repeated(len(edits)), jnp.array(edits), asked)
+    expected = np.exp(np.asarray(log_p.sum(1), np.float64))
+    assert expected.sum() == pytest.approx(1.0, abs=1e-4)
+    ready = TINY, biased, repeated(draws), jnp.full((draws,), target), 2, 1.0, jax.random.key(0)
+    drawn = np.asarray(decoding.decode(*ready, draft=1).pointers_BN)
+    counts = [(drawn == np.array(edit)).all(1).sum() for edit in edits]
+    assert sum(counts) == draws and min(expected) * draws > 0.5
+    assert chisquare(counts, expected / expected.sum() * draws).pvalue > 0.01
 
 
 def test_nothing_is_played_twice_unless_a_length_is_asked_for(params):
