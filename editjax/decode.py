@@ -104,20 +104,21 @@ def decode(
 
     def verify(carry: Carry):
         taken_B, pointer_B, run_B, stopped_B = carry.state_B4.T
-        drafted = Step(*(a_B[:, None] + ahead_1S for a_B in (pointer_B, run_B, taken_B)), target_B)
+        pointer_BS, run_BS, index_BS = (a_B[:, None] + ahead_1S for a_B in (pointer_B, run_B, taken_B))
+        drafted = Step(pointer_BS, run_BS, index_BS, target_B)
         h_BSD, longer = decoder_call(settings, params, "step", keys, drafted, carry.caches)
-        key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row_key_B, drafted.index_BN)
-        mode_logits_BS3 = decoder_call(settings, params, "mode_logits", h_BSD, drafted.pointer_BN, keys)
+        key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row_key_B, index_BS)
+        mode_logits_BS3 = decoder_call(settings, params, "mode_logits", h_BSD, pointer_BS, keys)
         mode_BS, _ = _pick(mode_logits_BS3, temperature, key_BS, MODE_NOISE)
         mode_log_p_BS3 = jax.nn.log_softmax(mode_logits_BS3, axis=-1)
-        again_BS = (target_B == 0)[:, None] & pick(carry.played_BT, drafted.pointer_BN + 1)
-        agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (drafted.index_BN < max_steps - 1)
+        again_BS = (target_B == 0)[:, None] & pick(carry.played_BT, pointer_BS + 1)
+        agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (index_BS < max_steps - 1)
         decided_B1 = jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
 
         def decisive(x_BSX):
             return jnp.take_along_axis(x_BSX, decided_B1.reshape(batch, *[1] * (x_BSX.ndim - 1)), axis=1)
 
-        step = Step(*(decisive(a) for a in drafted[:3]), target_B)
+        step = Step(decisive(pointer_BS), decisive(run_BS), decisive(index_BS), target_B)
         before_B = step.pointer_BN[:, 0]
         played_BV = carry.played_BV + _frames_of_bars(pointer_B, before_B, settings, carry.played_BV.shape[1])
         share_BV = played_BV.astype(jnp.float32) / float(settings.frames_per_bar)
@@ -130,13 +131,13 @@ def decode(
         p_B2 = p_B2.at[:, 0].set(jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0]))
 
         is_decided_BS = ahead_1S == decided_B1
-        pointers_BS = jnp.where(is_decided_BS, next_B[:, None], drafted.pointer_BN + 1)
+        next_BS = jnp.where(is_decided_BS, next_B[:, None], pointer_BS + 1)
         drafted_p_BS2 = jnp.stack([mode_log_p_BS3[..., ADVANCE], jnp.exp(mode_log_p_BS3[..., STOP_MODE])], -1)
         p_BS2 = jnp.where(is_decided_BS[..., None], p_B2[:, None], drafted_p_BS2)
         stopped = stopped_B.astype(bool)
         written_BS = (ahead_1S <= decided_B1) & ~stopped[:, None]
-        place_BS = jnp.where(written_BS, drafted.index_BN, max_steps)
-        frame_BS = jnp.where(written_BS & (pointers_BS >= 0), pointers_BS, n_frames)
+        place_BS = jnp.where(written_BS, index_BS, max_steps)
+        frame_BS = jnp.where(written_BS & (next_BS >= 0), next_BS, n_frames)
         now_stopped = stopped | (next_B == STOP)
         landed_BV = _frames_of_bars(next_B - 1, next_B, settings, carry.played_BV.shape[1])
         state_B4 = jnp.stack(
@@ -154,7 +155,7 @@ def decode(
             tuple(_up_to(longer_BLE, decided_B1[:, 0] + 1, settings.decoder_window) for longer_BLE in longer),
             played_BV + jnp.where(now_stopped[:, None], 0, landed_BV),
             carry.played_BT.at[row_B1, frame_BS].set(True, mode="drop"),
-            carry.pointers_BN.at[row_B1, place_BS].set(pointers_BS, mode="drop"),
+            carry.pointers_BN.at[row_B1, place_BS].set(next_BS, mode="drop"),
             carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
         )
 
