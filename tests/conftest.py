@@ -1,9 +1,17 @@
-"""Strict JAX for every test: no silent rank or dtype promotion, several CPU devices, no accelerator."""
+"""Strict JAX for every test: no silent rank or dtype promotion, several CPU devices, no accelerator.
+
+Hypothesis keeps no time: a busy machine is no failure.
+"""
 
 import os
+
+from hypothesis import settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+settings.register_profile("editjax", deadline=None, print_blob=True)
+settings.load_profile("editjax")

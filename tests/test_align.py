@@ -353,7 +353,10 @@ def test_files_are_written_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pointers_N, alignment.pointers_N)
     info = json.loads((out / "cut_info.json").read_text(encoding="utf-8"))
     assert info["alignment_ratio"] == 1.0 and len(info["runs"]) == 2
-    assert len(np.load(out / "cut_labels.npy")) == len(info["beat_frames"])
+    labels = np.load(out / "cut_labels.npy")
+    expected = beat_labels(alignment.edit_list, np.array(info["beat_frames"]), info["raw_frames"], grid=GRID)
+    np.testing.assert_array_equal(labels, expected)
+    assert {EditLabel.CUT, EditLabel.KEEP} <= set(labels.tolist())
     assert read_edits(out / "cut.edits.json").source.frames == len(RAW_S)
     with pytest.raises(CannotCreateError, match=r"cut_pointers\.npy"):
         align_files(tmp_path / "räw.wav", tmp_path / "cut.wav", out)

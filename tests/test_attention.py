@@ -66,6 +66,29 @@ def test_block_gradients_equal_dense():
 
 
 @pytest.mark.parametrize("kind", ["dense", "block"])
+def test_gradients_equal_float64_differences(kind):
+    """Along a random direction of every input in turn."""
+    *args, valid = inputs(140)
+    window, frames_B = Window(20, 9), np.array([140, 101])
+    rng = np.random.default_rng(2)
+    weights = rng.normal(size=args[0].shape)
+
+    def total(*args):
+        return (run(kind, window, frames_B, *args, valid) * weights.astype(np.float32)).sum()
+
+    gradients = jax.grad(total, (0, 1, 2, 3, 4))(*args)
+    for i, gradient in enumerate(gradients):
+        direction, values = rng.normal(size=args[i].shape), []
+        for step in (1e-5, -1e-5):
+            moved = [a.astype(np.float64) for a in args]
+            moved[i] = moved[i] + step * direction
+            values.append((float64_dense(window, frames_B, *moved, valid) * weights).sum())
+        numeric = (values[0] - values[1]) / 2e-5
+        found = (np.asarray(gradient, np.float64) * direction).sum()
+        assert found == pytest.approx(numeric, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dense", "block"])
 def test_nan_in_the_padding_never_leaks(kind):
     q, k, v, gk, gv, valid = inputs(200)
     frames_B = np.array([200, 100])

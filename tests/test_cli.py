@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ import soundfile
 import editjax.editor
 import editjax.render
 from editjax.cli import COMMANDS, main
-from editjax.cli.options import InputOptions
+from editjax.cli.edit import EditOptions, settings_of
+from editjax.cli.options import InputOptions, parse
 from editjax.cli.report import clock
+from editjax.editor import EditSettings
 from editjax.edits import read_edits
 from editjax.formats import AudioLimits
 from editjax.mel import MelSettings
 from editjax.network import EditedPointers
+from editjax.render import RenderSettings
 
 RATE_HZ = 22050
 
@@ -188,6 +192,28 @@ def test_internal_errors_show_their_traceback_only_when_debugging(run, take: Pat
     done = run("edit", take, "--debug")
     assert done.code == 70 and "Traceback" in done.err
     assert list(take.parent.iterdir()) == [take]
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        (["--target-length", "2:30"], {"target_s": 150.0}),
+        (["--temperature", "0.5", "--seed", "7"], {"temperature": 0.5, "seed": 7}),
+        (["--margin", "0.1,0.2"], {"margin_s": (0.1, 0.2)}),
+        (["--min-clip", "3"], {"min_clip_s": 3.0}),
+        (["--max-pause", "1.5s"], {"max_pause_s": 1.5}),
+        (["--snap", "bar"], {"snap": "bar"}),
+        (["--keep", "1,2", "--keep", "4,5", "--cut", "3,4"], {"keep": ("1,2", "4,5"), "cut": ("3,4",)}),
+        (["--crossfade-ms", "25"], {"render": RenderSettings(crossfade_ms=25.0)}),
+        (["--editor", "silence"], {"editor": "silence"}),
+        (["--model", "other"], {"model": "other"}),
+        (["--max-channels", "2"], {"limits": AudioLimits(max_channels=2)}),
+        (["--allow-truncated"], {"allow_truncated": True}),
+    ],
+)
+def test_every_option_reaches_the_editor(words: list[str], changed: dict[str, Any]) -> None:
+    options = parse(EditOptions, ["a.wav", *words], "editjax edit", spread="inputs")
+    assert settings_of(options) == EditSettings(**changed)
 
 
 def test_keep_and_cut_have_the_last_word(run, take: Path) -> None:

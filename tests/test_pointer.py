@@ -16,6 +16,7 @@ from editjax.models import pointer
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import ALIGN_FRAMES, encode
 from editjax.models.pointer import PointerSettings, Step, decoder_call
+from editjax.models.scales import target_features
 
 TINY = PointerSettings(
     n_mels=32,
@@ -189,6 +190,18 @@ def test_samples_are_distributed_as_the_network_says(params):
     assert chisquare(counts, expected / expected.sum() * draws).pvalue > 0.01
 
 
+def test_a_pass_plays_nothing_again_of_what_it_has_drafted(params):
+    mode = {**params["decoder"]["mode"], "bias": jnp.array([3.0, 0.0, -9.0])}
+    jumping = {**params, "decoder": {**params["decoder"], "mode": mode}}
+    _, keys = encoded(jumping, [recording(75)], 75)
+    keys = jax.tree.map(lambda a: jnp.repeat(a, 64, axis=0), keys)
+    for seed in range(40):
+        ready = TINY, jumping, keys, jnp.zeros(64), 60, 1.0, jax.random.key(seed)
+        for row_N in np.asarray(decoding.decode(*ready, draft=12).pointers_BN):
+            played = row_N[row_N >= 0]
+            assert len(played) == len(set(played))
+
+
 def test_nothing_is_played_twice_unless_a_length_is_asked_for(params):
     replayed = {}
     recordings = [recording(75, seed) for seed in range(4)]
@@ -258,11 +271,13 @@ def test_next_step_probabilities_sum_to_one_over_every_raw_frame(params):
 
 def test_padding_and_batch_composition_change_nothing(params):
     first, second = recording(75, 1), recording(50, 2)
-    _, alone = decoded(params, [second], 50)
-    _, together = decoded(params, [first, second], 96)
+    _, alone = decoded(params, [second], 50, target=[30.0])
+    _, together = decoded(params, [first, second], 96, target=[40.0, 30.0])
     n = int(alone.steps_B[0])
-    assert int(together.steps_B[1]) == n
+    assert int(together.steps_B[1]) == n > 20
     np.testing.assert_array_equal(together.pointers_BN[1, :n], alone.pointers_BN[0, :n])
+    np.testing.assert_allclose(together.log_p_BN[1, :n], alone.log_p_BN[0, :n], atol=2e-4)
+    np.testing.assert_allclose(together.stop_p_BN[1, :n], alone.stop_p_BN[0, :n], atol=1e-4)
 
 
 def test_nan_in_the_padding_does_not_reach_the_encoding(params):
@@ -333,6 +348,44 @@ def test_likelihood_counts_targets_at_jumps_only(params):
     forced = teacher_forced_log_p(params, keys, batch.pointers_BN, jnp.zeros(1))
     assert int(nll.jumps_B[0]) == 3
     assert total == pytest.approx(-float(forced.sum()), abs=1e-3)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(params):
+    pointers = [3, 4, 5, 40, 41, 7, STOP]
+    batch = batch_of(pointers)._replace(target_B=jnp.array([5.0]))
+    weights = LossSettings(sequence=1.0, structure=3.0, order=5.0, length=7.0)
+    loss, parts = jax.jit(lambda p, b: pointer_loss(p, b, TINY, weights))(params, batch)
+    names = ("sequence", "structure", "order", "length")
+    assert all(float(parts[name]) > 1e-3 for name in names)
+    total = sum(getattr(weights, name) * float(parts[name]) for name in names)
+    assert float(loss) == pytest.approx(total, rel=1e-5)
+    found, keys = encoded(params, [recording(60)], 64, [5.0])
+    forced = teacher_forced_log_p(params, keys, batch.pointers_BN, batch.target_B)
+    assert float(parts["sequence"]) * 4 == pytest.approx(-float(forced.sum()), rel=1e-4)  # 3 jumps, a stop
+    log_p = np.asarray(jax.nn.log_softmax(found.structure_BTS[0, :60]))
+    nll = -log_p[np.arange(60), np.asarray(batch.structure_BT)[0, :60]].mean()
+    assert float(parts["structure"]) == pytest.approx(nll, rel=1e-4)
+    error = (float(found.log_length_B[0]) - np.log(len(pointers) - 1)) ** 2
+    assert float(parts["length"]) == pytest.approx(error, rel=1e-3)
+
+
+def test_what_a_step_is_told_of_the_length_that_is_asked_for():
+    at = jnp.array([[5, 5]]), jnp.array([[2, 2]]), jnp.array([[10, 50]]), jnp.array([40.0])
+    flag, share, log_left, passed = np.asarray(pointer.step_features(Step(*at)))[0, :, 3:].T
+    np.testing.assert_allclose(flag, 1.0)
+    np.testing.assert_allclose(share, [0.75, -0.25])
+    np.testing.assert_allclose(log_left, np.array([np.log(31), -np.log(11)]) / 5, rtol=1e-5)
+    np.testing.assert_allclose(passed, [0.0, 1.0])
+    unasked = pointer.step_features(Step(*at[:3], jnp.zeros(1)))
+    np.testing.assert_array_equal(unasked[..., 3:], 0.0)
+    asked = target_features(jnp.array([50.0, 0.0]), jnp.array([100, 100]))
+    np.testing.assert_allclose(asked, [[1.0, np.log(0.5), 0.5], [0.0, 0.0, 0.0]], rtol=1e-5)
+
+
+def test_distances_have_a_sign_and_grow_coarser():
+    away = jnp.array([-40, -9, -5, -3, 0, 3, 4, 5, 9, 40])
+    buckets = np.asarray(pointer.distance_bucket(away)).tolist()
+    assert len(set(buckets)) == 9 and buckets[6] == buckets[7]
 
 
 def test_unaligned_frames_leave_the_loss():

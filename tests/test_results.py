@@ -1,0 +1,58 @@
+"""What is committed and quoted: results that keep the promises, and a README that quotes them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_result_has_the_common_form(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert set(found) == {"bench", "device", "versions", "rows", "ratios"} and found["rows"]
+    assert found["bench"] == path.stem and (ROOT / "benchmarks" / f"{path.stem}.py").exists()
+
+
+def test_the_bundled_model_keeps_its_promises() -> None:
+    rows = {row["figure"]: row for row in result("quality")["rows"]}
+    model = {name: row["pointer network"] for name, row in rows.items()}
+    assert rows["kept_iou"]["edits"] >= 100
+    assert model["kept_iou"] >= 0.9 and model["boundary_f1_half_second"] >= 0.85
+    assert model["order_agreement"] >= 0.95 and model["length_error"] <= 0.05
+    for other in ("keep everything", "silence cutter"):
+        assert model["kept_iou"] >= rows["kept_iou"][other] + 0.25
+    assert rows["kept_iou"]["keep everything"] <= 0.6
+    assert rows["spoiled_takes_found"]["silence cutter"] <= 0.1
+    assert all(model[f"length_{times}_met"] == 1.0 for times in ("0.5", "0.75", "1.25", "1.5"))
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    rows = {row["figure"]: row for row in result("quality")["rows"]}
+    for editor, shown in (
+        ("pointer network", "pointer network `final`"),
+        ("silence cutter", "silence cutter"),
+        ("keep everything", "keep everything"),
+    ):
+        line = next(line for line in README.splitlines() if line.startswith(f"| {shown} | 0."))
+        iou, f1, order, length, spoiled = (cell.strip() for cell in line.split("|")[2:-1])
+        for cell, figure in ((iou, "kept_iou"), (f1, "boundary_f1_half_second"), (order, "order_agreement")):
+            assert cell == f"{rows[figure][editor]:.2f}"
+        assert float(length.removesuffix(" %")) == pytest.approx(100 * rows["length_error"][editor], abs=0.5)
+        assert spoiled == f"{rows['spoiled_takes_found'][editor]:.0%}".replace("%", " %")
+
+
+def test_speed_and_cost_keep_their_promises() -> None:
+    edit, encode = result("edit")["ratios"], result("encode")["ratios"]
+    assert edit["pointer, 10 min, warm"] >= 20 and encode["match / encode, 10 min"] <= 0.1
+    quoted = re.search(r"(\d+) × real time\)", README)
+    assert quoted and int(quoted[1]) == round(edit["pointer, 10 min, warm"])
