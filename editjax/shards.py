@@ -13,12 +13,11 @@ Records are read one at a time in random order: `group_size:1`. A shard is writt
 closed, and renamed, because an ArrayRecord file that was never closed cannot be read.
 """
 
-import contextlib
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,7 +195,7 @@ def verify(shards_dir: str | Path) -> dict[str, Any]:
                 raise NoInputError(f"{path}: missing, though the manifest names it; {_AGAIN}")
             if not _file_facts(path).items() <= shard.items():
                 raise DataError(f"{path}: SHA-256 differs from the manifest; {_AGAIN}")
-            with contextlib.closing(_open_shard(path)) as reader:
+            with closing(_open_shard(path)) as reader:
                 records = reader.num_records()
             if records != shard["records"]:
                 raise DataError(f"{path}: number of records differs from the manifest; {_AGAIN}")

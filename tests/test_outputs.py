@@ -114,6 +114,21 @@ def test_one_internal_error_does_not_end_a_batch(take: Path, monkeypatch, capsys
     monkeypatch.setattr(editjax.cli.edit, "edit_file", stumble)
     assert edit(take, good) == 70
     assert "a bug" in capsys.readouterr().err and take.with_name("good_edited.wav").exists()
+    assert edit(take, good, "--overwrite", "--debug") == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_a_batch(take: Path, monkeypatch) -> None:
+    import editjax.cli.edit
+
+    def close(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(editjax.cli.edit, "edit_file", close)
+    codes: list[int] = []
+    with pytest.raises(BrokenPipeError), editjax.cli.edit.complaining(codes):
+        editjax.cli.edit.edit_file(take)
+    assert not codes
 
 
 def test_termination_leaves_nothing(take: Path) -> None:

@@ -5,6 +5,7 @@ is imported when that command is called, so that `editjax --help` loads nothing 
 """
 
 import contextlib
+import contextvars
 import difflib
 import importlib
 import os
@@ -36,6 +37,7 @@ COMMANDS = {
 """What each command does; its options and its `run` are in the module of the same name beside this one."""
 
 INTERRUPTED = 130
+DEBUG = contextvars.ContextVar("DEBUG", default=False)
 NOTHING_HALF_WRITTEN = "interrupted; nothing was left half-written"
 
 
@@ -61,7 +63,7 @@ def _terminated_in_order() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; the traceback of an internal error needs `--debug`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
+    DEBUG.set("--debug" in words)
     words = [word for word in words if word != "--debug"]
     try:
         with _terminated_in_order():
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
         return InputOutputError.exit_code
     except Exception as error:
-        return complain_internally(error, debug)
+        return complain_internally(error)
 
 
 def complain(error: EditjaxError) -> int:
@@ -85,13 +87,13 @@ def complain(error: EditjaxError) -> int:
     return error.exit_code
 
 
-def complain_internally(error: Exception, debug: bool = False) -> int:
+def complain_internally(error: Exception) -> int:
     """The same for an error that nobody foresaw, or that the medium of our own output made."""
     if isinstance(error, OSError) and error.errno in MEDIUM_ERRORS:
         return complain(InputOutputError(f"writing failed ({error.strerror}); free space"))
-    if debug:
-        traceback.print_exc()
-    hint = "" if debug else "; run it again with --debug and report what that prints"
+    if DEBUG.get():
+        traceback.print_exception(error)
+    hint = "" if DEBUG.get() else "; run it again with --debug and report what that prints"
     return complain(EditjaxError(f"internal error: {type(error).__name__}: {error}{hint}"))
 
 

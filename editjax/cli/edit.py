@@ -136,6 +136,8 @@ def complaining(codes: list[int]) -> Iterator[None]:
         yield
     except EditjaxError as error:
         codes.append(complain(error))
+    except BrokenPipeError:  # nobody reads the report any more
+        raise
     except Exception as error:
         codes.append(complain_internally(error))
 
