@@ -62,7 +62,7 @@ def measure(
     def run(draft: int) -> Any:
         return jax.block_until_ready(decode(*ready, draft=draft))
 
-    plain, rows = run(0), []
+    plain = run(0)
     for draft in drafts:
         out = run(draft)
         unequal = int(np.count_nonzero(np.asarray(out.pointers_BN) != np.asarray(plain.pointers_BN)))
@@ -73,20 +73,19 @@ def measure(
     pointers_N = np.asarray(plain.pointers_BN[0])
     pointers_N = pointers_N[pointers_N != PAD]
     jumps = int(np.count_nonzero(np.diff(pointers_N, prepend=-1) != 1)) - 1  # the stop is none
-    for draft in drafts:
-        rows.append(
-            {
-                "minutes": minutes,
-                "draft": draft,
-                "steps": len(pointers_N),
-                "jumps": jumps,
-                "passes": int(run(draft).passes),
-                "bound": jumps + 1 + len(pointers_N) / max(draft, 1),
-                "s": seconds[str(draft)],
-                "µs / pointer": 1e6 * seconds[str(draft)] / len(pointers_N),
-            }
-        )
-    return rows
+    return [
+        {
+            "minutes": minutes,
+            "draft": draft,
+            "steps": len(pointers_N),
+            "jumps": jumps,
+            "passes": int(run(draft).passes),
+            "bound": jumps + 1 + len(pointers_N) / max(draft, 1),
+            "s": seconds[str(draft)],
+            "µs / pointer": 1e6 * seconds[str(draft)] / len(pointers_N),
+        }
+        for draft in drafts
+    ]
 
 
 def recording(network: PointerNetwork, minutes: int) -> np.ndarray:
