@@ -36,7 +36,8 @@ from editjax.metrics import (
 )
 from editjax.models.coverage import played_before
 from editjax.models.pointer import PointerSettings, Step, decoder_call
-from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
+from editjax.models.style import Asked
+from editjax.network import STYLE, WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
 from editjax.records import Edit, Recording
@@ -170,7 +171,7 @@ def make_validate(
         for example in examples:
             mel_TF = np.asarray(example.mel_TF, np.float32)
             phase_T3 = np.asarray(example.phase_T3, np.float32)
-            edited = network.edit_pointers(mel_TF, phase_T3)
+            edited = network.edit_pointers(mel_TF, phase_T3, style=example.style)
             row = figures(edited.pointers_N, example.pointers_N, len(mel_TF), frames_per_second)
             kept = np.flatnonzero(edited.keep_T > 0.5)
             row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
@@ -185,9 +186,15 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
     """The model by its name in the table, then the editors it must beat."""
 
     def model(task: Task) -> np.ndarray:
-        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames).pointers_N
+        style = style_asked(network, task)
+        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=style).pointers_N
 
     return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
+
+
+def style_asked(network: PointerNetwork, task: Task) -> str:
+    """The task's style, or the default one for a model that never saw it."""
+    return task.style if task.style in network.styles else STYLE
 
 
 def keep_everything(task: Task) -> np.ndarray:
@@ -289,7 +296,8 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
     frames_B, steps_B = np.array([len(task.mel_TF)], np.int32), np.array([steps], np.int32)
     target_B = np.array([task.target_frames or 0], np.float32)
     settings, params = network.settings, network.params
-    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B)
+    asked = Asked(target_B, network.point_of(style_asked(network, task))[None])
+    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, asked)
     nll_B, greedy_N = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
     greedy_N = np.asarray(greedy_N[:steps])
     aligned_N = np.append(true_N, STOP) != UNALIGNED
@@ -384,7 +392,7 @@ def _facts(task: Task) -> dict[str, Any]:
 @partial(jax.jit, static_argnames=("settings",))
 def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, target_B):
     """−log p per event (1,), and the greedy choice at each step after the true steps before it (N,)."""
-    t = targets(pointers_BN, steps_B, target_B)
+    t = targets(pointers_BN, steps_B, target_B, keys.frames_BTD.shape[1])
     nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
     total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
     h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
@@ -393,13 +401,12 @@ def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, targe
     played_BNV = played_before(pointers_BN, every_BN, n_steps, n_bars, settings.frames_per_bar)
 
     def choice(at):
-        h_D, played_V, *place = at
-        step = Step(*(a[None, None] for a in place), target_B)
-        chosen_B, _ = decode.choose(
-            settings, params, keys, h_D[None, None], step, played_V[None], 0.0, any_key_B1
-        )
+        h_D, played_V, pointer, run, index, replay_2 = (a[None, None] for a in at)
+        step = Step(pointer, run, index, target_B, replay_2)
+        chosen_B, _ = decode.choose(settings, params, keys, h_D, step, played_V[0], 0.0, any_key_B1)
         return chosen_B[0]
 
-    steps = h_BND[0], played_BNV[0], t.step.pointer_BN[0], t.step.run_BN[0], t.step.index_BN[0]
+    s = t.step
+    steps = h_BND[0], played_BNV[0], s.pointer_BN[0], s.run_BN[0], s.index_BN[0], s.replay_BN2[0]
     greedy_N = jax.lax.map(choice, steps, batch_size=STEPS_AT_ONCE)
     return total_B / (nll.jumps_B + 1).astype(jnp.float32), greedy_N
