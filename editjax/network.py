@@ -128,8 +128,11 @@ class PointerNetwork:
         return np.asarray(style, np.float32)
 
     def some_style(self, style: str, seed: int) -> np.ndarray:
-        """A point (Z,) drawn from what is known of a named style."""
-        return np.asarray(self._named(style).draw(jax.random.key(seed))[0])
+        """A point (Z,) drawn from what is known of a named style, or of one of them at random ("any")."""
+        name_key, key = jax.random.split(jax.random.key(seed))
+        if style == "any":
+            style = self.styles[int(jax.random.randint(name_key, (), 0, len(self.styles)))]
+        return np.asarray(self._named(style).draw(key)[0])
 
     def style_of(
         self, mel_NF: np.ndarray, pointers_N: np.ndarray | None = None, raw_frames: int = 0
