@@ -178,7 +178,7 @@ def test_a_match_is_settled_to_the_landmark_and_says_what_is_louder():
     shape[0, 15, 4:8] += 3.0  # a foreign note, in the second of eight bands
     place = jnp.asarray(np.clip(np.arange(60) + away + off, 0, 59))[None, :, None]
     valid = jnp.asarray((np.arange(60) >= 10) & (np.arange(60) < 25))[None, :, None]
-    settled, details = refine(jnp.asarray(shape), jnp.where(valid, place, 0), valid)
+    settled, details = refine(jnp.asarray(shape), jnp.array([60]), jnp.where(valid, place, 0), valid)
     np.testing.assert_array_equal(settled[0, 10:25, 0], np.arange(10, 25) + away)
     alike, way, louder = details[0, 10:25, 0, 0], details[0, 10:25, 0, 1], details[0, 10:25, 0, 2:]
     np.testing.assert_allclose(way, -off / REACH, rtol=1e-6)

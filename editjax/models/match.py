@@ -65,18 +65,18 @@ def fingerprints(shape_BMG):
     return shape_BMG / (jnp.linalg.norm(shape_BMG, axis=-1, keepdims=True) + 0.05)
 
 
-def refine(shape_BLG, place_BLJ, valid_BLJ):
+def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ):
     """Of the landmarks around each match the most alike one, (B, L, J), and how it is heard there.
 
     The details (B, L, J, DETAIL_CHANNELS) are the likeness, the way from the match that was given, and in
     which bands this landmark is louder than that one, in the units of the shapes.
     """
-    n_landmarks = shape_BLG.shape[1]
+    last_B111 = landmarks_B[:, None, None, None] - 1
     u_BLG = fingerprints(shape_BLG)
     offset_R = jnp.arange(-REACH, REACH + 1)
     near_BLJR = place_BLJ[..., None] + offset_R[None, None, None]
-    inside_BLJR = (near_BLJR >= 0) & (near_BLJR < n_landmarks) & valid_BLJ[..., None]
-    near_BLJR = jnp.clip(near_BLJR, 0, n_landmarks - 1)
+    inside_BLJR = (near_BLJR >= 0) & (near_BLJR <= last_B111) & valid_BLJ[..., None]
+    near_BLJR = jnp.clip(near_BLJR, 0, last_B111)
 
     def rows(x_BLG, at_BLX):
         flat = jnp.take_along_axis(x_BLG, at_BLX.reshape(at_BLX.shape[0], -1, 1), axis=1)

@@ -136,7 +136,7 @@ def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: 
     place_BLJ = place * ratio + landmark_1L1 % ratio
     last_B11 = landmarks_B[:, None, None] - 1  # a step may end beyond the recording
     valid = valid & (place_BLJ <= last_B11) & (landmark_1L1 <= last_B11)
-    place_BLJ, details = refine(shape_BLG, jnp.where(valid, place_BLJ, 0), valid)
+    place_BLJ, details = refine(shape_BLG, landmarks_B, jnp.where(valid, place_BLJ, 0), valid)
     away = (place_BLJ - landmark_1L1).astype(jnp.float32)
     distance = jnp.log1p(jnp.abs(away) / 100.0)
     direction = jnp.sign(away)
