@@ -63,12 +63,13 @@ def init_encoder(settings, key):
     n_frames = s.frames_per_bar
     n_landmarks = -(-n_frames // s.landmark_frames)
     frames_B = jnp.full((1,), n_frames, jnp.int32)
-    x = jnp.zeros((1, n_frames, s.frame_width))
-    landmarks = jnp.zeros((1, n_landmarks, s.width))
+    dtype = jnp.dtype(s.dtype)
+    x = jnp.zeros((1, n_frames, s.frame_width), dtype)
+    landmarks = jnp.zeros((1, n_landmarks, s.width), dtype)
     places = jnp.zeros((1, n_landmarks, 2 * s.matches), jnp.int32)
     matches = (places, jnp.zeros((*places.shape, MATCH_CHANNELS)), places > 0)
     level, phase = jnp.zeros((1, n_frames, s.n_mels + LEVEL_CHANNELS)), jnp.zeros((1, n_frames, 3))
-    bars, structure = jnp.zeros((1, 1, s.width)), jnp.zeros((1, n_frames, 3))
+    bars, structure = jnp.zeros((1, 1, s.width), dtype), jnp.zeros((1, n_frames, 3))
 
     def fresh(module, key, *args):
         return module.init(key, *args)["params"]
