@@ -7,7 +7,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from editjax.edits import EditList, Operation, Summary, operations, summary
+from editjax.edits import EditList, Summary, summary
+from editjax.operations import Operation, operations
 
 MAX_ROWS = 40
 DOUBT = "the network found no end to this edit: such a recording is unlike what it was trained on"
