@@ -8,7 +8,6 @@ view. Pointers survive the round trip exactly: the nominal fields carry them, wh
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from enum import IntEnum
 from itertools import pairwise
@@ -196,8 +195,7 @@ def source_of(reader: Reader) -> Source:
     tracks: tuple[Source, ...] = ()
     if isinstance(reader, Mix):
         tracks = tuple(source_of(track) for track in reader.readers)
-        folders = {os.path.dirname(track.path) for track in tracks}
-        path = os.path.commonpath(folders) if all(folders) else ""
+        path = str(info.path.absolute()) if all(track.path for track in tracks) else ""
         sha256 = hashlib.sha256("".join(track.sha256 for track in tracks).encode()).hexdigest()
     elif not isinstance(reader, ArrayReader):
         path, sha256 = str(info.path.absolute()), sha256_of(info.path)

@@ -4,6 +4,7 @@ Comes in: the readers of the tracks. Goes out: a `Reader` of their sum, and each
 So one edit list can be decided on the sum and played on every track. Memory: one block a track.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -71,6 +72,11 @@ class Mix(Reader):
                 sum_SC = np.pad(sum_SC, ((0, len(part_SC) - len(sum_SC)), (0, 0)))
             sum_SC[: len(part_SC)] += to_float(part_SC, np.float64)
         return sum_SC
+
+
+def folder_of(paths: Iterable[Path]) -> Path:
+    """The folder that recordings lie in, or the nearest that all lie below."""
+    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
 
 
 class _Lengthened(Reader):
