@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import soundfile
 
 import editjax
 import editjax.multitrack
-from editjax.audio import Reader
+from editjax.audio import Reader, Writer
 from editjax.cli import main
-from editjax.edits import duration_samples, read_edits
+from editjax.edits import EditList, duration_samples, read_edits
 from editjax.errors import CannotCreateError, DataError, UsageError
 from editjax.formats import to_float
 from editjax.render import render
@@ -101,12 +102,19 @@ def test_a_rate_that_differs_is_one_line_and_leaves_nothing(run, stems: Path) ->
     assert [path.name for path in stems.parent.iterdir()] == ["stems"]
 
 
-def test_a_failure_at_the_last_track_leaves_nothing(run, stems: Path, monkeypatch) -> None:
-    def fails(*_) -> None:
-        raise DataError("the last track")
+@pytest.mark.parametrize("late", ["editjax.audio.Writer.write", "editjax.edits.write_edits"])
+def test_a_failure_at_the_last_track_or_after_it_leaves_nothing(run, stems: Path, monkeypatch, late) -> None:
+    write = Writer.write
 
-    monkeypatch.setattr("editjax.render._take", fails)
-    assert run("edit", stems, "--multitrack").code == 65
+    def fails(target: Writer | EditList, *rest: Any, **named: Any) -> None:
+        if isinstance(target, Writer) and target.path.suffix == ".wav":
+            write(target, *rest, **named)
+        else:
+            raise DataError("too late")
+
+    monkeypatch.setattr(late, fails)
+    done = run("edit", stems, "--multitrack")
+    assert done.code == 65 and "too late" in done.err
     assert [path.name for path in stems.parent.iterdir()] == ["stems"]
 
 
