@@ -25,6 +25,7 @@ from editjax.models.pointer import (
     decoder_call,
     pick,
 )
+from editjax.models.style import Asked
 
 DRAFT_STEPS = 64
 MODE_NOISE, BAR_NOISE, BEAT_NOISE, FRAME_NOISE = range(4)
@@ -48,15 +49,15 @@ class Carry(NamedTuple):
     state_B4: jax.Array  # steps taken, pointer, run, stopped
     caches: tuple
     played_BV: jax.Array  # frames played of every bar
-    played_BT: jax.Array  # which frames were played; `played_BV` sums them, but not anew at every pass
+    played_BT: jax.Array  # how often each frame was; `played_BV` sums that, but not anew at every pass
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
 
 @partial(jax.jit, static_argnames=("settings",))
-def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, target_B):
+def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, asked: Asked):
     """Encoded recording and the keys that decoding reads."""
-    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, target_B)
+    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, asked)
     return encoded, decoder_call(settings, params, "keys", encoded)
 
 
@@ -79,8 +80,9 @@ def decode(
 ) -> Decoded:
     """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
 
-    Where no length is asked for, nothing is played twice: an edit ends before the first frame that was played
-    already, and at a jump to a stretch most of which was; jumps forward within a bar are always taken.
+    Nothing is played twice but what the structure head says is looped: an edit ends before the first other
+    frame that was played already, and at a jump to a stretch most of which was; jumps forward within a bar
+    are always taken.
     `draft` 0 decodes step by step, with the same result.
     """
     batch, n_frames = keys.frames_BTD.shape[:2]
@@ -93,7 +95,7 @@ def decode(
         jnp.tile(jnp.array([[0, -1, 0, 0]], jnp.int32), (batch, 1)),
         (cache,) * settings.decoder_layers,
         jnp.zeros(keys.bars_BVD.shape[:2], jnp.int32),
-        jnp.zeros((batch, n_frames), bool),
+        jnp.zeros((batch, n_frames), jnp.int32),
         jnp.full((batch, max_steps), PAD, jnp.int32),
         jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
@@ -105,20 +107,25 @@ def decode(
     def verify(carry: Carry):
         taken_B, pointer_B, run_B, stopped_B = carry.state_B4.T
         pointer_BS, run_BS, index_BS = (a_B[:, None] + ahead_1S for a_B in (pointer_B, run_B, taken_B))
-        drafted = Step(pointer_BS, run_BS, index_BS, target_B)
+        counted_1S = (ahead_1S == 0).astype(jnp.int32)  # the one that plays now
+        was_BS = pick(carry.played_BT, pointer_BS) > counted_1S
+        follower_BS = pick(carry.played_BT, pointer_BS + 1) > 0
+        replay_BS2 = jnp.stack([was_BS, follower_BS], -1).astype(jnp.float32)
+        drafted = Step(pointer_BS, run_BS, index_BS, target_B, replay_BS2)
         h_BSD, longer = decoder_call(settings, params, "step", keys, drafted, carry.caches)
         key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row_key_B, index_BS)
         mode_logits_BS3 = decoder_call(settings, params, "mode_logits", h_BSD, pointer_BS, keys)
         mode_BS, _ = _pick(mode_logits_BS3, temperature, key_BS, MODE_NOISE)
         mode_log_p_BS3 = jax.nn.log_softmax(mode_logits_BS3, axis=-1)
-        again_BS = (target_B == 0)[:, None] & pick(carry.played_BT, pointer_BS + 1)
+        again_BS = follower_BS & ~pick(keys.hints.looped_BT, pointer_BS + 1)
         agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (index_BS < max_steps - 1)
         decided_B1 = jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
 
         def decisive(x_BSX):
             return jnp.take_along_axis(x_BSX, decided_B1.reshape(batch, *[1] * (x_BSX.ndim - 1)), axis=1)
 
-        step = Step(decisive(pointer_BS), decisive(run_BS), decisive(index_BS), target_B)
+        at_B1 = [decisive(a_BS) for a_BS in (pointer_BS, run_BS, index_BS)]
+        step = Step(at_B1[0], at_B1[1], at_B1[2], target_B, decisive(replay_BS2))
         before_B = step.pointer_BN[:, 0]
         played_BV = carry.played_BV + _frames_of_bars(pointer_B, before_B, settings, carry.played_BV.shape[1])
         share_BV = played_BV.astype(jnp.float32) / float(settings.frames_per_bar)
@@ -126,7 +133,8 @@ def decode(
             settings, params, keys, decisive(h_BSD), step, share_BV, temperature, decisive(key_BS)
         )
         in_this_pass_B = (pointer_B < next_B) & (next_B <= before_B)
-        again_B = (target_B == 0) & (pick(carry.played_BT, next_B[:, None])[:, 0] | in_this_pass_B)
+        played_B, looped_B = (pick(a, next_B[:, None])[:, 0] for a in (carry.played_BT, keys.hints.looped_BT))
+        again_B = ((played_B > 0) | in_this_pass_B) & ~looped_B
         next_B = jnp.where(again_B, STOP, next_B)
         p_B2 = p_B2.at[:, 0].set(jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0]))
 
@@ -154,7 +162,7 @@ def decode(
             jnp.where(stopped[:, None], carry.state_B4, state_B4),
             tuple(_up_to(longer_BLE, decided_B1[:, 0] + 1, settings.decoder_window) for longer_BLE in longer),
             played_BV + jnp.where(now_stopped[:, None], 0, landed_BV),
-            carry.played_BT.at[row_B1, frame_BS].set(True, mode="drop"),
+            carry.played_BT.at[row_B1, frame_BS].add(1, mode="drop"),
             carry.pointers_BN.at[row_B1, place_BS].set(next_BS, mode="drop"),
             carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
         )
@@ -186,8 +194,8 @@ def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV
     target = beat * settings.frames_per_beat + frame
     onwards = (bar == pointer_B1 // settings.frames_per_bar) & (target > pointer_B1)
     played = was_played(target, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
-    again = played & ~onwards
-    mode = jnp.where((mode == JUMP) & again & (step.target_B == 0)[:, None], STOP_MODE, mode)
+    again = played & ~onwards & ~pick(keys.hints.looped_BT, target)
+    mode = jnp.where((mode == JUMP) & again, STOP_MODE, mode)
     mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)

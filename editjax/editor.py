@@ -54,20 +54,25 @@ EDITORS = ("pointer", "silence")
 Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
+STYLE, ANY = "final", "any"
 
 
 @dataclass(frozen=True)
 class EditSettings:
     """What is asked of an edit. Times and lengths are seconds; `keep` and `cut` are texts such as "1:00,end".
 
-    `model` is the name of a bundled model or a model's folder; it and sampling (`seed` with a `temperature`
-    above 0) are the pointer editor's. `target_s` is the length the edit should have, met within 5 %.
+    `model` is the name of a bundled model or a model's folder; it, the style and sampling (`seed` with a
+    `temperature` above 0) are the pointer editor's. `style` is one the model knows, or "any" for one drawn by
+    the seed; `style_from` names an example of a style instead, an edited track or an edit list. `target_s` is
+    the length the edit should have, met within 5 %.
     `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
     file still holds.
     """
 
     editor: str = "pointer"
     model: str = "final"
+    style: str = ""
+    style_from: str = ""
     target_s: float | None = None
     temperature: float = 0.0
     seed: int = 0
@@ -97,6 +102,10 @@ class EditSettings:
             raise UsageError(f"target length {self.target_s} s: give a length above 0")
         if self.editor != "pointer" and self.temperature:
             raise UsageError("a temperature needs the pointer editor: --editor pointer")
+        if self.editor != "pointer" and (self.style or self.style_from):
+            raise UsageError("a style needs the pointer editor: --editor pointer")
+        if self.style and self.style_from:
+            raise UsageError("give a style or an example of one: --style or --style-from")
 
 
 class Heard(NamedTuple):
@@ -151,8 +160,11 @@ def edit(
 
 
 def ready(settings: EditSettings) -> EditSettings:
-    """The settings with their model loaded and its mel: an unusable model is refused before the work."""
-    return replace(settings, mel=_network(settings.model).mel) if settings.editor == "pointer" else settings
+    """The settings with their model's mel: an unusable model, style or example is refused before the work."""
+    if settings.editor != "pointer":
+        return settings
+    _style(settings)
+    return replace(settings, mel=_network(settings.model).mel)
 
 
 def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
@@ -305,15 +317,20 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
         phase_T3 = network.phases(heard.mel_TF)
     with timed(heard.timings_s, "network"):
         edited = network.edit_pointers(
-            heard.mel_TF, phase_T3, temperature=settings.temperature, seed=settings.seed
+            heard.mel_TF,
+            phase_T3,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            style=_style(settings),
         )
     editor = {
         "name": "pointer",
         "model": settings.model,
+        "style": settings.style_from or settings.style or STYLE,
         "stopped": edited.stopped,
         "expected_length_s": round(edited.length_frames / network.mel.frames_per_second, 2),
     }
-    if settings.temperature:
+    if settings.temperature or settings.style == ANY:
         editor |= {"temperature": settings.temperature, "seed": settings.seed}
     probability_N = np.exp(edited.score_N.astype(np.float64))
     edit_list = from_pointers(
@@ -322,6 +339,23 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
     return edit_list._replace(
         segments=tuple(_with_reason(s, heard.grid, edited.keep_T) for s in edit_list.segments)
     )
+
+
+def _style(settings: EditSettings) -> np.ndarray:
+    """The point of the style asked for; where edits are drawn, so is what the style leaves open."""
+    network = _network(settings.model)
+    if settings.style_from:
+        return _example_style(settings.style_from, settings.model, settings.limits)
+    if settings.temperature or settings.style == ANY:
+        return network.some_style(settings.style or STYLE, settings.seed)
+    return network.point_of(settings.style or STYLE)
+
+
+@functools.lru_cache(maxsize=8)
+def _example_style(path: str, model: str, limits: AudioLimits) -> np.ndarray:
+    from editjax.reference import style_of_example
+
+    return style_of_example(path, _network(model), limits)
 
 
 def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segment:
