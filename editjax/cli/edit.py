@@ -12,14 +12,25 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from editjax.cli import complain, complain_internally
 from editjax.cli.options import InputOptions, named, parse
-from editjax.cli.outputs import Place, Wanted, check_apart, check_name, open_place, place_of, recordings
+from editjax.cli.outputs import (
+    Place,
+    Wanted,
+    check_apart,
+    check_name,
+    open_place,
+    place_of,
+    place_of_tracks,
+    recordings,
+    tracks_named,
+)
 from editjax.errors import EditjaxError, UsageError
-from editjax.outputs import Outputs
+from editjax.outputs import EDITED, Outputs
 
 if TYPE_CHECKING:
-    from editjax.audio import Reader
+    from editjax.audio import Reader, Writer
     from editjax.editor import EditResult, EditSettings
     from editjax.edits import EditList
+    from editjax.multitrack import TracksResult
     from editjax.render import RenderSettings
 
 
@@ -29,6 +40,8 @@ class OutputOptions:
 
     out: Annotated[str, named("OUT", "-o")] = ""
     """Output file, or a folder for several inputs; default: beside the input."""
+    multitrack: bool = False
+    """The recordings are tracks of one session: one edit, decided on their sum, for all; OUT is a folder."""
     crossfade_ms: Annotated[float, arg(metavar="MS")] = 10.0
     """Length of the crossfade at each join."""
     export: Annotated[str, named("KIND,KIND")] = ""
@@ -43,6 +56,8 @@ class OutputOptions:
     """Replace outputs that exist; the input is never overwritten."""
     json: bool = False
     """Print the report as one JSON object a recording."""
+    as_ops: bool = False
+    """Report the edit as operations: COPY, LOOP, REORDER, CUT, fades; `editjax render` takes their JSON."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
     """Print errors only."""
 
@@ -50,7 +65,7 @@ class OutputOptions:
         """The outputs the options name. Raises UsageError for a timeline that cannot be written."""
         from editjax.timeline import SUFFIX_OF_KIND, check_kind
 
-        kinds = [check_kind(kind.strip()) for kind in self.export.split(",") if kind.strip()]
+        kinds = [check_kind(kind.strip(), self.multitrack) for kind in self.export.split(",") if kind.strip()]
         return Wanted(
             path_of(self.out),
             path_of(edits),
@@ -112,6 +127,9 @@ def run(arguments: Sequence[str]) -> int:
     if not options.inputs:
         raise UsageError("edit what? name a recording or a folder, as in: editjax edit IN.wav")
     settings = ready(settings_of(options))
+    if options.multitrack:
+        edit_session(options, settings)
+        return 0
     several = len(options.inputs) > 1 or os.path.isdir(options.inputs[0])
     if not several:
         (source,) = recordings(options.inputs)
@@ -149,8 +167,12 @@ def complaining(codes: list[int]) -> Iterator[None]:
 def places_of(source: Path, options: EditOptions, several: bool) -> list[Place]:
     """Where each variant of a recording's edit goes."""
     wanted = options.wanted(options.edits)
-    endings = [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
-    return [place_of(source, wanted, several, ending) for ending in endings]
+    return [place_of(source, wanted, several, ending) for ending in endings(options)]
+
+
+def endings(options: EditOptions) -> list[str]:
+    """What tells the names of variants apart."""
+    return [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
 
 
 def settings_of(options: EditOptions) -> "EditSettings":
@@ -188,27 +210,55 @@ def edit_file(
     spots: Sequence[Place],
     make_folders: bool = False,
 ) -> None:
-    """One recording: outputs that cannot be written are refused, then all is computed, then all appears."""
+    """One recording; see `edit_opened`."""
     from editjax.audio import Reader
-    from editjax.editor import decide, heard_again, listen
 
     check_name(source)
+    with Reader(source, settings.limits, settings.allow_truncated) as reader:
+        edit_opened(reader, [source], options, settings, spots, make_folders)
+
+
+def edit_session(options: EditOptions, settings: "EditSettings") -> None:
+    """The tracks of one session, edited alike; see `edit_opened`."""
+    from editjax.audio import Reader
+    from editjax.tracks import Mix
+
+    tracks, folder = tracks_named(options.inputs)
+    name = f"{os.path.basename(os.path.abspath(folder))}{EDITED}"
+    default = Path(os.path.abspath(folder)).with_name(name)
+    wanted = options.wanted(options.edits)
+    spots = [place_of_tracks(tracks, default, name, wanted, ending) for ending in endings(options)]
+    readers = [Reader(track, settings.limits, settings.allow_truncated) for track in tracks]
+    with Mix(readers, folder) as mix:
+        edit_opened(mix, tracks, options, settings, spots, make_folders=True)
+
+
+def edit_opened(
+    reader: "Reader",
+    inputs: Sequence[Path],
+    options: EditOptions,
+    settings: "EditSettings",
+    spots: Sequence[Place],
+    make_folders: bool,
+) -> None:
+    """One edit: outputs that cannot be written are refused, then all is computed, then all appears."""
+    from editjax.editor import decide, heard_again, listen
+
+    source = reader.info.path
     variants = [replace(settings, seed=settings.seed + k) for k in range(options.variants)]
-    with (
-        Reader(source, settings.limits, settings.allow_truncated) as reader,
-        progress(reader, options.quiet) as bar,
-    ):
+    with progress(reader, options.quiet) as bar:
         if options.dry_run:
             heard = listen(reader, settings, bar.update)
             for variant in variants:
                 alone = heard_again(heard)
                 tell(decide(alone, reader, variant), source, None, alone.timings_s, options)
             return
-        with Outputs(options.overwrite, [source]) as outputs:
+        with Outputs(options.overwrite, inputs) as outputs:
             for spot in spots:
                 open_place(outputs, spot, make_folders)
                 refuse_removed(reader, outputs, spot)
-            results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
+            paths = [[outputs[path] for path in spot.audios] for spot in spots]
+            results = write_audio(reader, variants, paths, bar.update)
             written = [
                 write_sides(result.edit_list, reader, outputs, spot, settings.render)
                 for result, spot in zip(results, spots, strict=True)
@@ -218,19 +268,45 @@ def edit_file(
 
 
 def write_audio(
-    reader: "Reader", variants: Sequence["EditSettings"], paths: Sequence[Path], watch: Callable[[int], Any]
-) -> list["EditResult"]:
-    """Listens once, then decides and renders each variant into its path; formats are refused first."""
-    from editjax.editor import decide, heard_again, listen, render_edit, writer_for
+    reader: "Reader",
+    variants: Sequence["EditSettings"],
+    paths: Sequence[Sequence[Path]],
+    watch: Callable[[int], Any],
+) -> list["EditResult | TracksResult"]:
+    """Listens once, then decides and renders each variant into its paths, one a track.
 
+    Formats are refused first.
+    """
+    from editjax.editor import decide, heard_again, listen, render_edit
+    from editjax.multitrack import render_track_edits
+    from editjax.tracks import Mix
+
+    results: list[EditResult | TracksResult] = []
     with contextlib.ExitStack() as files:
-        writers = [files.enter_context(writer_for(reader, path, overwrite=True)) for path in paths]
+        writers = [track_writers(reader, tracks, files) for tracks in paths]
         heard = listen(reader, variants[0], watch)
-        results = []
-        for variant, writer in zip(variants, writers, strict=True):
+        for variant, tracks in zip(variants, writers, strict=True):
             alone = heard_again(heard)
-            results.append(render_edit(decide(alone, reader, variant), alone, reader, writer, variant))
+            edit_list = decide(alone, reader, variant)
+            if isinstance(reader, Mix):
+                results.append(render_track_edits(edit_list, alone, reader, tracks, variant))
+            else:
+                results.append(render_edit(edit_list, alone, reader, tracks[0], variant))
     return results
+
+
+def track_writers(
+    reader: "Reader", paths: Sequence[Path], files: contextlib.ExitStack, expected_frames: int = 0
+) -> list["Writer"]:
+    """Opens a writer a track, or the one of a single recording, each in its own format."""
+    from editjax.editor import writer_for
+    from editjax.tracks import Mix
+
+    readers = reader.readers if isinstance(reader, Mix) else (reader,)
+    return [
+        files.enter_context(writer_for(track, path, overwrite=True, expected_frames=expected_frames))
+        for track, path in zip(readers, paths, strict=True)
+    ]
 
 
 def refuse_removed(reader: "Reader", outputs: Outputs, place: Place) -> None:
@@ -286,9 +362,10 @@ def tell(
     from editjax.cli import report
 
     if options.json:
-        report.say(report.for_programs(edit_list, source, place.named() if place else {}, timings_s))
+        files = place.named() if place else {}
+        report.say(report.for_programs(edit_list, source, files, timings_s, options.as_ops))
     elif not options.quiet:
-        report.say(report.for_people(edit_list, source, place.audio if place else None))
+        report.say(report.for_people(edit_list, source, place.audio if place else None, options.as_ops))
 
 
 def progress(reader: "Reader", quiet: bool) -> Any:
