@@ -261,12 +261,15 @@ def test_the_whole_cut_away_is_an_error(run, take: Path) -> None:
 def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     """Each seed of a stand-in network keeps another stretch of the recording."""
 
-    def edit_pointers(mel_TF, phase_T3, *, temperature, seed):
+    def edit_pointers(mel_TF, phase_T3, *, temperature, seed, style):
         pointers_N = np.arange(10, 60 + 20 * seed)
         return EditedPointers(pointers_N, np.zeros(len(pointers_N)), np.ones(len(mel_TF)), 50.0, True)
 
     network = SimpleNamespace(
-        mel=MelSettings(), phases=lambda mel_TF: np.zeros((len(mel_TF), 3)), edit_pointers=edit_pointers
+        mel=MelSettings(),
+        phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
+        some_style=lambda style, seed: np.zeros(4),
+        edit_pointers=edit_pointers,
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
     words = [
@@ -293,6 +296,7 @@ def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped
     network = SimpleNamespace(
         mel=MelSettings(),
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
+        point_of=lambda style: np.zeros(4),
         edit_pointers=lambda mel_TF, *_, **__: EditedPointers(
             np.arange(50), np.zeros(50), np.ones(len(mel_TF)), 50.0, stopped
         ),
