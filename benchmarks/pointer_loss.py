@@ -2,10 +2,10 @@
 
 Forward and backward for 10,240 steps over 25,840 frames (ten minutes), one core, width of the base model.
 `ours` evaluates modes at every step, and bars, beats, frames at the jumps alone (`losses.nll_of_states`);
-`flat` is `log_softmax(h @ frames.T)`; `flat, chunked` the same for 256 steps at a time under a checkpoint, the
-usual remedy; `torch, flat` that of PyTorch, where installed. Agreement first: the flat losses agree with each
-other, and ours is a distribution over the same frames: it sums to one. Memory is what XLA allocates beside
-arguments and results; torch's is the three matrices that its backward holds at once, computed.
+`flat` is `log_softmax(h @ frames.T)`; `flat, chunked` the same for 256 steps at a time under a checkpoint,
+the usual remedy; `torch, flat` that of PyTorch, where installed. Agreement first: the flat losses agree with
+each other, and ours is a distribution over the same frames: it sums to one. Memory is what XLA allocates
+beside arguments and results; torch's is the three matrices that its backward holds at once, computed.
 """
 
 from collections.abc import Callable

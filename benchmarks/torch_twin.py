@@ -1,7 +1,7 @@
 """The pointer network in PyTorch: a peer with our parameters, our loss and our gradients, in torch's idiom.
 
-`Twin(settings)` is the model of `editjax/models` with the loss of `editjax/losses.py`; `twin_of` fills it with
-our parameters, strictly: none is left over, none is missing. Attention is `dense` (fused
+`Twin(settings)` is the model of `editjax/models` with the loss of `editjax/losses.py`; `twin_of` fills it
+with our parameters, strictly: none is left over, none is missing. Attention is `dense` (fused
 `scaled_dot_product_attention` over all pairs with a mask), `block` (the same function on blocks of queries
 beside the keys they see, the fastest of the ways tried on a CPU) or `flex` (FlexAttention with a block mask).
 `greedy` decodes as `editjax.decode` does, step by step with a cache.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from editjax.attention import Window
 from editjax.data import Batch
-from editjax.edits import PAD, STOP, UNALIGNED
+from editjax.edits import STOP, UNALIGNED
 from editjax.losses import LossSettings
 from editjax.models.hints import (
     ANNOUNCED_FRAMES,
@@ -591,7 +591,7 @@ def fingerprints(x_BTF: Tensor, frames_B: Tensor) -> Tensor:
 
 
 def find_matches(u_BMG: Tensor, steps_B: Tensor, count: int) -> tuple[Tensor, ...]:
-    """`match.find_matches`, all rows at once: places, scores, similarities here, validity, (B, M, 2 count)."""
+    """`match.find_matches`, all rows at once: places, scores, similarities here, validity, (B, M, 2 K)."""
     n_steps, half = u_BMG.shape[1], DIAGONAL_STEPS // 2
     n_rows, n_cells = -(-n_steps // STRIDE), -(-n_steps // CELL_STEPS)
     columns = n_cells * CELL_STEPS
@@ -829,7 +829,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def step(self, keys: Keys, step: Step, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The next step after those in the caches (`empty_caches`), which are filled in place: (B, 1, width)."""
+        """The next step after those in the caches (`empty_caches`), filled in place: (B, 1, width)."""
         x, index = self.inputs(keys, step), int(step.index_BN[0, 0])
         angles = rotation(step.index_BN, self.settings.width // self.settings.heads)
         for i, (attention, cross, mlp) in enumerate(self.layers()):
@@ -1059,7 +1059,7 @@ def greedy(twin: Twin, encoded: Encoded, max_steps: int) -> np.ndarray:
     s, decoder = twin.settings, twin.decoder
     keys, caches = decoder.keys(encoded), decoder.empty_caches(1, max_steps)
     target_B = encoded.log_length_B.new_zeros(1)
-    size, n_frames = s.frames_per_bar, int(encoded.n_frames_B[0])
+    size = s.frames_per_bar
     was = np.zeros(encoded.frames_BTD.shape[1], bool)
     bars_V = torch.zeros(1, 1, encoded.bars_BVD.shape[1])
     pointer, run, pointers = -1, 0, []

@@ -31,6 +31,7 @@ from report import (
 use_one_core()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from editjax import losses  # noqa: E402
@@ -39,6 +40,7 @@ from editjax.data import Batch  # noqa: E402
 from editjax.edits import PAD, STOP  # noqa: E402
 from editjax.family import family_of  # noqa: E402
 from editjax.models.encoder import encode  # noqa: E402
+from editjax.models.layers import frame_mask  # noqa: E402
 from editjax.models.pointer import PointerSettings, decoder_call  # noqa: E402
 from editjax.train import TrainConfig, TrainState, init_state, train, update  # noqa: E402
 
@@ -195,14 +197,15 @@ def prove_agreement(case: str, config: TrainConfig, batch: Batch, ours: Ours, tw
 
 def state_differences(config: TrainConfig, batch: Batch, params: Any, twin: Torch) -> dict[str, float]:
     """How far apart what the encoder and the decoder make of the batch is, with the first parameters."""
-    from torch_twin import targets, twin_of
+    from torch_twin import frame_mask, targets, twin_of
 
     fresh = twin_of(config.model, params, twin.twin.encoder.kind)
     with twin.torch.no_grad():
         b = twin.batch
         encoded = fresh.encoder(b.mel_BTF, b.frames_B, b.phase_BT3, b.target_B)
         step = targets(b.pointers_BN, b.steps_B, b.target_B).step
-        theirs = [*encoded, fresh.decoder.states(fresh.decoder.keys(encoded), step, b.steps_B)]
+        h_BND = fresh.decoder.states(fresh.decoder.keys(encoded), step, b.steps_B)
+        theirs = [*encoded, h_BND * frame_mask(b.steps_B, h_BND.shape[1])[..., None]]
     wanted = jax.jit(states, static_argnums=0)(config.model, params, batch)
     names = [*type(encoded)._fields, "states_BND"]
     return {
@@ -212,12 +215,13 @@ def state_differences(config: TrainConfig, batch: Batch, params: Any, twin: Torc
 
 
 def states(settings: PointerSettings, params: Any, batch: Batch) -> list[Any]:
-    """What our encoder makes of the batch, and the decoder's states."""
+    """What our encoder makes of the batch, and the decoder's states, zero in the padding."""
     inputs = batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
     encoded = encode(settings, params["encoder"], *inputs)
     keys = decoder_call(settings, params, "keys", encoded)
     step = losses.targets(batch.pointers_BN, batch.steps_B, batch.target_B).step
-    return [*encoded, decoder_call(settings, params, "states", keys, step, batch.steps_B)]
+    h_BND = decoder_call(settings, params, "states", keys, step, batch.steps_B)
+    return [*encoded, jnp.where(frame_mask(batch.steps_B, h_BND.shape[1])[..., None], h_BND, 0.0)]
 
 
 def loop_row(config: TrainConfig, n_frames: int) -> dict[str, Any]:
