@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
@@ -73,14 +74,14 @@ class PointerNetwork:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
         out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style)
-        steps, n_frames = int(out.steps_B[0]), len(mel_TF)
-        structure_T3 = np.asarray(jax.nn.softmax(encoded.structure_BTS[0, :n_frames], -1))
-        pointers = np.asarray(out.pointers_BN[0])
+        # The rest on the host: on the device every small operation would be a program of its own to compile.
+        out, structure_BTS, log_length_B = jax.device_get((out, encoded.structure_BTS, encoded.log_length_B))
+        steps, pointers = int(out.steps_B[0]), out.pointers_BN[0]
         return EditedPointers(
             pointers[:steps],
-            np.asarray(out.log_p_BN[0, :steps]),
-            structure_T3[:, 1:].sum(-1),
-            float(np.exp(encoded.log_length_B[0])),
+            out.log_p_BN[0, :steps],
+            softmax(structure_BTS[0, : len(mel_TF)], axis=-1)[:, 1:].sum(-1),
+            float(np.exp(log_length_B[0])),
             bool((pointers == STOP).any()),
         )
 

@@ -160,11 +160,10 @@ class CrossAttention(nn.Module):
         place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // s.landmark_frames + offsets_W[None, None, :]
         n_landmarks_B = -(-n_frames_B // s.landmark_frames)
         seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
-        near = take(around_BLE, place_BNW.reshape(place_BNW.shape[0], -1)).reshape(*place_BNW.shape, -1)
-        near_k, near_v = (a.reshape(*a.shape[:-1], s.heads, -1) for a in jnp.split(near, 2, -1))
+        near_k, near_v = (self._slices(a, place_BNW[..., 0]) for a in jnp.split(around_BLE, 2, -1))
         far_k, far_v = (self._heads(a) for a in jnp.split(bars_BVE, 2, -1))
         scale = q_BNHK.shape[-1] ** -0.5
-        near_logits = jnp.einsum("bnhk,bnwhk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
+        near_logits = jnp.einsum("bnhk,bnhwk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
         near_logits = near_logits * scale + self.offset[None, None]
         near_logits = jnp.where(seen_BNW[:, :, None, :], near_logits, NEVER)
         bar_position_BN = jnp.maximum(pointer_BN, 0).astype(jnp.float32) / s.frames_per_bar
@@ -174,12 +173,25 @@ class CrossAttention(nn.Module):
         far_logits = jnp.where(bar_B1V, far_logits, NEVER)
         weights = jax.nn.softmax(jnp.concatenate([near_logits, far_logits], -1), axis=-1).astype(x_BND.dtype)
         span = near_logits.shape[-1]
-        out = jnp.einsum("bnhw,bnwhk->bnhk", weights[..., :span], near_v)
+        out = jnp.einsum("bnhw,bnhwk->bnhk", weights[..., :span], near_v)
         out = out + jnp.einsum("bnhv,bvhk->bnhk", weights[..., span:], far_v)
         return self.out(out.reshape(x_BND.shape))
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.settings.heads, -1)
+
+    def _slices(self, x_BLD, first_BN):
+        """Heads of what is seen from `first` on, (B, N, H, W, K), zero outside the recording: slices, and in
+        the order in which products read them, or XLA would turn them round in memory."""
+        s = self.settings
+        around = ((0, 0), (0, 0), (s.look_back, s.look_ahead), (0, 0))
+        x_BHLK = jnp.pad(jnp.swapaxes(self._heads(x_BLD), 1, 2), around)
+        size = (s.heads, s.look_back + 1 + s.look_ahead, x_BHLK.shape[-1])
+
+        def cut(x_HLK, first):
+            return jax.lax.dynamic_slice(x_HLK, (0, first + s.look_back, 0), size)
+
+        return jax.vmap(jax.vmap(cut, (None, 0)))(x_BHLK, first_BN)
 
 
 class SelfAttention(nn.Module):
