@@ -4,6 +4,10 @@
 kernel for Hopper GPUs, `cudnn` and `splash` are NVIDIA's and the TPU's, for the masks which they know.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from editjax.attention.block import attend_block
@@ -21,11 +25,12 @@ def attend(q_BTHK, k_BSHK, v_BSHK, mask: Mask, tokens: Tokens | None = None, *, 
     gradients. Raises ValueError for an unknown kind, and for a mask, type or shape which the kind cannot
     do: a kernel is never replaced silently.
     """
-    q_BTHK, k_BSHK, v_BSHK = jnp.asarray(q_BTHK), jnp.asarray(k_BSHK), jnp.asarray(v_BSHK)
     tokens = _no_tokens(k_BSHK) if tokens is None else tokens
+    arrays = (q_BTHK, k_BSHK, v_BSHK), mask[1:], tokens
+    qkv, who, tokens = jax.tree.map(jnp.asarray, arrays)
     match kind:
         case "block":
-            body = attend_block
+            body: Callable[..., Any] = attend_block
         case "dense":
             body = attend_dense
         case "cudnn":
@@ -36,7 +41,7 @@ def attend(q_BTHK, k_BSHK, v_BSHK, mask: Mask, tokens: Tokens | None = None, *, 
             from editjax.attention.splash import attend_splash as body
         case _:
             raise ValueError(f"attention kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
-    return body(q_BTHK, k_BSHK, v_BSHK, mask, tokens)
+    return body(*qkv, Mask(mask.window, *who), tokens)
 
 
 def _no_tokens(k_BSHK) -> Tokens:

@@ -110,3 +110,8 @@ def sees_tokens(sight: Sight, owner_BG):
 def zero_unseen(x_BSHK, seen_BS):
     """Zero what nobody may see: NaN there would leak through 0 · NaN."""
     return jnp.where(seen_BS[:, :, None, None], x_BSHK, jnp.zeros((), x_BSHK.dtype))
+
+
+def wide(dtype):
+    """The type that sums are kept in: float32, or float64 for float64."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -1,10 +1,11 @@
 """Our kernel for Hopper GPUs: a window of frames and gathered tokens, through Mosaic GPU, with backward.
 
-FlashAttention's arithmetic (Dao et al. 2022; Shah et al. 2024): a tile of queries visits the tiles of keys that
-it sees and keeps a running peak and sum; one number a row, the logarithm of that sum, is saved, from which the
-backward kernels compute the weights again. Keys are the frames followed by the tokens; which tiles a query
-tile visits is a table made from the mask, so that windows, packed examples and cross-attention around places
-are one kernel. Two warpgroups compute, a third copies the next tiles into a ring in shared memory.
+FlashAttention's arithmetic (Dao et al. 2022; Shah et al. 2024): a tile of queries visits the tiles of keys
+that it sees and keeps a running peak and sum; one number a row, the logarithm of that sum, is saved, from
+which the backward kernels compute the weights again. Keys are the frames followed by the tokens; which tiles
+a tile of queries visits is a table made from the mask, so that windows, packed examples and
+cross-attention around places are one kernel. Two warpgroups compute, a third copies the next tiles into a
+ring in shared memory.
 
 Interpreted on the CPU everything runs as on the GPU but for `_product`, which is the tensor cores' there.
 """
@@ -69,7 +70,7 @@ def _padded(x_BT, value=0):
 
 
 class _Seen(NamedTuple):
-    """Per query the first key, one past the last, and its segment; per key the segment which sees it as a token."""
+    """Per query the first key, one past the last, and its segment; per key the segment it is a token of."""
 
     rows_B3T: Any
     owner_BL: Any
@@ -245,8 +246,8 @@ def _query_gradient(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2
 
 
 def _key_gradients(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2T, k_BLHK, v_BLHK, owner_BL):
-    """Each tile of keys visits the queries that see it; tokens, which all see, in chunks that are then added."""
-    batch, n_queries, heads, width = q_BTHK.shape
+    """Each tile of keys visits the queries that see it; tokens, which all see, in chunks, then added."""
+    batch, _, heads, width = q_BTHK.shape
     dtype, n_tokens = q_BTHK.dtype, k_BLHK.shape[1] - n_frames
     tasks_B3I = _tasks(rows_B3T, n_frames, n_tokens)
     n_tasks = tasks_B3I.shape[2]
@@ -329,7 +330,7 @@ def _visits(seen, tile: int):
 
 
 def _tasks(rows_B3T, n_frames: int, n_tokens: int):
-    """Gradients of keys as tasks: which block of keys, the first tile of queries, how many: (batch, 3, tasks)."""
+    """Gradients of keys as tasks: a block of keys, the first tile of queries, how many; (batch, 3, tasks)."""
     first_BI, stop_BI = _span(rows_B3T, BACKWARD_TILE)
     batch, n_tiles = first_BI.shape
     block_J = jnp.arange(n_frames // BLOCK, dtype=jnp.int32)[None, :, None]
@@ -405,7 +406,10 @@ def _share(compute, steps, load, used) -> None:
         lax.fori_loop(0, steps, one, None)
         # Nothing may be left unobserved at a barrier when the kernel ends.
         lax.fori_loop(
-            jnp.maximum(steps - STAGES, 0), steps, lambda step, _: plgpu.barrier_wait(used.at[_slot(step)]), None
+            jnp.maximum(steps - STAGES, 0),
+            steps,
+            lambda step, _: plgpu.barrier_wait(used.at[_slot(step)]),
+            None,
         )
 
 
