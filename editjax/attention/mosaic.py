@@ -4,10 +4,7 @@ FlashAttention's arithmetic (Dao et al. 2022; Shah et al. 2024): a tile of queri
 that it sees and keeps a running peak and sum; one number a row, the logarithm of that sum, is saved, from
 which the backward kernels compute the weights again. Keys are the frames followed by the tokens; which tiles
 a tile of queries visits is a table made from the mask, so that windows, packed examples and
-cross-attention around places are one kernel. Two warpgroups compute, a third copies the next tiles into a
-ring in shared memory.
-
-Interpreted on the CPU everything runs as on the GPU but for `_product`, which is the tensor cores' there.
+cross-attention around places are one kernel.
 """
 
 import math
@@ -20,13 +17,20 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from editjax.attention.hopper import (
+    BLOCK,
+    ROWS,
+    STAGES,
+    WARPGROUPS,
+    kernel,
+    product,
+    share,
+    visit_all,
+    where_am_i,
+)
 from editjax.attention.mask import NOBODY, NOWHERE, sight, zero_unseen
 
-ROWS = 64  # rows of a warpgroup's product
-WARPGROUPS = 2
-BLOCK = ROWS * WARPGROUPS
 FORWARD_TILE, BACKWARD_TILE = 128, 64  # rows of what is visited; two products at once leave fewer registers
-STAGES = 2
 CHUNK = 16  # query tiles that one program visits for the gradient of a tile of tokens, which all queries see
 HEAD_WIDTHS = (64, 128)
 DTYPES = ("bfloat16", "float16")
@@ -86,25 +90,14 @@ def _forward(n_frames, interpret, q_BTHK, k_BLHK, v_BLHK, seen):
     dtype, n_tokens = q_BTHK.dtype, k_BLHK.shape[1] - n_frames
     scale = LOG2_E * width**-0.5
 
-    def kernel(
+    def body(
         visits, q, rows, k, v, owner, out, lse, q_s, rows_s, lse_s, k_s, v_s, owner_s, mine, ready, used
     ):
-        b, h, i, group = _where_am_i()
-        base = i * BLOCK + group * ROWS
-        first, near = visits[b, 0, i], visits[b, 1, i]
-        steps = near + n_tokens // FORWARD_TILE
-
-        def key_tile(step):
-            return jnp.where(step < near, first + step, n_frames // FORWARD_TILE + step - near) * FORWARD_TILE
-
-        def load(step, slot):
-            keys = pl.ds(key_tile(step), FORWARD_TILE)
-            plgpu.copy_gmem_to_smem(k.at[b, keys, h], k_s.at[slot], ready.at[slot])
-            plgpu.copy_gmem_to_smem(v.at[b, keys, h], v_s.at[slot], ready.at[slot])
-            plgpu.copy_gmem_to_smem(owner.at[b, keys], owner_s.at[slot], ready.at[slot])
+        b, h, i, group = where_am_i()
+        steps, place, load = _keys_seen(visits, (k, v, owner), (k_s, v_s, owner_s), ready, n_frames, n_tokens)
 
         def compute():
-            queries = pl.ds(base, ROWS)
+            queries = pl.ds(i * BLOCK + group * ROWS, ROWS)
             plgpu.copy_gmem_to_smem(q.at[b, queries, h], q_s.at[group], mine.at[group])
             plgpu.copy_gmem_to_smem(rows.at[b, :, queries], rows_s.at[group], mine.at[group])
             plgpu.barrier_wait(mine.at[group])
@@ -112,19 +105,19 @@ def _forward(n_frames, interpret, q_BTHK, k_BLHK, v_BLHK, seen):
 
             def visit(step, slot, state):
                 sums_QK, peak_Q, total_Q = state
-                logits_QL = _product(q_s.at[group], k_s.at[slot], transposed=True, interpret=interpret)
-                seen_QL = _sees(own, owner_s[slot], key_tile(step), logits_QL.shape, query_axis=0)
+                logits_QL = product(q_s.at[group], k_s.at[slot], transposed=True, interpret=interpret)
+                seen_QL = _sees(own, owner_s[slot], place(step), logits_QL.shape, query_axis=0)
                 logits_QL = jnp.where(seen_QL, logits_QL * scale, NEVER)
                 new_Q = jnp.maximum(peak_Q, logits_QL.max(axis=1))
                 weights_QL = jnp.exp2(logits_QL - _along(new_Q, logits_QL.shape, 0))
                 shrink_Q = jnp.exp2(peak_Q - new_Q)
                 total_Q = total_Q * shrink_Q + weights_QL.sum(axis=1)
                 sums_QK = sums_QK * _along(shrink_Q, sums_QK.shape, 0)
-                sums_QK = _product(weights_QL.astype(dtype), v_s.at[slot], sums_QK, interpret=interpret)
+                sums_QK = product(weights_QL.astype(dtype), v_s.at[slot], sums_QK, interpret=interpret)
                 return sums_QK, new_Q, total_Q
 
             zero_QK, zero_Q = jnp.zeros((ROWS, width), jnp.float32), jnp.zeros((ROWS,), jnp.float32)
-            sums_QK, peak_Q, total_Q = _visit_all(
+            sums_QK, peak_Q, total_Q = visit_all(
                 steps, visit, (zero_QK, jnp.full((ROWS,), START, jnp.float32), zero_Q), ready, used
             )
             total_Q = jnp.where(total_Q > 0, total_Q, 1.0)
@@ -135,10 +128,10 @@ def _forward(n_frames, interpret, q_BTHK, k_BLHK, v_BLHK, seen):
             plgpu.copy_smem_to_gmem(lse_s.at[group], lse.at[b, h, queries])
             plgpu.wait_smem_to_gmem(0)
 
-        _share(compute, steps, load, used)
+        share(compute, steps, load, used)
 
-    out_BTHK, lse_BHT = _kernel(
-        kernel,
+    out_BTHK, lse_BHT = kernel(
+        body,
         (heads, n_queries // BLOCK, batch),
         [
             jax.ShapeDtypeStruct(q_BTHK.shape, dtype),
@@ -174,24 +167,12 @@ def _query_gradient(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2
     batch, n_queries, heads, width = q_BTHK.shape
     dtype, n_tokens = q_BTHK.dtype, k_BLHK.shape[1] - n_frames
 
-    def kernel(
+    def body(
         visits, q, d_out, rows, stats, k, v, owner, dq,
         q_s, d_out_s, rows_s, stats_s, k_s, v_s, owner_s, mine, ready, used,
     ):  # fmt: skip
-        b, h, i, group = _where_am_i()
-        first, near = visits[b, 0, i], visits[b, 1, i]
-        steps = near + n_tokens // BACKWARD_TILE
-
-        def key_tile(step):
-            return (
-                jnp.where(step < near, first + step, n_frames // BACKWARD_TILE + step - near) * BACKWARD_TILE
-            )
-
-        def load(step, slot):
-            keys = pl.ds(key_tile(step), BACKWARD_TILE)
-            plgpu.copy_gmem_to_smem(k.at[b, keys, h], k_s.at[slot], ready.at[slot])
-            plgpu.copy_gmem_to_smem(v.at[b, keys, h], v_s.at[slot], ready.at[slot])
-            plgpu.copy_gmem_to_smem(owner.at[b, keys], owner_s.at[slot], ready.at[slot])
+        b, h, i, group = where_am_i()
+        steps, place, load = _keys_seen(visits, (k, v, owner), (k_s, v_s, owner_s), ready, n_frames, n_tokens)
 
         def compute():
             queries = pl.ds(i * BLOCK + group * ROWS, ROWS)
@@ -203,23 +184,23 @@ def _query_gradient(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2
             own, lse_Q, delta_Q = [rows_s[group, r] for r in range(3)], stats_s[group, 0], stats_s[group, 1]
 
             def visit(step, slot, dq_QK):
-                logits_QL = _product(q_s.at[group], k_s.at[slot], transposed=True, interpret=interpret)
-                seen_QL = _sees(own, owner_s[slot], key_tile(step), logits_QL.shape, query_axis=0)
+                logits_QL = product(q_s.at[group], k_s.at[slot], transposed=True, interpret=interpret)
+                seen_QL = _sees(own, owner_s[slot], place(step), logits_QL.shape, query_axis=0)
                 weights_QL = _weights(logits_QL, seen_QL, lse_Q, width, query_axis=0)
-                d_weights_QL = _product(d_out_s.at[group], v_s.at[slot], transposed=True, interpret=interpret)
+                d_weights_QL = product(d_out_s.at[group], v_s.at[slot], transposed=True, interpret=interpret)
                 d_logits_QL = _d_logits(weights_QL, d_weights_QL, delta_Q, width, query_axis=0)
-                return _product(d_logits_QL.astype(dtype), k_s.at[slot], dq_QK, interpret=interpret)
+                return product(d_logits_QL.astype(dtype), k_s.at[slot], dq_QK, interpret=interpret)
 
-            dq_QK = _visit_all(steps, visit, jnp.zeros((ROWS, width), jnp.float32), ready, used)
+            dq_QK = visit_all(steps, visit, jnp.zeros((ROWS, width), jnp.float32), ready, used)
             q_s[group] = dq_QK.astype(dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(q_s.at[group], dq.at[b, queries, h])
             plgpu.wait_smem_to_gmem(0)
 
-        _share(compute, steps, load, used)
+        share(compute, steps, load, used)
 
-    return _kernel(
-        kernel,
+    return kernel(
+        body,
         (heads, n_queries // BLOCK, batch),
         jax.ShapeDtypeStruct(q_BTHK.shape, dtype),
         [
@@ -252,11 +233,11 @@ def _key_gradients(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2T
     tasks_B3I = _tasks(rows_B3T, n_frames, n_tokens)
     n_tasks = tasks_B3I.shape[2]
 
-    def kernel(
+    def body(
         tasks, q, d_out, rows, stats, k, v, owner, dk, dv,
         k_s, v_s, owner_s, q_s, d_out_s, rows_s, stats_s, mine, ready, used,
     ):  # fmt: skip
-        b, h, i, group = _where_am_i()
+        b, h, i, group = where_am_i()
         base, first, steps = tasks[b, 0, i] * BLOCK + group * ROWS, tasks[b, 1, i], tasks[b, 2, i]
 
         def load(step, slot):
@@ -277,17 +258,17 @@ def _key_gradients(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2T
             def visit(step, slot, state):
                 dk_LK, dv_LK = state
                 theirs = [rows_s[slot, r] for r in range(3)]
-                logits_LQ = _product(k_s.at[group], q_s.at[slot], transposed=True, interpret=interpret)
+                logits_LQ = product(k_s.at[group], q_s.at[slot], transposed=True, interpret=interpret)
                 seen_LQ = _sees(theirs, own, base, logits_LQ.shape, query_axis=1)
                 weights_LQ = _weights(logits_LQ, seen_LQ, stats_s[slot, 0], width, query_axis=1)
-                dv_LK = _product(weights_LQ.astype(dtype), d_out_s.at[slot], dv_LK, interpret=interpret)
-                d_weights_LQ = _product(v_s.at[group], d_out_s.at[slot], transposed=True, interpret=interpret)
+                dv_LK = product(weights_LQ.astype(dtype), d_out_s.at[slot], dv_LK, interpret=interpret)
+                d_weights_LQ = product(v_s.at[group], d_out_s.at[slot], transposed=True, interpret=interpret)
                 d_logits_LQ = _d_logits(weights_LQ, d_weights_LQ, stats_s[slot, 1], width, query_axis=1)
-                dk_LK = _product(d_logits_LQ.astype(dtype), q_s.at[slot], dk_LK, interpret=interpret)
+                dk_LK = product(d_logits_LQ.astype(dtype), q_s.at[slot], dk_LK, interpret=interpret)
                 return dk_LK, dv_LK
 
             zero_LK = jnp.zeros((ROWS, width), jnp.float32)
-            dk_LK, dv_LK = _visit_all(steps, visit, (zero_LK, zero_LK), ready, used)
+            dk_LK, dv_LK = visit_all(steps, visit, (zero_LK, zero_LK), ready, used)
             k_s[group], v_s[group] = dk_LK.astype(dtype), dv_LK.astype(dtype)
             plgpu.commit_smem()
             written = pl.ds(i * BLOCK + group * ROWS, ROWS)
@@ -295,10 +276,10 @@ def _key_gradients(n_frames, interpret, q_BTHK, d_out_BTHK, rows_B3T, stats_BH2T
             plgpu.copy_smem_to_gmem(v_s.at[group], dv.at[b, written, h])
             plgpu.wait_smem_to_gmem(0)
 
-        _share(compute, steps, load, used)
+        share(compute, steps, load, used)
 
-    parts = _kernel(
-        kernel,
+    parts = kernel(
+        body,
         (heads, n_tasks, batch),
         [jax.ShapeDtypeStruct((batch, n_tasks * BLOCK, heads, width), dtype)] * 2,
         [
@@ -358,94 +339,22 @@ def _span(rows_B3T, tile: int):
     return jnp.minimum(first_BIQ.min(axis=2), stop_BI), stop_BI
 
 
-def _kernel(body, grid, out_type, scratch, arrivals, interpret):
-    """`body` on every (head, task, example), with barriers for what a warpgroup loads and for the ring."""
-    mine, ready = arrivals
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        grid=grid,
-        grid_names=("head", "task", "batch"),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        scratch_types=[
-            *scratch,
-            plgpu.Barrier(num_arrivals=mine, num_barriers=WARPGROUPS),
-            plgpu.Barrier(num_arrivals=ready, num_barriers=STAGES),
-            plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=STAGES),
-        ],
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup
-        ),
-        interpret=interpret,
-    )
+def _keys_seen(visits, arrays, rings, ready, n_frames: int, n_tokens: int):
+    """For a block of queries: how many tiles of keys it visits, where each begins, and how to load one."""
+    b, h, i, _ = where_am_i()
+    (k, v, owner), (k_s, v_s, owner_s) = arrays, rings
+    tile, first, near = k_s.shape[1], visits[b, 0, i], visits[b, 1, i]
 
+    def place(step):
+        return jnp.where(step < near, first + step, n_frames // tile + step - near) * tile
 
-def _where_am_i():
-    return (lax.axis_index(name) for name in ("batch", "head", "task", "warpgroup"))
+    def load(step, slot):
+        keys = pl.ds(place(step), tile)
+        plgpu.copy_gmem_to_smem(k.at[b, keys, h], k_s.at[slot], ready.at[slot])
+        plgpu.copy_gmem_to_smem(v.at[b, keys, h], v_s.at[slot], ready.at[slot])
+        plgpu.copy_gmem_to_smem(owner.at[b, keys], owner_s.at[slot], ready.at[slot])
 
-
-def _share(compute, steps, load, used) -> None:
-    """Two warpgroups compute; the third loads tiles, as long as there is room in the ring."""
-    group = lax.axis_index("warpgroup")
-
-    @pl.when(group < WARPGROUPS)
-    def _():
-        plgpu.set_max_registers(232, action="increase")
-        compute()
-
-    @pl.when(group == WARPGROUPS)
-    def _():
-        plgpu.set_max_registers(40, action="decrease")
-
-        def one(step, _):
-            slot = _slot(step)
-            pl.when(step >= STAGES)(lambda: plgpu.barrier_wait(used.at[slot]))
-            load(step, slot)
-
-        lax.fori_loop(0, steps, one, None)
-        # Nothing may be left unobserved at a barrier when the kernel ends.
-        lax.fori_loop(
-            jnp.maximum(steps - STAGES, 0),
-            steps,
-            lambda step, _: plgpu.barrier_wait(used.at[_slot(step)]),
-            None,
-        )
-
-
-def _slot(step):
-    return lax.rem(step, jnp.int32(STAGES))
-
-
-def _visit_all(steps, visit, state, ready, used):
-    """The state after all tiles, each taken from the ring when it is there and given back after."""
-
-    def one(step, state):
-        slot = _slot(step)
-        plgpu.barrier_wait(ready.at[slot])
-        state = visit(step, slot, state)
-        plgpu.barrier_arrive(used.at[slot])
-        return state
-
-    return lax.fori_loop(0, steps, one, state)
-
-
-def _product(a, b, sums=None, *, transposed=False, interpret=False):
-    """`sums` + a · b, or a · bᵀ, with float32 sums; b lies in shared memory, a there or in registers."""
-    shape = (a.shape[0], b.shape[0 if transposed else 1])
-    if interpret:
-        axes = (((1,), (1 if transposed else 0,)), ((), ()))
-        product = lax.dot_general(a[...], b[...], axes, preferred_element_type=jnp.float32)
-        return product if sums is None else sums + product
-    b = b.transpose((1, 0)) if transposed else b
-    if sums is not None:
-        return pl.run_state(lambda total: plgpu.wgmma(total, a, b))(plgpu.ACC.init(sums))
-
-    def fresh(total):
-        plgpu.wgmma(total, a, b)
-        return total[...]
-
-    return pl.run_scoped(fresh, plgpu.ACC(shape, jnp.float32))
+    return near + n_tokens // tile, place, load
 
 
 def _along(x_N, shape, axis: int):
