@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from editjax.attention import Window, attend
+from editjax.attention import Mask, Window, attend
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary
@@ -207,8 +207,8 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x_BND, index_BN, steps_B):
         q, k, v = self._project(x_BND, index_BN)
-        window = Window(self.settings.decoder_window - 1, 0)
-        out = attend(q, k, v, window=window, frames_B=steps_B, kind=self.settings.attention)
+        mask = Mask(Window(self.settings.decoder_window - 1, 0), steps_B)
+        out = attend(q, k, v, mask, kind=self.settings.attention)
         return self.out(out.reshape(x_BND.shape))
 
     def step(self, x_BND, index_BN, cache_BWE):
