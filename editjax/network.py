@@ -4,22 +4,31 @@ Recordings are padded to a few standard lengths, because every new shape costs a
 nothing (tested). Beats are tracked from the mel.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from editjax.beam import beam_search
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
 from editjax.mel import MelSettings, layout_error
+from editjax.metrics import kept_iou
 from editjax.models.pointer import PointerSettings
 
 SHORTEST_FRAMES = 1024
 WHOLE_FRAMES = 32_768  # 12.7 minutes; longer recordings are encoded in chunks
 LONGEST_STEPS = 1.6  # decoding ends after this many times the padded length
+SAME_IOU = 0.98
+"""Edits that share this much of what they keep are the same to a listener."""
+SAME_SECONDS = 0.5  # as are joins this near
+BEAM_WIDTH, BEAM_WIDTH_EACH = 16, 4
+"""Hypotheses held when variants are searched for: at least, and for each variant."""
 
 
 class EditedPointers(NamedTuple):
@@ -38,7 +47,8 @@ class PointerNetwork:
     """Settings and parameters of a trained model, with the calls of the pointer network.
 
     `generate`, `generate_hierarchical` and `inference` take mels (batch, time, mel) or (time, mel) in [0, 1]
-    (`editjax.mel`), and raise UsageError for other shapes; `edit_pointers` is what the editor uses.
+    (`editjax.mel`), or a list of (time, mel), and raise UsageError for other shapes; `edit_pointers` and
+    `variants` are what the editor uses.
     """
 
     def __init__(
@@ -62,22 +72,43 @@ class PointerNetwork:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
         out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed)
-        steps, n_frames = int(out.steps_B[0]), len(mel_TF)
-        structure_T3 = np.asarray(jax.nn.softmax(encoded.structure_BTS[0, :n_frames], -1))
-        pointers = np.asarray(out.pointers_BN[0])
-        return EditedPointers(
-            pointers[:steps],
-            np.asarray(out.log_p_BN[0, :steps]),
-            structure_T3[:, 1:].sum(-1),
-            float(np.exp(encoded.log_length_B[0])),
-            bool((pointers == STOP).any()),
-        )
+        return _edited(out.pointers_BN[0], out.log_p_BN[0], encoded, len(mel_TF))
+
+    def variants(
+        self,
+        mel_TF: np.ndarray,
+        phase_T3: np.ndarray | None = None,
+        count: int = 3,
+        target_frames: float | None = None,
+    ) -> list[EditedPointers]:
+        """At most `count` edits of one recording that differ in what they keep, likeliest first.
+
+        Each has a kept-frame IoU below SAME_IOU with all that are likelier. There are fewer where a beam of
+        BEAM_WIDTH_EACH hypotheses for each, and of BEAM_WIDTH in all at least, holds no more.
+        """
+        phases = None if phase_T3 is None else [phase_T3]
+        target_1 = np.full(1, target_frames or 0.0, np.float32)
+        encoded, keys, max_steps = self._encoded([mel_TF], phases, target_1)
+        width = max(BEAM_WIDTH, BEAM_WIDTH_EACH * count)
+        apart = round(SAME_SECONDS * self.mel.frames_per_second)
+        found = beam_search(self.settings, self.params, keys, target_1, max_steps, width, apart)
+        held = int(np.isfinite(found.log_p_W).sum())
+        edits = [
+            _edited(pointers_N, log_p_N, encoded, len(mel_TF))
+            for pointers_N, log_p_N in zip(found.pointers_WN[:held], found.log_p_WN[:held], strict=True)
+        ]
+        return _different(edits, len(mel_TF))[:count]
 
     def generate(
-        self, mel: np.ndarray, target_length: float | None = None, temperature: float = 0.0, seed: int = 0
+        self,
+        mel: np.ndarray | Sequence[np.ndarray],
+        target_length: float | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> np.ndarray:
         """Pointers (batch, steps) int32: raw frames, then STOP (−2), then PAD (−1).
 
+        `mel` may also be a list of recordings (time, mel) of different lengths: each is edited as alone.
         `target_length` is the wanted length in frames.
         """
         out, _ = self._run(_recordings(mel, self.settings.n_mels), None, target_length, temperature, seed)
@@ -85,7 +116,7 @@ class PointerNetwork:
 
     def generate_hierarchical(
         self,
-        mel: np.ndarray,
+        mel: np.ndarray | Sequence[np.ndarray],
         coarse_to_fine: bool = True,
         target_length: float | None = None,
         temperature: float = 0.0,
@@ -104,7 +135,7 @@ class PointerNetwork:
         spans = {name: np.where(pointers < 0, pointers, pointers // size) for name, size in levels.items()}
         return {"pointers": pointers, **spans}
 
-    def inference(self, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def inference(self, mel: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Greedy pointers (batch, steps) and the probability of stopping at each step."""
         out, _ = self._run(_recordings(mel, self.settings.n_mels), None, None, 0.0, 0)
         pointers = _trimmed(out.pointers_BN)
@@ -115,20 +146,8 @@ class PointerNetwork:
         return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
 
     def _run(self, mels, phases, target_frames, temperature, seed):
-        phases = phases or [self.phases(mel_TF) for mel_TF in mels]
-        frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
-        length = padded_length(int(frames_B.max()))
         target_B = np.full(len(mels), target_frames or 0.0, np.float32)
-        if len(mels) == 1 and length > WHOLE_FRAMES:
-            encoded = encode_in_chunks(
-                self.settings, self.params["encoder"], mels[0], phases[0], target_B[0], length
-            )
-            keys = read_keys(self.settings, self.params, encoded)
-        else:
-            encoded, keys = encode(
-                self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), target_B
-            )
-        max_steps = int(length * LONGEST_STEPS)
+        encoded, keys, max_steps = self._encoded(mels, phases, target_B)
         out = decode(
             self.settings,
             self.params,
@@ -139,6 +158,24 @@ class PointerNetwork:
             jax.random.key(seed),
         )
         return out, encoded
+
+    def _encoded(self, mels, phases, target_B):
+        """Recordings encoded, their keys, and the most steps their edits may take."""
+        phases = phases or [self.phases(mel_TF) for mel_TF in mels]
+        frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
+        length = padded_length(int(frames_B.max()))
+        if length > WHOLE_FRAMES:
+            parts = [
+                encode_in_chunks(self.settings, self.params["encoder"], mel_TF, phase_T3, target, length)
+                for mel_TF, phase_T3, target in zip(mels, phases, target_B, strict=True)
+            ]
+            encoded = jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+            keys = read_keys(self.settings, self.params, encoded)
+        else:
+            encoded, keys = encode(
+                self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), target_B
+            )
+        return encoded, keys, int(length * LONGEST_STEPS)
 
 
 def padded_length(n_frames: int) -> int:
@@ -160,11 +197,40 @@ def load_model(model: str | Path) -> PointerNetwork:
     return PointerNetwork(bundle.settings, bundle.params, bundle.mel)
 
 
-def _recordings(mel: np.ndarray, n_mels: int) -> list[np.ndarray]:
-    mel = np.asarray(mel, np.float32)
-    if mel.ndim not in (2, 3) or mel.shape[-1] != n_mels or not mel.size:
-        raise layout_error(mel, f"(batch, time, {n_mels}) or (time, {n_mels})")
-    return [mel] if mel.ndim == 2 else list(mel)
+def _edited(pointers_N, log_p_N, encoded, n_frames: int) -> EditedPointers:
+    pointers = np.asarray(pointers_N)
+    steps = int((pointers >= 0).sum())
+    structure_T3 = np.asarray(jax.nn.softmax(encoded.structure_BTS[0, :n_frames], -1))
+    return EditedPointers(
+        pointers[:steps],
+        np.asarray(log_p_N[:steps]),
+        structure_T3[:, 1:].sum(-1),
+        float(np.exp(encoded.log_length_B[0])),
+        bool((pointers == STOP).any()),
+    )
+
+
+def _different(edits: list[EditedPointers], n_frames: int) -> list[EditedPointers]:
+    """Those that keep other frames than all before them, and keep any."""
+    chosen: list[EditedPointers] = []
+    for edit in edits:
+        alike = (kept_iou(edit.pointers_N, other.pointers_N, n_frames) for other in chosen)
+        if len(edit.pointers_N) and not any(iou >= SAME_IOU for iou in alike):
+            chosen.append(edit)
+    return chosen
+
+
+def _recordings(mel: np.ndarray | Sequence[np.ndarray], n_mels: int) -> list[np.ndarray]:
+    """One recording, a batch, or several of any length, as a list. Raises UsageError for other layouts."""
+    if isinstance(mel, np.ndarray) and mel.ndim == 3:
+        mel = list(mel)
+    mels = [np.asarray(part, np.float32) for part in (mel if isinstance(mel, list | tuple) else [mel])]
+    for part in mels:
+        if part.ndim != 2 or part.shape[-1] != n_mels or not part.size:
+            raise layout_error(part, f"(batch, time, {n_mels}) or (time, {n_mels})")
+    if not mels:
+        raise layout_error(np.asarray(mel), f"(batch, time, {n_mels}) or (time, {n_mels})")
+    return mels
 
 
 def _padded(parts: list[np.ndarray], length: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,16 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from editjax.cli import complain, complain_internally
 from editjax.cli.options import InputOptions, named, parse
-from editjax.cli.outputs import Place, Wanted, check_apart, check_name, open_place, place_of, recordings
+from editjax.cli.outputs import (
+    Place,
+    Wanted,
+    check_apart,
+    check_name,
+    close_place,
+    open_place,
+    place_of,
+    recordings,
+)
 from editjax.errors import EditjaxError, UsageError
 from editjax.outputs import Outputs
 
@@ -81,7 +90,8 @@ class EditOptions(InputOptions, OutputOptions):
     seed: int = 0
     """Decides what is drawn."""
     variants: int = 1
-    """Number of edits to draw, with seeds counted up; written as OUT_1, OUT_2 and so on."""
+    """Edits that differ in what they keep, likeliest first, written as OUT, OUT_2 and so on (pointer editor);
+    with a temperature, edits drawn with seeds counted up."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -145,7 +155,7 @@ def complaining(codes: list[int]) -> Iterator[None]:
 def places_of(source: Path, options: EditOptions, several: bool) -> list[Place]:
     """Where each variant of a recording's edit goes."""
     wanted = options.wanted(options.edits)
-    endings = [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
+    endings = ["", *(f"_{k}" for k in range(2, options.variants + 1))]
     return [place_of(source, wanted, several, ending) for ending in endings]
 
 
@@ -155,8 +165,12 @@ def settings_of(options: EditOptions) -> "EditSettings":
     from editjax.editor import EditSettings
     from editjax.render import RenderSettings
 
-    if options.variants < 1 or (options.variants > 1 and not options.temperature):
-        raise UsageError(f"--variants {options.variants}: variants differ with --temperature above 0 only")
+    if options.variants < 1:
+        raise UsageError(f"--variants {options.variants}: give the number of edits to write, 1 or more")
+    if options.variants > 1 and options.editor != "pointer":
+        raise UsageError(
+            f"--variants {options.variants}: only the pointer editor has several: --editor pointer"
+        )
     return EditSettings(
         editor=options.editor,
         model=options.model,
@@ -184,47 +198,60 @@ def edit_file(
 ) -> None:
     """One recording: outputs that cannot be written are refused, then all is computed, then all appears."""
     from editjax.audio import Reader
-    from editjax.editor import decide, heard_again, listen
+    from editjax.editor import choose_several, fulfil, heard_again, listen
 
     check_name(source)
-    variants = [replace(settings, seed=settings.seed + k) for k in range(options.variants)]
     with (
         Reader(source, settings.limits, settings.allow_truncated) as reader,
         progress(reader, options.quiet) as bar,
     ):
         if options.dry_run:
             heard = listen(reader, settings, bar.update)
-            for variant in variants:
+            chosen = choose_several(heard, settings, options.variants)
+            say_how_many(source, len(chosen), options)
+            for edit_list in chosen:
                 alone = heard_again(heard)
-                tell(decide(alone, reader, variant), source, None, alone.timings_s, options)
+                tell(fulfil(edit_list, alone, reader, settings), source, None, alone.timings_s, options)
             return
         with Outputs(options.overwrite, [source]) as outputs:
             for spot in spots:
                 open_place(outputs, spot, make_folders)
                 refuse_removed(reader, outputs, spot)
-            results = write_audio(reader, variants, [outputs[spot.audio] for spot in spots], bar.update)
+            results = write_audio(reader, settings, [outputs[spot.audio] for spot in spots], bar.update)
+            for spot in spots[len(results) :]:
+                close_place(outputs, spot)
             written = [
                 write_sides(result.edit_list, reader, outputs, spot, settings.render)
-                for result, spot in zip(results, spots, strict=True)
+                for result, spot in zip(results, spots, strict=False)
             ]
+    say_how_many(source, len(results), options)
     for result, spot in zip(results, written, strict=True):
         tell(result.edit_list, source, spot, result.timings_s, options)
 
 
 def write_audio(
-    reader: "Reader", variants: Sequence["EditSettings"], paths: Sequence[Path], watch: Callable[[int], Any]
+    reader: "Reader", settings: "EditSettings", paths: Sequence[Path], watch: Callable[[int], Any]
 ) -> list["EditResult"]:
-    """Listens once, then decides and renders each variant into its path; formats are refused first."""
-    from editjax.editor import decide, heard_again, listen, render_edit, writer_for
+    """Listens once, then decides on an edit for each path, or on fewer, and renders them; formats are refused
+    first."""
+    from editjax.editor import choose_several, fulfil, heard_again, listen, render_edit, writer_for
 
     with contextlib.ExitStack() as files:
         writers = [files.enter_context(writer_for(reader, path, overwrite=True)) for path in paths]
-        heard = listen(reader, variants[0], watch)
+        heard = listen(reader, settings, watch)
         results = []
-        for variant, writer in zip(variants, writers, strict=True):
+        for edit_list, writer in zip(choose_several(heard, settings, len(paths)), writers, strict=False):
             alone = heard_again(heard)
-            results.append(render_edit(decide(alone, reader, variant), alone, reader, writer, variant))
+            edit_list = fulfil(edit_list, alone, reader, settings)
+            results.append(render_edit(edit_list, alone, reader, writer, settings))
     return results
+
+
+def say_how_many(source: Path, count: int, options: EditOptions) -> None:
+    """Says where there are fewer variants than were asked for."""
+    if count < options.variants and not options.quiet:
+        only = "only 1 variant" if count == 1 else f"only {count} variants"
+        print(f"editjax: {source}: {only}; other likely edits keep the same parts", file=sys.stderr)
 
 
 def refuse_removed(reader: "Reader", outputs: Outputs, place: Place) -> None:
