@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 from editjax.decode import DRAFT_STEPS, decode, encode  # noqa: E402
 from editjax.edits import PAD  # noqa: E402
 from editjax.mel import mel_spectrogram  # noqa: E402
+from editjax.models.style import Asked  # noqa: E402
 from editjax.network import PointerNetwork, load_model, padded_length  # noqa: E402
 from editjax.session import SimulateSettings  # noqa: E402
 from editjax.simulate import simulate_session  # noqa: E402
@@ -56,7 +57,8 @@ def measure(
     phase_T3 = network.phases(mel_TF)
     mel_BTF, phase_BT3 = (np.pad(a, [(0, length - len(a)), (0, 0)])[None] for a in (mel_TF, phase_T3))
     frames_B, target_B = np.array([len(mel_TF)], np.int32), np.zeros(1, np.float32)
-    _, keys = encode(network.settings, network.params, mel_BTF, frames_B, phase_BT3, target_B)
+    asked = Asked(target_B, network.point_of("final")[None])
+    _, keys = encode(network.settings, network.params, mel_BTF, frames_B, phase_BT3, asked)
     ready = network.settings, network.params, keys, target_B, length, np.float32(0), jax.random.key(0)
 
     def run(draft: int) -> Any:

@@ -21,8 +21,9 @@ from editjax.chunks import encode_in_chunks  # noqa: E402
 from editjax.config import load_config  # noqa: E402
 from editjax.models import encoder, pointer  # noqa: E402
 from editjax.models.encoder import ALIGN_FRAMES, Encoded  # noqa: E402
-from editjax.models.match import STEP_FRAMES, find_matches  # noqa: E402
+from editjax.models.match import STEP_FRAMES, find_matches, fingerprints  # noqa: E402
 from editjax.models.pointer import PointerSettings  # noqa: E402
+from editjax.models.style import Asked  # noqa: E402
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pointer_tiny.py"
 FRAMES_PER_MINUTE = 2584
@@ -46,11 +47,12 @@ def main() -> None:
 
 def row(settings: PointerSettings, params: Any, minutes: int, rounds: int) -> dict[str, Any]:
     """Seconds and memory of encoding and of matching at one length."""
-    mel, frames_B, phase, target_B = noise(minutes * FRAMES_PER_MINUTE)
-    _, u_BMG = jax.jit(encoder.listen, static_argnums=0)(settings, params, mel, frames_B, phase)
+    mel, frames_B, phase, asked = noise(minutes * FRAMES_PER_MINUTE, settings)
+    _, shape_BMG, _, _ = jax.jit(encoder.listen, static_argnums=0)(settings, params, mel, frames_B, phase)
+    u_BMG = fingerprints(shape_BMG)
     steps_B = -(-frames_B // STEP_FRAMES)
     parts = {
-        "encode": compiled(partial(encoder.encode, settings), params, mel, frames_B, phase, target_B),
+        "encode": compiled(partial(encoder.encode, settings), params, mel, frames_B, phase, asked),
         "match": compiled(lambda u, n: find_matches(u, n, settings.matches), u_BMG, steps_B),
     }
     seconds = fastest_seconds({name: call for name, (call, _) in parts.items()}, rounds)
@@ -71,20 +73,21 @@ def compiled(function: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any
 def prove_chunks(settings: PointerSettings, params: Any) -> None:
     """Encoding in chunks of 16 bars against encoding the whole."""
     total = 20 * ALIGN_FRAMES
-    mel, frames_B, phase, target_B = noise(total)
-    whole = jax.jit(encoder.encode, static_argnums=0)(settings, params, mel, frames_B, phase, target_B)
-    chunked = encode_in_chunks(settings, params, mel[0], phase[0], 0.0, total, 8 * ALIGN_FRAMES)
+    mel, frames_B, phase, asked = noise(total, settings)
+    whole = jax.jit(encoder.encode, static_argnums=0)(settings, params, mel, frames_B, phase, asked)
+    chunked = encode_in_chunks(settings, params, mel[0], phase[0], asked, total, 8 * ALIGN_FRAMES)
     for name in Encoded._fields:
         one, other = (np.asarray(getattr(encoded, name), np.float64) for encoded in (whole, chunked))
         require_agreement(f"{name} in chunks", float(np.abs(one - other).max()), TOLERANCE)
 
 
-def noise(n_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mel, valid frames, phases and the wanted length (none) of a recording of noise."""
+def noise(n_frames: int, settings: PointerSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray, Asked]:
+    """Mel, valid frames and phases of a recording of noise, of which nothing is asked."""
     rng = np.random.default_rng(0)
     mel = rng.uniform(0.2, 0.8, (1, n_frames, 128)).astype(np.float32)
     phase = rng.random((1, n_frames, 3), np.float32)
-    return mel, np.array([n_frames], np.int32), phase, np.zeros(1, np.float32)
+    asked = Asked(np.zeros(1, np.float32), np.zeros((1, settings.style_width), np.float32))
+    return mel, np.array([n_frames], np.int32), phase, asked
 
 
 if __name__ == "__main__":

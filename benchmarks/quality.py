@@ -1,14 +1,15 @@
 """How good the edits are, on a frozen set of simulated sessions, beside editors that need no model.
 
-    python benchmarks/quality.py --recordings DIR [--model NAME|FOLDER] [--out FILE]
+    python benchmarks/quality.py --recordings DIR [--set NAME] [--model NAME|FOLDER] [--out FILE]
     python benchmarks/quality.py --quick
 
-The sessions are made anew (or read from `--sessions`, where they stay) from the test split of a folder of
+The sets are `whole`, 100 sessions of one to four minutes in the style *final*; `long`, its sibling of ten
+minutes; `styles`, sessions with an edit in every style; and `--quick`, ten sessions that are synthesised
+throughout. They are made anew (or read from `--sessions`, where they stay) from the test split of a folder of
 recordings, and checked first against `heldout.json`: the SHA-256 of every raw recording's samples and of its
-true edit. Another version of NumPy rounds a few samples otherwise (NumPy 2.4 and 2.5: one step of 16 bits in
+true edits. Another version of NumPy rounds a few samples otherwise (NumPy 2.4 and 2.5: one step of 16 bits in
 0.06 % of them), so a recording also agrees when its length and its levels do; how many agree bit for bit is
-reported. `--quick` takes ten sessions that are synthesised throughout. `--freeze` writes the list; do that
-before training and never after.
+reported. `--freeze` writes the list; do that before training and never after.
 """
 
 from __future__ import annotations
@@ -20,23 +21,41 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from report import finish
 
 from editjax.cli import complain
 from editjax.errors import DataError, EditjaxError, UsageError
+from editjax.styles import STYLES
 
 if TYPE_CHECKING:
     from editjax.network import PointerNetwork
     from editjax.scoreboard import Board
 
 HELDOUT = Path(__file__).parent / "heldout.json"
-SEED, SESSIONS, QUICK_SESSIONS = 20_260, 100, 10
-SPLIT, STYLE = "test", "final"
-LENGTHS, QUICK_LENGTHS = (0.5, 0.75, 1.25, 1.5), (0.5, 1.5)
+SPLIT = "test"
 PARTS = 16  # of a recording, whose levels are compared
 LEVEL_STEPS, LEVEL_SHARE = 0.05, 1e-3  # levels (RMS, in 16-bit steps) may differ by this, plus this share
+
+
+class HeldOut(NamedTuple):
+    """A frozen set: how its sessions are simulated, and the lengths that edits of them are asked for."""
+
+    seed: int
+    sessions: int
+    lengths: tuple[float, ...] = ()
+    styles: tuple[str, ...] = ("final",)
+    shortest_s: float = 60.0
+    longest_s: float = 240.0
+
+
+SETS = {
+    "whole": HeldOut(20_260, 100, lengths=(0.5, 0.75, 1.25, 1.5)),
+    "long": HeldOut(20_261, 24, shortest_s=590.0, longest_s=620.0),
+    "styles": HeldOut(20_262, 40, styles=STYLES),
+    "quick": HeldOut(20_260, 10, lengths=(0.5, 1.5)),
+}
 
 
 def main() -> int:
@@ -55,7 +74,8 @@ def main() -> int:
         exact = check(prints, expected)
         rows, ratios = evaluate(folder, network, chosen)
     ratios["sessions that agree bit for bit"] = exact
-    finish("quality", rows, ratios, ("jax", "numpy", "scipy", "soundfile"), chosen.out)
+    name = "quality" if chosen.set == "whole" else f"quality-{chosen.set}"
+    finish(name, rows, ratios, ("jax", "numpy", "scipy", "soundfile"), chosen.out)
     return 0
 
 
@@ -63,6 +83,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--set", choices=SETS, default="whole", help="which sessions")
     parser.add_argument("--quick", action="store_true", help="ten synthesised sessions, for a smoke test")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--model", default="final", help="a bundled model's name, or a model's folder")
@@ -72,7 +93,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate side by side")
     parser.add_argument("--freeze", action="store_true", help="write heldout.json from what is simulated")
     chosen = parser.parse_args()
-    sessions = QUICK_SESSIONS if chosen.quick else SESSIONS
+    chosen.set = "quick" if chosen.quick else chosen.set
+    sessions = SETS[chosen.set].sessions
     chosen.count = min(chosen.count or sessions, sessions)
     if chosen.quick == bool(chosen.recordings):
         raise UsageError("give --recordings DIR for the whole held-out set, or --quick")
@@ -93,8 +115,14 @@ def simulate(folder: str | Path, chosen: argparse.Namespace) -> None:
         return
     if found:
         raise DataError(f"{folder}: holds {found} sessions instead of {chosen.count}; name an empty folder")
-    settings = SimulateSettings(split=SPLIT if chosen.recordings else "", styles=(STYLE,))
-    simulate_folder(folder, chosen.count, SEED, settings, chosen.recordings, chosen.workers)
+    held_out = SETS[chosen.set]
+    settings = SimulateSettings(
+        min_length_s=held_out.shortest_s,
+        max_length_s=held_out.longest_s,
+        split=SPLIT if chosen.recordings else "",
+        styles=held_out.styles,
+    )
+    simulate_folder(folder, chosen.count, held_out.seed, settings, chosen.recordings, chosen.workers)
 
 
 def prints_of(folder: str | Path) -> dict[str, Any]:
@@ -108,8 +136,8 @@ def prints_of(folder: str | Path) -> dict[str, Any]:
     for raw in sorted(Path(folder).glob("*_raw.flac")):
         id = raw.name.removesuffix("_raw.flac")
         samples_S, _ = soundfile.read(raw, dtype="int16")
-        edit_list = read_edits(raw.with_name(f"{id}.edits.json"))
-        spans = [[segment.nominal_start, segment.nominal_stop] for segment in edit_list.segments]
+        lists = [read_edits(path) for path in sorted(raw.parent.glob(f"{id}*.edits.json"))]
+        spans = [[s.nominal_start, s.nominal_stop] for edit_list in lists for s in edit_list.segments]
         parts = np.array_split(samples_S.astype(np.float64), PARTS)
         prints[id] = {
             "samples": len(samples_S),
@@ -122,25 +150,21 @@ def prints_of(folder: str | Path) -> dict[str, Any]:
 
 def freeze(prints: dict[str, Any], chosen: argparse.Namespace) -> None:
     lists = json.loads(HELDOUT.read_text()) if HELDOUT.exists() else {}
-    lists[name_of(chosen)] = prints
+    lists[chosen.set] = prints
     named = [
         f'"{name}": {{\n'
         + ",\n".join(f"{json.dumps(id)}: {json.dumps(lists[name][id])}" for id in lists[name])
         for name in sorted(lists)
     ]
     HELDOUT.write_text("{\n" + "\n},\n".join(named) + "\n}\n}\n")  # a session a line
-    print(f"{HELDOUT}: {len(prints)} sessions frozen as {name_of(chosen)!r}", file=sys.stderr)
+    print(f"{HELDOUT}: {len(prints)} sessions frozen as {chosen.set!r}", file=sys.stderr)
 
 
 def frozen(chosen: argparse.Namespace) -> dict[str, Any]:
     lists = json.loads(HELDOUT.read_text()) if HELDOUT.exists() else {}
-    if name_of(chosen) not in lists:
-        raise DataError(f"{HELDOUT}: holds no list {name_of(chosen)!r}; write it with --freeze")
-    return lists[name_of(chosen)]
-
-
-def name_of(chosen: argparse.Namespace) -> str:
-    return "quick" if chosen.quick else "whole"
+    if chosen.set not in lists:
+        raise DataError(f"{HELDOUT}: holds no list {chosen.set!r}; write it with --freeze")
+    return lists[chosen.set]
 
 
 def check(prints: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -167,20 +191,26 @@ def evaluate(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of the table and the figures beside it."""
     from editjax import evaluate as ours
-    from editjax.scoreboard import board
+    from editjax.scoreboard import boards
 
-    lengths = QUICK_LENGTHS if chosen.quick else LENGTHS
+    lengths = SETS[chosen.set].lengths
 
     def examine(task: ours.Task) -> dict[str, float]:
-        return ours.teacher_forced(network, task) | ours.at_lengths(network, task, lengths)
+        row = ours.teacher_forced(network, task) | ours.obedience(network, task)
+        return row | ours.at_lengths(network, task, lengths) if lengths else row
 
     settings = ours.EvaluateSettings(limit=chosen.count, beats=network.beats)
     editors = ours.editors_beside(network)
     evaluation = ours.evaluate(folder, editors, settings, examine, quiet=False)
     if evaluation.skipped:
         raise DataError(f"{evaluation.skipped[0]['pair']}: skipped, {evaluation.skipped[0]['reason']}")
-    editors_board = board(evaluation.rows)
-    return rows_of(editors_board), ratios_of(editors_board, ours.audit(evaluation.facts))
+    by_style = boards(evaluation.rows)
+    rows = [
+        ({"style": style} if len(by_style) > 1 else {}) | row
+        for style, editors_board in by_style.items()
+        for row in rows_of(editors_board)
+    ]
+    return rows, ratios_of(next(iter(by_style.values())), ours.audit(evaluation.facts))
 
 
 def rows_of(editors: Board) -> list[dict[str, Any]]:

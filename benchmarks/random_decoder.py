@@ -1,19 +1,21 @@
 """A decoder of the full size with random weights, whose edits have runs as long as real ones.
 
-Width 256, 4 heads of 64, 4 layers, 10 minutes of raw frames. The likeliest mode of a step is a jump where a
-random direction of its state says so, which is for `JUMP_SHARE` of the frames: greedy edits jump as often as
-sampled ones would. A length is asked for, so that nothing ends the edit before the last step.
+The likeliest mode of a step is a jump where a random direction of its state says so: after `JUMP_SHARE`
+of the frames. All frames are looped, so that nothing ends an edit before its last step.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editjax.config import load_config
 from editjax.decode import read_keys
 from editjax.models.encoder import Encoded
 from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, Decoder, PointerSettings, Step, decoder_call
@@ -34,22 +36,20 @@ class RandomDecoder(NamedTuple):
 
 
 def base_settings() -> PointerSettings:
-    """The decoder of the full size; the encoder's share of the settings does not matter here."""
-    return PointerSettings(
-        width=256, heads=4, decoder_layers=4, landmark_frames=4, look_back=4, look_ahead=12
-    )
+    """The architecture of `configs/pointer_base.py`, in float32: CPUs are slower in bfloat16."""
+    config = load_config(Path(__file__).parents[1] / "configs" / "pointer_base.py")
+    return replace(config.model, dtype="float32")
 
 
 def random_decoder(settings: PointerSettings, n_frames: int = RAW_FRAMES, seed: int = 0) -> RandomDecoder:
     """Random everything, the modes set so that `JUMP_SHARE` of the frames are followed by a jump."""
     encoded = random_encoding(settings, n_frames, seed)
     small = random_encoding(settings, settings.frames_per_bar, seed)
-    zero_12 = jnp.zeros((1, 2), jnp.int32)
-    step = Step(zero_12, zero_12, zero_12, jnp.zeros(1))
     init = partial(Decoder(settings).init, method="touch")
-    params = {"decoder": jax.jit(init)(jax.random.key(seed), small, step)["params"]}
-    keys = jax.block_until_ready(read_keys(settings, params, encoded))
-    params["decoder"]["mode"] = _modes(settings, params, keys, seed)
+    params = {"decoder": jax.jit(init)(jax.random.key(seed), small, _steps(2))["params"]}
+    keys = read_keys(settings, params, encoded)
+    keys = keys._replace(hints=keys.hints._replace(looped_BT=jnp.ones_like(keys.hints.looped_BT)))
+    params["decoder"]["mode"] = _modes(settings, params, jax.block_until_ready(keys), seed)
     return RandomDecoder(settings, params, keys)
 
 
@@ -71,16 +71,15 @@ def random_encoding(settings: PointerSettings, n_frames: int, seed: int) -> Enco
         jnp.zeros((1, n_frames, 3)),
         jnp.zeros((1, n_frames)),
         jnp.zeros(1),
+        normal(1, settings.style_width)[:, 0],
         jnp.full(1, n_frames, jnp.int32),
     )
 
 
 def _modes(settings: PointerSettings, params: dict[str, Any], keys: Any, seed: int) -> dict[str, jax.Array]:
     """Kernel and bias of the mode: the jump's logit spreads over states, and passes 0 in a share of them."""
-    index_1N = jnp.arange(SAMPLE_FRAMES, dtype=jnp.int32)[None]
-    step = Step(index_1N, index_1N, index_1N, jnp.full(1, 1e4))
     states = jax.jit(partial(decoder_call, settings), static_argnums=1)
-    h_1ND = states(params, "states", keys, step, jnp.full(1, SAMPLE_FRAMES))
+    h_1ND = states(params, "states", keys, _steps(SAMPLE_FRAMES), jnp.full(1, SAMPLE_FRAMES))
     towards_D = jax.random.normal(jax.random.key(seed + 1), (settings.width,))
     said_N = h_1ND[0] @ towards_D
     towards_D = towards_D * SPREAD / said_N.std()
@@ -90,3 +89,9 @@ def _modes(settings: PointerSettings, params: dict[str, Any], keys: Any, seed: i
         jnp.zeros(3).at[jnp.array([ADVANCE, JUMP, STOP_MODE])].set(jnp.array([0.0, -threshold, NEVER_STOP]))
     )
     return {"kernel": kernel_D3, "bias": bias_3}
+
+
+def _steps(count: int) -> Step:
+    """So many steps from the first frame on."""
+    index_1N = jnp.arange(count, dtype=jnp.int32)[None]
+    return Step(index_1N, index_1N, index_1N, jnp.zeros(1), jnp.zeros((1, count, 2)))

@@ -55,18 +55,19 @@ class TorchDecoder:
         self.n_bars = n_bars
 
     @torch.inference_mode()
-    def greedy(self, target_frames: float, steps: int) -> list[int]:
-        """The pointers of so many steps with a length asked for: parts may be played again."""
-        played_V, pointer, run, pointers = torch.zeros(self.n_bars), -1, 0, []
+    def greedy(self, target_frames: float, steps: int) -> list[Said]:
+        """So many steps, of which none may end the edit: all frames are looped."""
+        self.played_V, self.played_T = torch.zeros(self.n_bars), np.zeros(self.n_frames + 1, np.int32)
+        pointer, run, said = -1, 0, []
         for index in range(steps):
-            said = self.step(pointer, run, index, target_frames, played_V)
-            run = run + 1 if said.pointer == pointer + 1 else 0
-            pointer = said.pointer
-            played_V[pointer // self.settings.frames_per_bar] += 1
-            pointers.append(pointer)
-        return pointers
+            said.append(self.step(pointer, run, index, target_frames))
+            run = run + 1 if said[-1].pointer == pointer + 1 else 0
+            pointer = said[-1].pointer
+            self.played_V[pointer // self.settings.frames_per_bar] += 1
+            self.played_T[pointer] += 1
+        return said
 
-    def step(self, pointer: int, run: int, index: int, target_frames: float, played_V: torch.Tensor) -> Said:
+    def step(self, pointer: int, run: int, index: int, target_frames: float) -> Said:
         """One step after those in the cache. Raises ValueError where it stops."""
         h_D = self.state(pointer, run, index, target_frames)
         modes_3 = self._dense("mode", h_D)
@@ -79,7 +80,7 @@ class TorchDecoder:
             case mode if mode == STOP_MODE:
                 raise ValueError("the edit has an end: ask for one without")
         assert mode == JUMP
-        return self._jump(h_D, modes_3, pointer, run, played_V)
+        return self._jump(h_D, modes_3, pointer, run)
 
     def state(self, pointer: int, run: int, index: int, target_frames: float) -> torch.Tensor:
         """State of one step, (width,)."""
@@ -128,7 +129,7 @@ class TorchDecoder:
         after = relu(starts_T[-1] - self._passed(pointer, run))
         left = target_frames - index if target_frames > 0 else 0.0
         sign = (left > 0) - (left < 0)
-        numbers_9 = torch.tensor(
+        numbers_C = torch.tensor(
             [
                 float(pointer < 0),
                 float(run == 0),
@@ -139,10 +140,12 @@ class TorchDecoder:
                 float(left < 0),
                 self._at("kept_BT", pointer + 1) / 5.0,
                 torch.log(after + AFTER_FLOOR) / 5.0,
+                float(pointer >= 0 and self.played_T[pointer] > 1),
+                float(self.played_T[pointer + 1] > 0),
             ],
             dtype=torch.float32,
         )
-        return self._dense("enter", torch.cat([here_D, next_D, numbers_9]))
+        return self._dense("enter", torch.cat([here_D, next_D, numbers_C, self.keys["style_BZ"]]))
 
     def _passed(self, pointer: int, run: int) -> torch.Tensor:
         hints = self.keys["hints"]
@@ -153,11 +156,9 @@ class TorchDecoder:
         heard = hints["starts_BT"][min(pointer + 1, len(hints["starts_BT"]) - 1)]
         return hints["played_before_BV"][bar] + heard - hints["recorded_before_BV"][bar]
 
-    def _jump(
-        self, h_D: torch.Tensor, modes_3: torch.Tensor, pointer: int, run: int, played_V: torch.Tensor
-    ) -> Said:
+    def _jump(self, h_D: torch.Tensor, modes_3: torch.Tensor, pointer: int, run: int) -> Said:
         s, keys, scale = self.settings, self.keys, self.settings.width**-0.5
-        bars_V = self._bar_logits(h_D, pointer, run, played_V / s.frames_per_bar)
+        bars_V = self._bar_logits(h_D, pointer, run, self.played_V / s.frames_per_bar)
         bar = int(bars_V.argmax())
         per_bar, per_beat = s.frames_per_bar // s.frames_per_beat, s.frames_per_beat
         query_D = self._dense("beat_query", torch.cat([h_D, keys["bars_BVD"][bar]]))

@@ -21,7 +21,6 @@ def config() -> TrainConfig:
         model=PointerSettings(landmark_frames=4, landmark_window=48, look_back=4, look_ahead=12),
         loss=LossSettings(structure=2.0),
         data=DataSettings(
-            styles=("final", "radio", "extended"),
             target_ask_probability=0.25,
             split="train",
             batch_frames=16_384,

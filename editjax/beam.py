@@ -27,9 +27,9 @@ from editjax.decode import (
     caches_up_to,
     drafts_of,
     empty_caches,
+    ends_before,
     frames_of_bars,
     jumps_back,
-    replays,
 )
 from editjax.edits import PAD, STOP
 from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, run_turns
@@ -109,11 +109,11 @@ def beam_search(
     score_W = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf)
     paths = Paths(
         jnp.zeros((width, keys.bars_BVD.shape[1]), jnp.int32),
-        jnp.zeros((width, keys.frames_BTD.shape[1]), bool),
+        jnp.zeros((width, keys.frames_BTD.shape[1]), jnp.int32),
         jnp.full((width, max_steps), PAD, jnp.int32),
         jnp.zeros((width, max_steps, 2), jnp.float32),
     )
-    turns = run_turns(settings, drafts_of(state_W4, target_W, draft))
+    turns = run_turns(settings, drafts_of(state_W4, paths.played_WT, target_W, draft))
     caches = empty_caches(settings, width)
     start = Beam(jnp.zeros((), jnp.int32), state_W4, score_W, score_W, turns, caches, paths)
 
@@ -129,7 +129,7 @@ def beam_search(
 
 def _pass(fixed: Fixed, apart: int, reach, beam: Beam) -> Beam:
     """Verifies a draft of every hypothesis and expands the first step at which not all of them advance."""
-    drafted = drafts_of(beam.state_W4, fixed.target_B, fixed.draft)
+    drafted = drafts_of(beam.state_W4, beam.paths.played_WT, fixed.target_B, fixed.draft)
     h_WSD, longer = _each(partial(fixed.ask, "step", fixed.keys), drafted, beam.turns, beam.caches)
     logits_WS3 = _each(lambda h, at: fixed.ask("mode_logits", h, at, fixed.keys), h_WSD, drafted.pointer_BN)
     log_p_WS3 = jax.nn.log_softmax(logits_WS3, axis=-1)
@@ -160,7 +160,7 @@ def _first_event(fixed: Fixed, reach, beam: Beam, drafted: Step, log_p_WS3, befo
     worst_1S = jnp.where(held_W.all(), after_WS.min(0, keepdims=True), -jnp.inf)
     enters_S = (other_WS >= jnp.maximum(worst_1S, least_1S)).any(0)
     leaves_S = (held_W[:, None] & (after_WS < least_1S)).any(0)
-    again_WS = replays(fixed.target_B, beam.paths.played_WT, drafted.pointer_BN + 1)
+    again_WS = ends_before(fixed.keys, beam.paths.played_WT, drafted.pointer_BN + 1)
     ends_S = (live_W[:, None] & again_WS).any(0) | (drafted.index_BN[0] >= fixed.max_steps - 1)
     return jnp.argmax((enters_S | leaves_S | ends_S).at[-1].set(True))
 
@@ -177,7 +177,7 @@ def _advanced(fixed: Fixed, beam: Beam, drafted: Step, log_p_WS3, count) -> Beam
     in_bars_WV = frames_of_bars(drafted.pointer_BN[:, 0], last_W, fixed.settings, played_WV.shape[1])
     paths = Paths(
         played_WV + in_bars_WV,
-        played_WT.at[row_W1, frame_WS].set(True, mode="drop"),
+        played_WT.at[row_W1, frame_WS].add(1, mode="drop"),
         pointers_WN.at[row_W1, place_WS].set(drafted.pointer_BN + 1, mode="drop"),
         p_WN2.at[row_W1, place_WS].set(p_WS2, mode="drop"),
     )
@@ -215,7 +215,7 @@ def _expanded(fixed: Fixed, apart: int, reach, beam: Beam, step: Step, h_W1D, lo
 def _modes(fixed: Fixed, reach, beam: Beam, step: Step, log_p_W3):
     """The likeliest of advance, jump, stop of all hypotheses, and of staying ended: score, parent, kind."""
     live_W1 = _live(beam)[:, None]
-    again_W = replays(fixed.target_B, beam.paths.played_WT, step.pointer_BN + 1)[:, 0]
+    again_W = ends_before(fixed.keys, beam.paths.played_WT, step.pointer_BN + 1)[:, 0]
     advance_W, jump_W, stop_W = log_p_W3.T
     stop_W = jnp.where(again_W, jnp.maximum(stop_W, advance_W), stop_W)
     advance_W = jnp.where(again_W, -jnp.inf, advance_W)
@@ -247,7 +247,7 @@ def _ended(fixed: Fixed, beam: Beam, step: Step, share_WV, log_p_W3, found: Exte
     parent_W, kind_W, next_W, score_W, _ = found
     of_parent, next_W1 = jax.tree.map(lambda a: a[parent_W], step), next_W[:, None]
     back_W1 = jumps_back(fixed.settings, fixed.keys, of_parent, next_W1, share_WV[parent_W])
-    again_W1 = replays(fixed.target_B, beam.paths.played_WT[parent_W], next_W1)
+    again_W1 = ends_before(fixed.keys, beam.paths.played_WT[parent_W], next_W1)
     kind_W = jnp.where((kind_W == JUMP) & (back_W1 | again_W1)[:, 0], STOP_MODE, kind_W)
     ends_W, stays_W = kind_W == STOP_MODE, kind_W == STAY
     log_p_W = jnp.where(ends_W, beam.log_p_W[parent_W] + log_p_W3[parent_W, STOP_MODE], score_W)
@@ -275,13 +275,14 @@ def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension, log_p_
     landed_WV = frames_of_bars(next_W - 1, next_W, fixed.settings, paths.played_WV.shape[1])
     paths = Paths(
         paths.played_WV + jnp.where(lives_W[:, None], landed_WV, 0),
-        paths.played_WT.at[row_W, frame_W].set(True, mode="drop"),
+        paths.played_WT.at[row_W, frame_W].add(1, mode="drop"),
         paths.pointers_WN.at[row_W, place_W].set(next_W, mode="drop"),
         paths.p_WN2.at[row_W, place_W].set(p_W2, mode="drop"),
     )
     run_W = jnp.where(kind_W == ADVANCE, step.run_BN[parent_W, 0] + 1, 0)
     state_W4 = jnp.stack([step.index_BN[:, 0] + 1, next_W, run_W, (~lives_W).astype(jnp.int32)], axis=1)
-    turns = run_turns(fixed.settings, drafts_of(state_W4, fixed.target_B, fixed.draft))
+    following = drafts_of(state_W4, paths.played_WT, fixed.target_B, fixed.draft)
+    turns = run_turns(fixed.settings, following)
     caches = jax.tree.map(lambda a: a[parent_W], beam.caches)
     return Beam(beam.passes, state_W4, score_W, log_p_W, turns, caches, paths)
 
@@ -301,7 +302,7 @@ def _recombined(beam: Beam, extension: Extension, apart: int) -> Beam:
 
 def _alike(beam: Beam, apart: int):
     """Which are at nearly the same place, or at their end, after playing nearly the same, (W, W)."""
-    played_WT = beam.paths.played_WT.astype(jnp.float32)
+    played_WT = (beam.paths.played_WT > 0).astype(jnp.float32)
     count_W = played_WT.sum(1)
     only_one_WW = count_W[:, None] + count_W[None, :] - 2.0 * played_WT @ played_WT.T
     pointer_W, held_W = beam.state_W4[:, 1], jnp.isfinite(beam.score_W)

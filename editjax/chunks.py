@@ -15,6 +15,7 @@ from editjax.models import encoder
 from editjax.models.encoder import ALIGN_FRAMES, Encoded
 from editjax.models.match import BANDS, STEP_FRAMES
 from editjax.models.pointer import PointerSettings
+from editjax.models.style import Asked
 
 CHUNK_FRAMES = 32 * ALIGN_FRAMES
 
@@ -29,7 +30,7 @@ def encode_in_chunks(
     params: Any,
     mel_TF: np.ndarray,
     phase_T3: np.ndarray,
-    target_frames: float,
+    asked: Asked,
     padded_frames: int,
     chunk_frames: int = CHUNK_FRAMES,
 ) -> Encoded:
@@ -42,18 +43,20 @@ def encode_in_chunks(
     if ALIGN_FRAMES % s.frames_per_bar:
         raise ValueError(f"frames_per_bar {s.frames_per_bar}: chunks need a divisor of {ALIGN_FRAMES}")
     total = encoder.aligned(padded_frames)
-    valid_B, target_B = np.array([n_frames], np.int32), np.array([target_frames], np.float32)
+    valid_B = np.array([n_frames], np.int32)
     x_TD = np.zeros((total, s.frame_width), jnp.dtype(s.dtype))
-    u_MG = np.zeros((total // STEP_FRAMES, BANDS), np.float32)
+    shape_rates = STEP_FRAMES, s.landmark_frames
+    shapes = [np.zeros((total // rate, BANDS), np.float32) for rate in shape_rates]
     announced_T = np.zeros(total, np.float32)
     for window, inner in _chunks(n_frames, total, chunk_frames, encoder.listen_halo()):
         mel, phase = (_slice(a, window)[None] for a in (mel_TF, phase_T3))
         heard = _listen(s, params, mel, _valid(n_frames, window), phase)
-        x, u, announced = (np.asarray(a[0]) for a in heard)
+        x, *heard_shapes, announced = (np.asarray(a[0]) for a in heard)
         x_TD[inner] = _inner(x, window, inner, 1)
         announced_T[inner] = _inner(announced, window, inner, 1)
-        u_MG[_coarse(inner, STEP_FRAMES)] = _inner(u, window, inner, STEP_FRAMES)
-    landmarks_BLD = _relate(s, params, x_TD[None], u_MG[None], valid_B, target_B)
+        for whole, part, rate in zip(shapes, heard_shapes, shape_rates, strict=True):
+            whole[_coarse(inner, rate)] = _inner(part, window, inner, rate)
+    landmarks_BLD = _relate(s, params, x_TD[None], *(shape[None] for shape in shapes), valid_B, asked)
     landmarks_LD = np.asarray(landmarks_BLD[0])
     rates = (1, s.frames_per_beat, s.frames_per_bar, 1)
     parts: list[Any] = [None] * len(rates)
@@ -68,7 +71,7 @@ def encode_in_chunks(
     log_length_B = _length(s, params, bars, structure, valid_B)
     announced_BT = jnp.asarray(announced_T)[None]
     parts_of_all = frames, landmarks_BLD, beats, bars, structure, announced_BT
-    return Encoded(*parts_of_all, log_length_B, jnp.asarray(valid_B))
+    return Encoded(*parts_of_all, log_length_B, jnp.asarray(asked.style_BZ), jnp.asarray(valid_B))
 
 
 def _chunks(n_frames: int, total: int, chunk: int, halo: int) -> Iterator[tuple[slice, slice]]:

@@ -27,6 +27,7 @@ from editjax.models.pointer import (
     pick,
     run_turns,
 )
+from editjax.models.style import Asked
 
 DRAFT_STEPS = 64
 MODE_NOISE, BAR_NOISE, BEAT_NOISE, FRAME_NOISE = range(4)
@@ -51,7 +52,7 @@ class Carry(NamedTuple):
     turns: tuple  # of the steps drafted next; carried, because XLA fuses what it computes into every use
     caches: tuple
     played_BV: jax.Array  # frames played of every bar
-    played_BT: jax.Array  # which frames were played; `played_BV` sums them, but not anew at every pass
+    played_BT: jax.Array  # how often each frame was; `played_BV` sums that, but not anew at every pass
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
 
@@ -74,9 +75,9 @@ class Fixed(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("settings",))
-def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, target_B):
+def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, asked: Asked):
     """Encoded recording and the keys that decoding reads."""
-    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, target_B)
+    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, asked)
     return encoded, decoder_call(settings, params, "keys", encoded)
 
 
@@ -99,21 +100,23 @@ def decode(
 ) -> Decoded:
     """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
 
-    Where no length is asked for, nothing is played twice: an edit ends before the first frame that was played
-    already, and at a jump to a stretch most of which was; jumps forward within a bar are always taken.
+    Nothing is played twice but what the structure head says is looped: an edit ends before the first other
+    frame that was played already, and at a jump to a stretch most of which was; jumps forward within a bar
+    are always taken.
     `draft` 0 decodes step by step, with the same result.
     """
     batch, n_frames = keys.frames_BTD.shape[:2]
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     fixed = Fixed(settings, params, keys, target_B, max_steps, draft, temperature, key_B)
     state_B4 = jnp.tile(jnp.array([[0, -1, 0, 0]], jnp.int32), (batch, 1))
+    played_BT = jnp.zeros((batch, n_frames), jnp.int32)
     start = Carry(
         jnp.zeros((), jnp.int32),
         state_B4,
-        run_turns(settings, drafts_of(state_B4, target_B, draft)),
+        run_turns(settings, drafts_of(state_B4, played_BT, target_B, draft)),
         empty_caches(settings, batch),
         jnp.zeros(keys.bars_BVD.shape[:2], jnp.int32),
-        jnp.zeros((batch, n_frames), bool),
+        played_BT,
         jnp.full((batch, max_steps), PAD, jnp.int32),
         jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
@@ -127,11 +130,15 @@ def decode(
     return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], steps_B, end.passes)
 
 
-def drafts_of(state_B4, target_B, draft: int) -> Step:
+def drafts_of(state_B4, played_BT, target_B, draft: int) -> Step:
     """The next step, and `draft` steps after it if each advances, (B, draft + 1)."""
     taken_B1, pointer_B1, run_B1 = (a_B[:, None] for a_B in state_B4.T[:3])
     ahead_1S = jnp.arange(draft + 1)[None, :]
-    return Step(pointer_B1 + ahead_1S, run_B1 + ahead_1S, taken_B1 + ahead_1S, target_B)
+    pointer_BS = pointer_B1 + ahead_1S
+    counted_1S = (ahead_1S == 0).astype(jnp.int32)  # the one that plays now
+    replays = pick(played_BT, pointer_BS) > counted_1S, pick(played_BT, pointer_BS + 1) > 0
+    replay_BS2 = jnp.stack(replays, -1).astype(jnp.float32)
+    return Step(pointer_BS, run_B1 + ahead_1S, taken_B1 + ahead_1S, target_B, replay_BS2)
 
 
 def empty_caches(settings: PointerSettings, batch: int) -> tuple:
@@ -142,7 +149,7 @@ def empty_caches(settings: PointerSettings, batch: int) -> tuple:
 
 def _pass(fixed: Fixed, carry: Carry) -> Carry:
     """Verifies a draft, decides the first step that does not agree with it, and takes all up to that."""
-    drafted = drafts_of(carry.state_B4, fixed.target_B, fixed.draft)
+    drafted = drafts_of(carry.state_B4, carry.played_BT, fixed.target_B, fixed.draft)
     h_BSD, longer = fixed.ask("step", fixed.keys, drafted, carry.turns, carry.caches)
     mode_logits_BS3 = fixed.ask("mode_logits", h_BSD, drafted.pointer_BN, fixed.keys)
     key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(fixed.key_B, drafted.index_BN)
@@ -156,10 +163,11 @@ def _pass(fixed: Fixed, carry: Carry) -> Carry:
     state_B4 = _state_after(carry, step, next_B)
     landed_BV = frames_of_bars(next_B - 1, next_B, fixed.settings, played_BV.shape[1])
     written = _write(fixed, carry, drafted, mode_logits_BS3, decided_B1, next_B, p_B2)
+    following = drafts_of(state_B4, carry.played_BT, fixed.target_B, fixed.draft)
     return Carry(
         carry.passes + 1,
         state_B4,
-        run_turns(fixed.settings, drafts_of(state_B4, fixed.target_B, fixed.draft)),
+        run_turns(fixed.settings, following),
         caches_up_to(longer, decided_B1[:, 0] + 1, fixed.settings.decoder_window),
         played_BV + jnp.where(state_B4[:, 3:] > 0, 0, landed_BV),
         *written,
@@ -169,7 +177,7 @@ def _pass(fixed: Fixed, carry: Carry) -> Carry:
 def _first_other(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, key_BS):
     """The first of the drafted steps that must be decided: which does not advance, or is the last, (B, 1)."""
     mode_BS, _ = _pick(mode_logits_BS3, fixed.temperature, key_BS, MODE_NOISE)
-    again_BS = replays(fixed.target_B, carry.played_BT, drafted.pointer_BN + 1)
+    again_BS = ends_before(fixed.keys, carry.played_BT, drafted.pointer_BN + 1)
     agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (drafted.index_BN < fixed.max_steps - 1)
     return jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
 
@@ -180,8 +188,8 @@ def _decide(fixed: Fixed, carry: Carry, step: Step, played_BV, h_B1D, key_B1):
     ready = fixed.settings, fixed.params, fixed.keys, h_B1D, step, share_BV, fixed.temperature, key_B1
     next_B, p_B2 = choose(*ready)
     in_this_pass_B = (carry.state_B4[:, 1] < next_B) & (next_B <= step.pointer_BN[:, 0])
-    again_B = replays(fixed.target_B, carry.played_BT, next_B[:, None])[:, 0]
-    again_B = again_B | ((fixed.target_B == 0) & in_this_pass_B)
+    looped_B = pick(fixed.keys.hints.looped_BT, next_B[:, None])[:, 0]
+    again_B = ends_before(fixed.keys, carry.played_BT, next_B[:, None])[:, 0] | (in_this_pass_B & ~looped_B)
     log_p_B = jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0])
     return jnp.where(again_B, STOP, next_B), p_B2.at[:, 0].set(log_p_B)
 
@@ -207,7 +215,7 @@ def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B
     place_BS = jnp.where(written_BS, drafted.index_BN, fixed.max_steps)
     frame_BS = jnp.where(written_BS & (next_BS >= 0), next_BS, carry.played_BT.shape[1])
     return (
-        carry.played_BT.at[row_B1, frame_BS].set(True, mode="drop"),
+        carry.played_BT.at[row_B1, frame_BS].add(1, mode="drop"),
         carry.pointers_BN.at[row_B1, place_BS].set(next_BS, mode="drop"),
         carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
     )
@@ -242,26 +250,27 @@ def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
 
 
-def replays(target_B, played_BT, frame_BS):
-    """Which frames may not follow, as they were played and no length is asked for."""
-    return (target_B == 0)[:, None] & pick(played_BT, frame_BS)
+def ends_before(keys, played_BT, frame_BS):
+    """Frames before which an edit ends: played already, and not looped."""
+    return (pick(played_BT, frame_BS) > 0) & ~pick(keys.hints.looped_BT, frame_BS)
 
 
 def jumps_back(settings: PointerSettings, keys, step: Step, target_B1, played_BV):
-    """Whether a jump may not be taken, as it leads to a stretch most of which was played.
+    """Whether a jump ends the edit instead: to a stretch most of which was played and that is not looped.
 
-    `played_BV` are shares of bars; jumps forward within a bar may, and all where a length is asked for.
+    `played_BV` are shares of bars; jumps forward within a bar are taken.
     """
     in_bar = target_B1 // settings.frames_per_bar == step.pointer_BN // settings.frames_per_bar
     onwards = in_bar & (target_B1 > step.pointer_BN)
     played = was_played(target_B1, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
-    return played & ~onwards & (step.target_B == 0)[:, None]
+    return played & ~onwards & ~pick(keys.hints.looped_BT, target_B1)
 
 
 def at_step(steps: Step, at_B1) -> Step:
     """One step of several."""
-    pointer_B1, run_B1, index_B1 = (_at(a, at_B1) for a in (steps.pointer_BN, steps.run_BN, steps.index_BN))
-    return Step(pointer_B1, run_B1, index_B1, steps.target_B)
+    arrays = steps.pointer_BN, steps.run_BN, steps.index_BN, steps.replay_BN2
+    pointer_B1, run_B1, index_B1, replay_B12 = (_at(a_BSX, at_B1) for a_BSX in arrays)
+    return Step(pointer_B1, run_B1, index_B1, steps.target_B, replay_B12)
 
 
 def frames_of_bars(before_B, last_B, settings: PointerSettings, n_bars: int):

@@ -54,20 +54,25 @@ EDITORS = ("pointer", "silence")
 Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
+STYLE, ANY = "final", "any"
 
 
 @dataclass(frozen=True)
 class EditSettings:
     """What is asked of an edit. Times and lengths are seconds; `keep` and `cut` are texts such as "1:00,end".
 
-    `model` is the name of a bundled model or a model's folder; it and sampling (`seed` with a `temperature`
-    above 0) are the pointer editor's. `target_s` is the length the edit should have, met within 5 %.
+    `model` is the name of a bundled model or a model's folder; it, the style and sampling (`seed` with a
+    `temperature` above 0) are the pointer editor's. `style` is one the model knows, or "any" for one drawn by
+    the seed; `style_from` names an example of a style instead, an edited track or an edit list. `target_s` is
+    the length the edit should have, met within 5 %.
     `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
     file still holds.
     """
 
     editor: str = "pointer"
     model: str = "final"
+    style: str = ""
+    style_from: str = ""
     target_s: float | None = None
     temperature: float = 0.0
     seed: int = 0
@@ -97,6 +102,10 @@ class EditSettings:
             raise UsageError(f"target length {self.target_s} s: give a length above 0")
         if self.editor != "pointer" and self.temperature:
             raise UsageError("a temperature needs the pointer editor: --editor pointer")
+        if self.editor != "pointer" and (self.style or self.style_from):
+            raise UsageError("a style needs the pointer editor: --editor pointer")
+        if self.style and self.style_from:
+            raise UsageError("give a style or an example of one: --style or --style-from")
 
 
 class Heard(NamedTuple):
@@ -157,8 +166,11 @@ def edit(
 
 
 def ready(settings: EditSettings) -> EditSettings:
-    """The settings with their model loaded and its mel: an unusable model is refused before the work."""
-    return replace(settings, mel=_network(settings.model).mel) if settings.editor == "pointer" else settings
+    """The settings with their model's mel: an unusable model, style or example is refused before the work."""
+    if settings.editor != "pointer":
+        return settings
+    _style(settings)
+    return replace(settings, mel=_network(settings.model).mel)
 
 
 def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
@@ -211,14 +223,14 @@ def choose(heard: Heard, settings: EditSettings) -> EditList:
 
 
 def choose_several(heard: Heard, settings: EditSettings, count: int) -> list[EditList]:
-    """At most `count` edits that differ: the likeliest, or drawn with seeds counted up at a temperature.
+    """At most `count` edits that differ: the likeliest, or where edits are drawn those of seeds counted up.
 
     The likeliest differ in what they keep (see `PointerNetwork.variants`), and there may be fewer.
     """
     with _timed(heard.timings_s, "decide"):
         if count == 1:
             return [choose(heard, settings)]
-        if settings.temperature:
+        if settings.temperature or settings.style == ANY:
             return [choose(heard, replace(settings, seed=settings.seed + k)) for k in range(count)]
         return _pointer_variants(heard, settings, count)
 
@@ -319,17 +331,22 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
     network, phase_T3 = _network(settings.model), _phases(heard, settings)
     with _timed(heard.timings_s, "network"):
         edited = network.edit_pointers(
-            heard.mel_TF, phase_T3, temperature=settings.temperature, seed=settings.seed
+            heard.mel_TF,
+            phase_T3,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            style=_style(settings),
         )
-    drawn = {"temperature": settings.temperature, "seed": settings.seed} if settings.temperature else {}
-    return _listed(edited, heard, settings, drawn)
+    drawn = settings.temperature or settings.style == ANY
+    notes = {"temperature": settings.temperature, "seed": settings.seed} if drawn else {}
+    return _listed(edited, heard, settings, notes)
 
 
 def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[EditList]:
     """The likeliest edits of the network that differ."""
     network, phase_T3 = _network(settings.model), _phases(heard, settings)
     with _timed(heard.timings_s, "network"):
-        found = network.variants(heard.mel_TF, phase_T3, count)
+        found = network.variants(heard.mel_TF, phase_T3, count, style=_style(settings))
     return [_listed(edited, heard, settings, {"variant": k}) for k, edited in enumerate(found, 1)]
 
 
@@ -345,6 +362,7 @@ def _listed(
     editor = {
         "name": "pointer",
         "model": settings.model,
+        "style": settings.style_from or settings.style or STYLE,
         "stopped": edited.stopped,
         "expected_length_s": round(edited.length_frames / settings.mel.frames_per_second, 2),
     }
@@ -355,6 +373,23 @@ def _listed(
     return edit_list._replace(
         segments=tuple(_with_reason(s, heard.grid, edited.keep_T) for s in edit_list.segments)
     )
+
+
+def _style(settings: EditSettings) -> np.ndarray:
+    """The point of the style asked for; where edits are drawn, so is what the style leaves open."""
+    network = _network(settings.model)
+    if settings.style_from:
+        return _example_style(settings.style_from, settings.model, settings.limits)
+    if settings.temperature or settings.style == ANY:
+        return network.some_style(settings.style or STYLE, settings.seed)
+    return network.point_of(settings.style or STYLE)
+
+
+@functools.lru_cache(maxsize=8)
+def _example_style(path: str, model: str, limits: AudioLimits) -> np.ndarray:
+    from editjax.reference import style_of_example
+
+    return style_of_example(path, _network(model), limits)
 
 
 def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segment:

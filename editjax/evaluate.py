@@ -29,6 +29,7 @@ from editjax.metrics import (
     edit_scores,
     keep_ratio,
     kept_iou,
+    played_iou,
     plus_one_baseline,
     pointer_accuracy,
     spans_found,
@@ -36,7 +37,8 @@ from editjax.metrics import (
 )
 from editjax.models.coverage import played_before
 from editjax.models.pointer import PointerSettings, Step, decoder_call
-from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
+from editjax.models.style import Asked
+from editjax.network import STYLE, WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
 from editjax.records import Edit, Recording
@@ -48,6 +50,7 @@ from editjax.styles import STYLES
 MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
 MAX_JUMPS = 256  # of an edit, that its likelihood counts; a static bound
 STEPS_AT_ONCE = 128  # whose choices are computed side by side
+SHORT_S = 60.0  # edits up to here have a length error of their own
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Task(NamedTuple):
     """One pair: what an editor is given, then what only the judge knows.
 
     `target_frames` is the length the editor is asked for, None where the edit is as long as it comes.
-    `true_N` are the true pointers, `events` (kind, start, stop) what the raw frames are, where known.
+    `true_N` are the true pointers, `by_style` those of every edit of the recording, `events` (kind, start,
+    stop) what the raw frames are, where known.
     """
 
     id: str
@@ -90,6 +94,7 @@ class Task(NamedTuple):
     phase_T3: np.ndarray
     target_frames: float | None
     true_N: np.ndarray
+    by_style: Mapping[str, np.ndarray]
     events: tuple[tuple[str, int, int], ...]
 
     @property
@@ -114,17 +119,22 @@ def figures(
 ) -> dict[str, float]:
     """The figures of one edit, flat, by name."""
     s = edit_scores(predicted_N, true_N, n_frames, frames_per_second)
+    short = len(true_N) <= SHORT_S * frames_per_second
     return {
         "kept_iou": s.kept_iou,
+        "played_iou": s.played_iou,
         "boundary_f1_half_second": s.boundary_half_second.f1,
         "boundary_f1_3_frames": s.boundary_3_frames.f1,
         "order_agreement": s.order_agreement,
         "order_in_common": s.order_in_common,
+        "joins_found": s.joins.found,
+        "join_target_error_frames": s.joins.target_error_frames,
         "length_error": s.length_error,
         "loop_recall": s.loop_recall,
         "keep_ratio": s.keep_ratio,
         "true_keep_ratio": s.true_keep_ratio,
         "length_mae_frames": s.length_mae_frames,
+        "length_mae_frames_up_to_60_s": s.length_mae_frames if short else math.nan,
         "pointer_accuracy": s.pointer_accuracy,
         "within_5": s.within_5,
         "plus_one_accuracy": s.plus_one_accuracy,
@@ -170,7 +180,7 @@ def make_validate(
         for example in examples:
             mel_TF = np.asarray(example.mel_TF, np.float32)
             phase_T3 = np.asarray(example.phase_T3, np.float32)
-            edited = network.edit_pointers(mel_TF, phase_T3)
+            edited = network.edit_pointers(mel_TF, phase_T3, style=example.style)
             row = figures(edited.pointers_N, example.pointers_N, len(mel_TF), frames_per_second)
             kept = np.flatnonzero(edited.keep_T > 0.5)
             row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
@@ -185,9 +195,15 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
     """The model by its name in the table, then the editors it must beat."""
 
     def model(task: Task) -> np.ndarray:
-        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames).pointers_N
+        style = style_asked(network, task)
+        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=style).pointers_N
 
     return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
+
+
+def style_asked(network: PointerNetwork, task: Task) -> str:
+    """The task's style, or the default one for a model that never saw it."""
+    return task.style if task.style in network.styles else STYLE
 
 
 def keep_everything(task: Task) -> np.ndarray:
@@ -273,7 +289,8 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
     """What the model makes of the true edit, step by step: figures that only a model has.
 
     `sequence_nll` is −log p in nats per event (jumps and the stop). The others are those of the documents,
-    of the greedy choice after each true history: exact and within five frames, stops that are true ones.
+    of the greedy choice after each true history: exact and within five frames, over all steps and over the
+    jumps alone; stops that are true ones.
     Beside them the same of the `+1` baseline, which never edits. Recordings too long to encode at once have
     none of these.
     """
@@ -289,15 +306,20 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
     frames_B, steps_B = np.array([len(task.mel_TF)], np.int32), np.array([steps], np.int32)
     target_B = np.array([task.target_frames or 0], np.float32)
     settings, params = network.settings, network.params
-    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B)
+    asked = Asked(target_B, network.point_of(style_asked(network, task))[None])
+    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, asked)
     nll_B, greedy_N = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
     greedy_N = np.asarray(greedy_N[:steps])
     aligned_N = np.append(true_N, STOP) != UNALIGNED
     goes_on_N = np.where(greedy_N == STOP, UNALIGNED, greedy_N)[:-1]  # a wrong stop is one wrong step here
+    jumps_N = (plus_one_baseline(true_N) != true_N) & (true_N >= 0)
+    at_jumps = goes_on_N[jumps_N], true_N[jumps_N]
     return {
         "sequence_nll": float(nll_B[0]),
         "forced_accuracy": pointer_accuracy(goes_on_N, true_N),
         "forced_within_5": pointer_accuracy(goes_on_N, true_N, within_frames=5),
+        "forced_jumps_exact": pointer_accuracy(*at_jumps),
+        "forced_jumps_within_5": pointer_accuracy(*at_jumps, within_frames=5),
         "stop_precision": stop_precision((greedy_N == STOP) & aligned_N, np.arange(steps) == steps - 1),
         "plus_one_within_5": pointer_accuracy(plus_one_baseline(true_N), true_N, within_frames=5),
     }
@@ -339,6 +361,19 @@ def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) ->
     return row
 
 
+def obedience(network: PointerNetwork, task: Task) -> dict[str, float]:
+    """Whether the edit in the style asked for is nearest to that style's true edit (1) or to another's (0).
+
+    Near is `played_iou`; NaN where the recording has one true edit or the model does not know the style. Two
+    styles may come to the same edit: the one asked for counts then.
+    """
+    if len(task.by_style) < 2 or task.style not in network.styles:
+        return {"style_obeyed": math.nan}
+    edited = network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=task.style)
+    near = {s: played_iou(edited.pointers_N, true_N, len(task.mel_TF)) for s, true_N in task.by_style.items()}
+    return {"style_obeyed": float(near[task.style] >= max(near.values()))}
+
+
 def _share(ending_N: np.ndarray, pointers_N: np.ndarray) -> float:
     return float(np.isin(ending_N, pointers_N).mean()) if len(ending_N) else math.nan
 
@@ -362,6 +397,7 @@ def _task(recording: Recording, edit: Edit, settings: EvaluateSettings) -> Task:
         phase_T3=recording.phase_T3.astype(np.float32),
         target_frames=None if target_s is None else target_s * mel.frames_per_second,
         true_N=edit.pointers_N,
+        by_style={edit.style: edit.pointers_N for edit in recording.edits},
         events=tuple((kind, start, stop) for start, stop, kind in meta.get("events", ())),
     )
 
@@ -384,7 +420,7 @@ def _facts(task: Task) -> dict[str, Any]:
 @partial(jax.jit, static_argnames=("settings",))
 def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, target_B):
     """−log p per event (1,), and the greedy choice at each step after the true steps before it (N,)."""
-    t = targets(pointers_BN, steps_B, target_B)
+    t = targets(pointers_BN, steps_B, target_B, keys.frames_BTD.shape[1])
     nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
     total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
     h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
@@ -393,13 +429,12 @@ def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, targe
     played_BNV = played_before(pointers_BN, every_BN, n_steps, n_bars, settings.frames_per_bar)
 
     def choice(at):
-        h_D, played_V, *place = at
-        step = Step(*(a[None, None] for a in place), target_B)
-        chosen_B, _ = decode.choose(
-            settings, params, keys, h_D[None, None], step, played_V[None], 0.0, any_key_B1
-        )
+        h_D, played_V, pointer, run, index, replay_2 = (a[None, None] for a in at)
+        step = Step(pointer, run, index, target_B, replay_2)
+        chosen_B, _ = decode.choose(settings, params, keys, h_D, step, played_V[0], 0.0, any_key_B1)
         return chosen_B[0]
 
-    steps = h_BND[0], played_BNV[0], t.step.pointer_BN[0], t.step.run_BN[0], t.step.index_BN[0]
+    s = t.step
+    steps = h_BND[0], played_BNV[0], s.pointer_BN[0], s.run_BN[0], s.index_BN[0], s.replay_BN2[0]
     greedy_N = jax.lax.map(choice, steps, batch_size=STEPS_AT_ONCE)
     return total_B / (nll.jumps_B + 1).astype(jnp.float32), greedy_N

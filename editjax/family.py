@@ -45,6 +45,6 @@ def _pointer() -> Family:
     from editjax.models.pointer import init
 
     def loss(params, batch, key, settings, weights, train):
-        return pointer_loss(params, batch, settings, weights)
+        return pointer_loss(params, batch, settings, weights, key)
 
     return Family("pointer", init, loss)

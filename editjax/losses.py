@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from editjax.edits import STOP, UNALIGNED
+from editjax.models import style
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import encode
 from editjax.models.layers import frame_mask
@@ -21,35 +22,49 @@ from editjax.models.pointer import (
     PointerSettings,
     Step,
     decoder_call,
+    pick,
+    take,
 )
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Weights of the losses; `max_jumps` bounds the jumps of an example that are trained on."""
+    """Weights of the losses, and bounds.
+
+    `max_jumps` bounds the jumps of an example that are trained on. A style is inferred from the edit itself,
+    or with probability `named_style` drawn for its name; half of the former know the edited track alone. Each
+    dimension of the style may cost `free_nats` on average for nothing (free bits: Kingma et al. 2016).
+    """
 
     sequence: float = 1.0
     structure: float = 1.0
     order: float = 1.0
     length: float = 0.1
+    style: float = 1.0
+    smoothness: float = 0.01
     max_jumps: int = 64
+    named_style: float = 0.5
+    free_nats: float = 0.02
 
 
 class Targets(NamedTuple):
     """Teacher-forcing view of pointer sequences, (B, N) each.
 
-    `step`: decoder inputs; `pointer`: raw frame to play; `mode`: advance, jump or stop; `counted`: steps in
-    the likelihood (padding and unaligned frames are not).
+    `step`: decoder inputs; `pointer`: raw frame to play; `mode`: advance, jump or stop; `again`: played
+    before; `counted`: steps in the likelihood (padding and unaligned frames are not).
     """
 
     step: Step
     pointer_BN: jax.Array
     mode_BN: jax.Array
+    again_BN: jax.Array
     counted_BN: jax.Array
 
 
-def targets(pointers_BN, steps_B, target_B) -> Targets:
+def targets(pointers_BN, steps_B, target_B, n_frames: int) -> Targets:
     """Inputs and targets of every step from pointers that end in STOP and are padded with PAD.
+
+    `n_frames` is at least the length of the recordings.
 
     An unaligned frame leaves the loss, and the step after it continues from the last aligned pointer.
     """
@@ -67,12 +82,26 @@ def targets(pointers_BN, steps_B, target_B) -> Targets:
     since_BN = jnp.pad(since_BN, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     run_BN = index_BN - 1 - since_BN
     counted = frame_mask(steps_B, n_steps) & (pointers_BN != UNALIGNED)
-    return Targets(Step(before_BN, run_BN, index_BN, target_B), pointers_BN, mode_BN, counted)
+    first_BT = _first_played(pointers_BN, index_BN, n_frames)
+    again_BN = aligned & (pick(first_BT, pointers_BN) < index_BN)
+    was_BN = (last_BN >= 0) & jnp.take_along_axis(again_BN, jnp.maximum(last_BN, 0), axis=1)
+    was_BN = jnp.pad(was_BN, ((0, 0), (1, 0)))[:, :-1]
+    replay_BN2 = jnp.stack([was_BN, pick(first_BT, before_BN + 1) < index_BN], -1).astype(jnp.float32)
+    step = Step(before_BN, run_BN, index_BN, target_B, replay_BN2)
+    return Targets(step, pointers_BN, mode_BN, again_BN, counted)
+
+
+def _first_played(pointers_BN, index_BN, n_frames: int):
+    """The step at which each frame is played first, (B, T + 1); N where it never is."""
+    batch, n_steps = pointers_BN.shape
+    frame_BN = jnp.where(pointers_BN >= 0, pointers_BN, n_frames + 1)
+    never_BT = jnp.full((batch, n_frames + 1), n_steps)
+    return never_BT.at[jnp.arange(batch)[:, None], frame_BN].min(index_BN, mode="drop")
 
 
 class SequenceNll(NamedTuple):
-    """Sums per example (B,): mode and target parts; jumps, those whose targets count, those exact. And the
-    order loss of the places that the jumps lead to."""
+    """Sums per example (B,): mode and target parts; jumps, those whose targets count, those exact. The order
+    loss of the places that the jumps lead to, and how many joins the model expects to make on its way."""
 
     mode_B: jax.Array
     bar_B: jax.Array
@@ -82,6 +111,7 @@ class SequenceNll(NamedTuple):
     targets_B: jax.Array
     jumps_exact_B: jax.Array
     order_B: jax.Array
+    joins_B: jax.Array
 
 
 def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, max_jumps: int) -> SequenceNll:
@@ -96,6 +126,7 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     h_BND = ask("states", keys, t.step, steps_B)
     mode_logits = ask("mode_logits", h_BND, t.step.pointer_BN, keys)
     mode_BN = jnp.where(t.counted_BN, _nll(mode_logits, t.mode_BN), 0.0)
+    joins_BN = jnp.where(t.counted_BN, jax.nn.softmax(mode_logits, -1)[..., JUMP], 0.0)
 
     jump_BN = (t.mode_BN == JUMP) & t.counted_BN
     count = min(max_jumps, jump_BN.shape[1])
@@ -118,9 +149,8 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
     exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
     again_BJ = was_played(target_BJ, played_BJV, keys.n_frames_B, settings.frames_per_bar)
     order_B = order_loss(jnp.take_along_axis(keys.hints.place_BV, bar_BJ, axis=1), real_BJ & ~again_BJ)
-    return SequenceNll(
-        mode_BN.sum(1), bar_B, beat_B, frame_B, jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1), order_B
-    )
+    counts = jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1)
+    return SequenceNll(mode_BN.sum(1), bar_B, beat_B, frame_B, *counts, order_B, joins_BN.sum(1))
 
 
 def _nll(logits, label):
@@ -152,17 +182,61 @@ def length_loss(log_length_B, steps_B):
     return jnp.mean((log_length_B - jnp.log(jnp.maximum(steps_B - 1, 1).astype(jnp.float32))) ** 2)
 
 
-def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings):
+class Style(NamedTuple):
+    """The style of every example (B, Z); the mean cost of inferring it in nats, with free bits (`cost`) and
+    without (`nats`); in how many dimensions examples differ (`active`)."""
+
+    style_BZ: jax.Array
+    cost: jax.Array
+    nats: jax.Array
+    active: jax.Array
+
+
+def infer_style(settings: PointerSettings, params, batch, t: Targets, weights: LossSettings, key) -> Style:
+    """A style for every example, drawn from the posterior given its edit or from its name's prior.
+
+    A dimension is active when the posterior's mean varies by more than a hundredth of the spread of the
+    priors (Burda et al. 2016 take 0.01 where the prior is a unit Gaussian).
+    """
+    named_key, known_key, prior_key, posterior_key = jax.random.split(key, 4)
+    known = style.prior(settings, params, batch.style_B)
+    if not settings.style_width:
+        zero = jnp.zeros(())
+        return Style(known.mean_BZ, zero, zero, zero)
+    size = batch.style_B.shape
+    alone_B = jax.random.bernoulli(known_key, 0.5, size)
+    joins_BN2 = jnp.stack([t.mode_BN == JUMP, t.again_BN], -1).astype(jnp.float32)
+    inferred = style.posterior(
+        settings,
+        params,
+        style.Example(
+            take(batch.mel_BTF, batch.pointers_BN),
+            batch.steps_B - 1,
+            jnp.where(alone_B[:, None, None], 0.0, joins_BN2),
+            jnp.where(alone_B, 0, batch.frames_B),
+        ),
+    )
+    named_B1 = jax.random.bernoulli(named_key, weights.named_style, size)[:, None]
+    style_BZ = jnp.where(named_B1, known.draw(prior_key), inferred.draw(posterior_key))
+    nats_Z = style.divergence(inferred, known).mean(0)
+    spread_Z = jnp.var(params["style"]["prior"]["mean"], axis=0)
+    active = (jnp.var(inferred.mean_BZ, axis=0) > 0.01 * spread_Z).sum()
+    return Style(style_BZ, jnp.maximum(nats_Z, weights.free_nats).sum(), nats_Z.sum(), active)
+
+
+def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings, key):
     """(loss, metrics) of a `data.Batch`.
 
     The sequence part is nats per event (jumps and the stop), because events are what there is to learn:
-    97–99 % of the steps advance.
+    97–99 % of the steps advance. What the style costs is counted in the same unit, so that the two are the
+    negative evidence lower bound. The smoothness is the number of joins that the model expects to make, over
+    the true one.
     """
-    encoded = encode(
-        settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
-    )
+    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B, batch.mel_BTF.shape[1])
+    inferred = infer_style(settings, params, batch, t, weights, key)
+    asked = style.Asked(batch.target_B, inferred.style_BZ)
+    encoded = encode(settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked)
     keys = decoder_call(settings, params, "keys", encoded)
-    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
     nll = sequence_nll(settings, params, keys, t, batch.steps_B, weights.max_jumps)
     jumps = jnp.maximum(nll.targets_B.sum(), 1).astype(jnp.float32)
     events = (nll.jumps_B.sum() + batch.steps_B.shape[0]).astype(jnp.float32)
@@ -172,6 +246,9 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     length = length_loss(encoded.log_length_B, batch.steps_B)
     loss = weights.sequence * sequence + weights.structure * structure
     loss = loss + weights.order * order + weights.length * length
+    style_cost = inferred.cost * batch.steps_B.shape[0] / events
+    smoothness = nll.joins_B.sum() / events
+    loss = loss + weights.style * style_cost + weights.smoothness * smoothness
     kept = jnp.argmax(encoded.structure_BTS, -1) > 0
     labelled = batch.structure_BT >= 0
     both = (kept & (batch.structure_BT > 0)).sum().astype(jnp.float32)
@@ -187,4 +264,7 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
         "structure_iou": both / jnp.maximum(either, 1.0),
         "order": order,
         "length": length,
+        "smoothness": smoothness,
+        "style_nats": inferred.nats,
+        "style_active": inferred.active,
     }

@@ -26,14 +26,23 @@ class Boundaries(NamedTuple):
     f1: float
 
 
+class Joins(NamedTuple):
+    """Share of the true joins that were found, and how many frames off those lead, on average."""
+
+    found: float
+    target_error_frames: float
+
+
 class EditScores(NamedTuple):
     """The figures of one free-running edit against the true one."""
 
     kept_iou: float
+    played_iou: float
     boundary_3_frames: Boundaries
     boundary_half_second: Boundaries
     order_agreement: float
     order_in_common: float
+    joins: Joins
     loop_recall: float
     length_error: float
     length_mae_frames: float
@@ -53,10 +62,12 @@ def edit_scores(
     """Every metric of an edit in one tuple, with the `+1` baseline beside the pointer accuracy."""
     return EditScores(
         kept_iou=kept_iou(predicted_N, true_N, n_frames),
+        played_iou=played_iou(predicted_N, true_N, n_frames),
         boundary_3_frames=boundary_scores(predicted_N, true_N, n_frames, 3),
         boundary_half_second=boundary_scores(predicted_N, true_N, n_frames, 0.5 * frames_per_second),
         order_agreement=order_agreement(predicted_N, true_N),
         order_in_common=order_in_common(predicted_N, true_N),
+        joins=join_scores(predicted_N, true_N, 0.5 * frames_per_second),
         loop_recall=loop_recall(predicted_N, true_N, n_frames),
         length_error=length_error(predicted_N, true_N),
         length_mae_frames=length_mae_frames(predicted_N, true_N),
@@ -78,6 +89,49 @@ def kept_iou(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> floa
     predicted_T, true_T = kept_mask_frames(predicted_N, n_frames), kept_mask_frames(true_N, n_frames)
     either = np.count_nonzero(predicted_T | true_T)
     return float(np.count_nonzero(predicted_T & true_T) / either) if either else 1.0
+
+
+def played_iou(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> float:
+    """As `kept_iou`, but every playing of a frame counts: a loop played once is half a loop.
+
+    The Jaccard index of multisets; 1 when neither edit plays anything.
+    """
+    times = [np.bincount(_played(pointers_N), minlength=n_frames) for pointers_N in (predicted_N, true_N)]
+    either = int(np.maximum(*times).sum())
+    return int(np.minimum(*times).sum()) / either if either else 1.0
+
+
+def joins_of(pointers_N: np.ndarray) -> np.ndarray:
+    """Every join of an edit, in playing order: the frame it leaves from and the one it leads to, (J, 2).
+
+    The beginning is a join from −1. UNALIGNED frames are passed over.
+    """
+    played_N = _played(pointers_N)
+    before_N = np.append(-1, played_N[:-1])[: played_N.size]
+    joins = played_N != before_N + 1
+    return np.stack([before_N[joins], played_N[joins]], axis=1)
+
+
+def join_scores(predicted_N: np.ndarray, true_N: np.ndarray, tolerance_frames: float) -> Joins:
+    """Joins of two edits matched in order, as many as can be (their longest common subsequence).
+
+    Two joins match when both ends are at most `tolerance_frames` apart. `found` is NaN where the true edit
+    has no join, the error where none matches.
+    """
+    predicted, true = joins_of(predicted_N), joins_of(true_N)
+    apart = np.abs(predicted[:, None] - true[None, :])
+    alike = (apart <= tolerance_frames).all(-1)
+    matched = np.zeros((len(predicted) + 1, len(true) + 1), np.int64)
+    error = np.zeros(matched.shape, np.int64)
+    for i, j in np.ndindex(alike.shape):
+        ways = [(matched[i, j + 1], -error[i, j + 1]), (matched[i + 1, j], -error[i + 1, j])]
+        if alike[i, j]:
+            ways.append((matched[i, j] + 1, -error[i, j] - apart[i, j, 1]))
+        matched[i + 1, j + 1], lost = max(ways)
+        error[i + 1, j + 1] = -lost
+    count = int(matched[-1, -1])
+    found = count / len(true) if len(true) else float("nan")
+    return Joins(found, int(error[-1, -1]) / count if count else float("nan"))
 
 
 def boundaries(pointers_N: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ nothing (tested). Beats are tracked from the mel.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,12 @@ from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
+from editjax.errors import UsageError
 from editjax.mel import MelSettings, layout_error
 from editjax.metrics import kept_iou
 from editjax.models.pointer import PointerSettings
+from editjax.models.style import Asked, Example, Gaussian, posterior, prior
+from editjax.styles import STYLES
 
 SHORTEST_FRAMES = 1024
 WHOLE_FRAMES = 32_768  # 12.7 minutes; longer recordings are encoded in chunks
@@ -29,6 +33,7 @@ SAME_IOU = 0.98
 SAME_SECONDS = 0.5  # as are joins this near
 BEAM_WIDTH, BEAM_WIDTH_EACH = 16, 4
 """Hypotheses held when variants are searched for: at least, and for each variant."""
+STYLE = "final"
 
 
 class EditedPointers(NamedTuple):
@@ -49,6 +54,9 @@ class PointerNetwork:
     `generate`, `generate_hierarchical` and `inference` take mels (batch, time, mel) or (time, mel) in [0, 1]
     (`editjax.mel`), or a list of (time, mel), and raise UsageError for other shapes; `edit_pointers` and
     `variants` are what the editor uses.
+
+    A style is one of the names in `styles` (those it was trained on) or a point (Z,) in the space of styles,
+    which `style_of` infers from an example and `some_style` draws.
     """
 
     def __init__(
@@ -57,8 +65,9 @@ class PointerNetwork:
         params: Any,
         mel: MelSettings = MelSettings(),
         beats: BeatSettings | None = None,
+        styles: Sequence[str] = STYLES,
     ):
-        self.settings, self.params, self.mel = settings, params, mel
+        self.settings, self.params, self.mel, self.styles = settings, params, mel, tuple(styles)
         self.beats = beats or BeatSettings(mel=mel)
 
     def edit_pointers(
@@ -68,10 +77,11 @@ class PointerNetwork:
         target_frames: float | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        style: str | np.ndarray = STYLE,
     ) -> EditedPointers:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
-        out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed)
+        out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style)
         return _edited(out.pointers_BN[0], out.log_p_BN[0], encoded, len(mel_TF))
 
     def variants(
@@ -80,6 +90,7 @@ class PointerNetwork:
         phase_T3: np.ndarray | None = None,
         count: int = 3,
         target_frames: float | None = None,
+        style: str | np.ndarray = STYLE,
     ) -> list[EditedPointers]:
         """At most `count` edits of one recording that differ in what they keep, likeliest first.
 
@@ -87,11 +98,11 @@ class PointerNetwork:
         BEAM_WIDTH_EACH hypotheses for each, and of BEAM_WIDTH in all at least, holds no more.
         """
         phases = None if phase_T3 is None else [phase_T3]
-        target_1 = np.full(1, target_frames or 0.0, np.float32)
-        encoded, keys, max_steps = self._encoded([mel_TF], phases, target_1)
+        asked = self._asked(1, target_frames, style)
+        encoded, keys, max_steps = self._encoded([mel_TF], phases, asked)
         width = max(BEAM_WIDTH, BEAM_WIDTH_EACH * count)
         apart = round(SAME_SECONDS * self.mel.frames_per_second)
-        found = beam_search(self.settings, self.params, keys, target_1, max_steps, width, apart)
+        found = beam_search(self.settings, self.params, keys, asked.target_B, max_steps, width, apart)
         held = int(np.isfinite(found.log_p_W).sum())
         edits = [
             _edited(pointers_N, log_p_N, encoded, len(mel_TF))
@@ -141,41 +152,90 @@ class PointerNetwork:
         pointers = _trimmed(out.pointers_BN)
         return pointers, np.asarray(out.stop_p_BN)[:, : pointers.shape[1]]
 
+    def point_of(self, style: str | np.ndarray) -> np.ndarray:
+        """The point (Z,) of a style, the middle of a named one; UsageError for a name it did not learn."""
+        if isinstance(style, str):
+            return np.asarray(self._named(style).mean_BZ[0])
+        return np.asarray(style, np.float32)
+
+    def some_style(self, style: str, seed: int) -> np.ndarray:
+        """A point (Z,) drawn from what is known of a named style, or of one of them at random ("any")."""
+        name_key, key = jax.random.split(jax.random.key(seed))
+        if style == "any":
+            style = self.styles[int(jax.random.randint(name_key, (), 0, len(self.styles)))]
+        return np.asarray(self._named(style).draw(key)[0])
+
+    def style_of(
+        self, mel_NF: np.ndarray, pointers_N: np.ndarray | None = None, raw_frames: int = 0
+    ) -> np.ndarray:
+        """The style (Z,) of an example: an edited track, and where they are known its pointers.
+
+        `mel_NF` are the edited frames, with pointers the raw frames they play; `raw_frames` is the length of
+        the recording. UsageError for a model that knows no styles.
+        """
+        if not self.settings.style_width:
+            raise UsageError("this model knows no styles: train one with model.style_width above 0")
+        n_frames, joins_N2 = len(mel_NF), np.zeros((len(mel_NF), 2), np.float32)
+        if pointers_N is not None:
+            joins_N2[:, 0] = np.diff(pointers_N, prepend=-1) != 1
+            _, first_N = np.unique(pointers_N, return_index=True)
+            joins_N2[:, 1] = ~np.isin(np.arange(n_frames), first_N)
+        length = padded_length(n_frames)
+        example = Example(
+            _padded([np.asarray(mel_NF, np.float32)], length),
+            np.array([n_frames], np.int32),
+            _padded([joins_N2], length),
+            np.array([raw_frames if pointers_N is not None else 0], np.int32),
+        )
+        return np.asarray(_posterior(self.settings, self.params, example).mean_BZ[0])
+
+    def _named(self, style: str) -> Gaussian:
+        if style not in self.styles:
+            raise UsageError(f"style {style!r} is unknown to this model; it knows {', '.join(self.styles)}")
+        return prior(self.settings, self.params, np.array([STYLES.index(style)]))
+
     def phases(self, mel_TF: np.ndarray) -> np.ndarray:
         """Position in beat, bar and phrase of every frame, from tracked beats, (T, 3)."""
         return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
 
-    def _run(self, mels, phases, target_frames, temperature, seed):
-        target_B = np.full(len(mels), target_frames or 0.0, np.float32)
-        encoded, keys, max_steps = self._encoded(mels, phases, target_B)
+    def _run(self, mels, phases, target_frames, temperature, seed, style=STYLE):
+        asked = self._asked(len(mels), target_frames, style)
+        encoded, keys, max_steps = self._encoded(mels, phases, asked)
         out = decode(
             self.settings,
             self.params,
             keys,
-            target_B,
+            asked.target_B,
             max_steps,
             np.float32(temperature),
             jax.random.key(seed),
         )
         return out, encoded
 
-    def _encoded(self, mels, phases, target_B):
+    def _asked(self, count: int, target_frames: float | None, style: str | np.ndarray) -> Asked:
+        target_B = np.full(count, target_frames or 0.0, np.float32)
+        return Asked(target_B, np.tile(self.point_of(style), (count, 1)))
+
+    def _encoded(self, mels, phases, asked: Asked):
         """Recordings encoded, their keys, and the most steps their edits may take."""
         phases = phases or [self.phases(mel_TF) for mel_TF in mels]
         frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
         length = padded_length(int(frames_B.max()))
         if length > WHOLE_FRAMES:
+            rows = [Asked(target[None], style[None]) for target, style in zip(*asked, strict=True)]
             parts = [
-                encode_in_chunks(self.settings, self.params["encoder"], mel_TF, phase_T3, target, length)
-                for mel_TF, phase_T3, target in zip(mels, phases, target_B, strict=True)
+                encode_in_chunks(self.settings, self.params["encoder"], *recording, length)
+                for recording in zip(mels, phases, rows, strict=True)
             ]
-            encoded = jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+            encoded = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
             keys = read_keys(self.settings, self.params, encoded)
         else:
-            encoded, keys = encode(
-                self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), target_B
-            )
+            padded = _padded(mels, length), frames_B, _padded(phases, length)
+            encoded, keys = encode(self.settings, self.params, *padded, asked)
         return encoded, keys, int(length * LONGEST_STEPS)
+
+
+_posterior = partial(jax.jit, static_argnums=0)(posterior)
 
 
 def padded_length(n_frames: int) -> int:
@@ -194,7 +254,8 @@ def load_model(model: str | Path) -> PointerNetwork:
     from editjax.export import load_bundle
 
     bundle = load_bundle(model)
-    return PointerNetwork(bundle.settings, bundle.params, bundle.mel)
+    trained = bundle.config["training"].get("config", {}).get("data", {}).get("styles") or STYLES
+    return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=trained)
 
 
 def _edited(pointers_N, log_p_N, encoded, n_frames: int) -> EditedPointers:

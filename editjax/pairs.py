@@ -12,6 +12,7 @@ paired is returned with the reason, never dropped silently.
 import csv
 import re
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,30 @@ def find_pairs(pairs: str | Path) -> Found:
             f"{pairs}: no pairs found; name them NAME_raw.wav and NAME_edit.wav, or give a CSV"
         )
     return found
+
+
+def edit_with_raw(path: Path) -> RawFiles | None:
+    """The recording of one edited file or edit list, found by name beside it, and that edit alone.
+
+    None where no name says so, or no recording is there. DataError where several are.
+    """
+    named = _parse_name(path)
+    if named is None or named[2] == "raw":
+        return None
+    name, style, role = named
+    folders = [path.parent]
+    if path.parent.name == ROLE_FOLDERS[1]:
+        folders.append(path.parent.parent / ROLE_FOLDERS[0])
+    there = (
+        file for folder in folders if folder.is_dir() for file in sorted(folder.glob(f"{escape(name)}_*"))
+    )
+    raws = [file for file in there if _parse_name(file) == (name, None, "raw")]
+    if not raws:
+        return None
+    if len(raws) > 1:
+        raise DataError(f"{path}: several raw recordings: {', '.join(raw.name for raw in raws)}; keep one")
+    edited, edits = (path, None) if role == "edited" else (None, path)
+    return RawFiles(name, raws[0], (EditFiles(_edit_id(name, style), style, edited, edits),))
 
 
 def _in_folder(folder: Path) -> Found:

@@ -21,6 +21,8 @@ EDITING = {
     "boundary_f1_3_frames": "F1 ±3 frames",
     "order_agreement": "order",
     "order_in_common": "order alone",
+    "joins_found": "joins",
+    "join_target_error_frames": "off by frames",
     "loop_recall": "loops",
     "length_error": "length error",
     "length_mae_frames": "MAE in frames",
@@ -36,6 +38,8 @@ FOUND = {
 FORCED = {
     "forced_accuracy": "accuracy",
     "forced_within_5": "within 5",
+    "forced_jumps_exact": "jumps exact",
+    "forced_jumps_within_5": "jumps within 5",
     "stop_precision": "stop precision",
     "sequence_nll": "nats per event",
 }

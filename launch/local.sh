@@ -11,9 +11,9 @@ if [ ! -e "$folder/shards/manifest.json" ]; then
     if [ ! -e "$folder/simulated" ]; then
         rm -rf "$folder/sessions" # half of them cannot be gone on with
         simulate=(editjax simulate "$folder/sessions" --workers "$cores" ${RECORDINGS:+--recordings "$RECORDINGS" --split train})
-        "${simulate[@]}" --count 1700 --seed 1
-        "${simulate[@]}" --count 150 --seed 2 --min-length-s 300 --max-length-s 600
-        "${simulate[@]}" --count 60 --seed 3 --styles radio extended
+        styles=(--styles final tight loose radio extended produced)
+        "${simulate[@]}" --count 1700 --seed 1 "${styles[@]}"
+        "${simulate[@]}" --count 150 --seed 2 "${styles[@]}" --min-length-s 300 --max-length-s 600
         touch "$folder/simulated"
     fi
     editjax prepare "$folder/sessions" "$folder/shards" --validation 0.05 --workers "$cores"

@@ -174,8 +174,15 @@ class Planted:
     def phases(self, mel_TF: np.ndarray) -> np.ndarray:
         return np.zeros((len(mel_TF), 3), np.float32)
 
-    def edit_pointers(self, mel_TF, phase_T3, *, temperature, seed) -> EditedPointers:
+    def point_of(self, style: str) -> np.ndarray:
+        return np.zeros(4, np.float32)
+
+    def some_style(self, style: str, seed: int) -> np.ndarray:
+        return np.full(4, seed, np.float32)
+
+    def edit_pointers(self, mel_TF, phase_T3, *, temperature, seed, style) -> EditedPointers:
         self.asked.append((temperature, seed))
+        assert (style == (seed if temperature else 0.0)).all()
         half, eighth = len(mel_TF) // 2, len(mel_TF) // 8
         pointers_N = np.concatenate([np.arange(half), np.arange(eighth)])
         score_N = np.full(len(pointers_N), -0.1)

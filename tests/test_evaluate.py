@@ -89,12 +89,14 @@ class Knowing:
     """Stands in for a model: it returns the true pointers, in another order of segments if so told."""
 
     mel = MelSettings()
+    styles = ("final", "extended")
 
     def __init__(self, backwards: bool = False) -> None:
         self.backwards = backwards
 
-    def edit_pointers(self, mel_TF, phase_T3, target_frames):
+    def edit_pointers(self, mel_TF, phase_T3, target_frames, style):
         id = next(id for id, frames in FRAMES.items() if frames == len(mel_TF))
+        assert (style == "extended") == bool(target_frames)
         spans = KEPT[f"{id}~extended" if target_frames else id]
         return SimpleNamespace(pointers_N=played(spans[::-1] if self.backwards else spans))
 
@@ -196,14 +198,30 @@ def test_the_greedy_edit_is_its_own_teacher_forced_choice(
     params = {**network.params, "decoder": {**decoder, "mode": restless}}
     network = PointerNetwork(SMALL, params)
     edited = network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames)
-    own_N = edited.pointers_N[:900]
+    own_N = edited.pointers_N[:400]
     assert (np.diff(own_N) != 1).any()
     figures = ours.teacher_forced(network, task._replace(true_N=own_N))
     assert figures["forced_accuracy"] == figures["forced_within_5"] == 1.0
     events = 1 + np.count_nonzero(np.diff(own_N, prepend=-1) != 1)
     # What is not in the scores of the steps is the stop.
-    assert figures["sequence_nll"] * events > -edited.score_N[:900].sum()
+    assert events <= ours.MAX_JUMPS
+    assert figures["sequence_nll"] * events > -edited.score_N[:400].sum()
     assert ours.teacher_forced(network, task)["forced_accuracy"] < 1.0
+
+
+def test_a_style_is_obeyed_when_its_own_edit_is_nearest(tasks: dict[str, ours.Task]) -> None:
+    extended = next(task for task in tasks.values() if task.style == "extended")
+    assert set(extended.by_style) == {"final", "extended"}
+    assert ours.obedience(Knowing(), extended)["style_obeyed"] == 1.0
+    deaf = SimpleNamespace(
+        styles=("final", "extended"),
+        edit_pointers=lambda *_, **__: SimpleNamespace(pointers_N=extended.by_style["final"]),
+    )
+    assert ours.obedience(deaf, extended)["style_obeyed"] == 0.0
+    deaf.styles = ("final",)
+    assert math.isnan(ours.obedience(deaf, extended)["style_obeyed"])
+    alone = extended._replace(by_style={"extended": extended.true_N})
+    assert math.isnan(ours.obedience(Knowing(), alone)["style_obeyed"])
 
 
 def test_lengths_asked_for_are_met_with_the_ending(pairs: Path, tasks: dict[str, ours.Task]) -> None:

@@ -37,6 +37,38 @@ def best_matching(left, right, tolerance):
     return 0
 
 
+def test_every_playing_counts_in_the_played_iou():
+    assert metrics.played_iou(TRUE_N, TRUE_N, T) == 1.0
+    once = np.r_[100:300, 500:700]
+    assert metrics.kept_iou(once, TRUE_N, T) == 1.0
+    assert metrics.played_iou(once, TRUE_N, T) == pytest.approx(400 / 500)
+    assert metrics.played_iou(np.r_[0:50], TRUE_N, T) == 0.0
+    assert metrics.played_iou([STOP], [STOP, PAD], T) == 1.0
+
+
+def test_joins_are_named_by_both_ends():
+    assert metrics.joins_of(TRUE_N).tolist() == [[-1, 100], [299, 500], [699, 600]]
+    assert metrics.joins_of(np.r_[0:5, UNALIGNED, 5:9, STOP, 3]).tolist() == []
+    assert metrics.joins_of(np.array([STOP])).shape == (0, 2)
+
+
+def test_joins_are_matched_in_order_and_by_both_ends():
+    late = np.r_[103:300, 500:702, 594:700]
+    found, error = metrics.join_scores(late, TRUE_N, 5)
+    assert (found, error) == (2 / 3, 1.5)  # the last leads 6 frames off
+    assert metrics.join_scores(late, TRUE_N, 6) == (1.0, 3.0)
+    swapped = np.r_[500:700, 100:300]
+    assert metrics.join_scores(swapped, np.r_[100:300, 500:700], 5).found == 0.0
+    assert metrics.join_scores(np.r_[100:300, 500:520, 100:300], np.r_[100:300, 500:520], 5).found == 1.0
+    found, error = metrics.join_scores(np.r_[0:9], np.r_[0:9], 5)
+    assert math.isnan(found) and math.isnan(error)
+
+
+def test_of_two_ways_to_match_a_join_the_nearer_counts():
+    twice = np.array([10, 8, 11, 8])  # −1 → 10, 10 → 8, 8 → 11, 11 → 8
+    assert metrics.join_scores(twice, np.array([10, 8]), 5) == (1.0, 0.0)
+
+
 def test_the_true_edit_scores_full_marks():
     scores = metrics.edit_scores(TRUE_N, TRUE_N, T)
     assert scores.kept_iou == scores.order_agreement == scores.loop_recall == scores.pointer_accuracy == 1.0

@@ -128,13 +128,14 @@ def jumps(order, played):
     keys = pointer.Keys(
         jnp.zeros((1, N_FRAMES, 16)), (), (), jnp.zeros((1, 63, 32)), jnp.zeros((1, 252, 32)),
         jnp.zeros((1, N_FRAMES, 32)), jnp.zeros((1, 63, 32)), jnp.zeros((1, 252, 32)), found,
-        jnp.array([N_FRAMES]),
+        jnp.zeros((1, SETTINGS.style_width)), jnp.array([N_FRAMES]),
     )  # fmt: skip
     began = pointer_now = -1
     played_V = np.zeros(N_FRAMES // PER_BAR, np.float32)
     bars = []
     for _ in range(played):
-        step = Step(*(jnp.array([[n]]) for n in (pointer_now, pointer_now - began, 0)), jnp.zeros(1))
+        at = (jnp.array([[n]]) for n in (pointer_now, pointer_now - began, 0))
+        step = Step(*at, jnp.zeros(1), jnp.zeros((1, 1, 2)))
         logits = decoder_call(
             SETTINGS, {"decoder": still}, "bar_logits",
             jnp.zeros((1, 1, 32)), step.pointer_BN, step.began_BN, jnp.asarray(played_V)[None, None], keys,
@@ -155,7 +156,8 @@ def test_jumps_follow_the_order_of_the_edit(order, played):
 
 
 def test_a_stretch_began_where_its_run_did():
-    step = Step(jnp.array([[-1, 0, 7, 40]]), jnp.array([[0, 1, 7, 0]]), jnp.arange(4)[None], jnp.zeros(1))
+    at = jnp.array([[-1, 0, 7, 40]]), jnp.array([[0, 1, 7, 0]]), jnp.arange(4)[None]
+    step = Step(*at, jnp.zeros(1), jnp.zeros((1, 4, 2)))
     np.testing.assert_array_equal(step.began_BN, [[-1, 0, 0, 40]])
 
 

@@ -11,12 +11,13 @@ from scipy.stats import chisquare
 from editjax import decode as decoding
 from editjax.chunks import encode_in_chunks
 from editjax.edits import PAD, STOP, UNALIGNED
-from editjax.losses import LossSettings, pointer_loss, sequence_nll, targets
+from editjax.losses import LossSettings, infer_style, pointer_loss, sequence_nll, targets
 from editjax.models import pointer
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import ALIGN_FRAMES, encode
 from editjax.models.pointer import PointerSettings, Step, decoder_call
 from editjax.models.scales import target_features
+from editjax.models.style import Asked
 
 TINY = PointerSettings(
     n_mels=32,
@@ -46,6 +47,7 @@ class Batch(NamedTuple):
     steps_B: Any
     structure_BT: Any
     target_B: Any
+    style_B: Any
 
 
 @jax.jit
@@ -55,7 +57,7 @@ def fresh_params(seed):
 
 @jax.jit
 def loss_of(params, batch):
-    return pointer_loss(params, batch, TINY, LossSettings())[0]
+    return pointer_loss(params, batch, TINY, LossSettings(), jax.random.key(0))[0]
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +85,23 @@ def padded(parts, length, fill=0.0):
     )
 
 
-def encoded(params, recordings, length, target=None, fill=0.0):
+def encoded(params, recordings, length, target=None, fill=0.0, style_BZ=None):
     mel = padded([m for m, _ in recordings], length, fill)
     phase = padded([p for _, p in recordings], length, fill)
     frames = jnp.array([len(m) for m, _ in recordings], jnp.int32)
     target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
-    return decoding.encode(TINY, params, mel, frames, phase, target_B)
+    style_BZ = jnp.zeros((len(recordings), TINY.style_width)) if style_BZ is None else style_BZ
+    asked = Asked(target_B, style_BZ)
+    return decoding.encode(TINY, params, mel, frames, phase, asked)
 
 
-def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, target=None, draft=5):
-    _, keys = encoded(params, recordings, length, target)
+def with_loops(keys, looped):
+    """The keys, as if the structure head had said that every frame may be played again, or none."""
+    return keys._replace(hints=keys.hints._replace(looped_BT=jnp.full_like(keys.hints.looped_BT, looped)))
+
+
+def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, target=None, draft=5, looped=True):
+    keys = with_loops(encoded(params, recordings, length, target)[1], looped)
     target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
     ready = TINY, params, keys, target_B, steps, temperature, jax.random.key(seed)
     return keys, decoding.decode(*ready, draft=draft)
@@ -102,7 +111,7 @@ def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, targe
 def teacher_forced_log_p(params, keys, pointers_BN, target_B):
     """Log-probability of every step by one parallel pass."""
     n = (pointers_BN != PAD).sum(1)
-    t = targets(pointers_BN, n, target_B)
+    t = targets(pointers_BN, n, target_B, keys.frames_BTD.shape[1])
     h = decoder_call(TINY, params, "states", keys, t.step, n)
     before = t.step.pointer_BN
     target = jnp.maximum(t.pointer_BN, 0)
@@ -128,10 +137,11 @@ def teacher_forced_log_p(params, keys, pointers_BN, target_B):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_decoding_step_by_step_equals_teacher_forcing(params, temperature):
     recordings = [recording(75, 1), recording(50, 2)]
-    target = [40.0, 30.0]  # with a length asked for, parts may be played again
+    target = [40.0, 30.0]
     keys, out = decoded(params, recordings, 75, temperature=temperature, target=target)
     forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.array(target))
     assert (np.asarray(out.steps_B) > 8).all(), "too short to have left the cache window"
+    assert any(len(set(row)) < len(row) for row in np.asarray(out.pointers_BN)[:, :30]), "nothing again"
     np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
 
 
@@ -142,14 +152,14 @@ def test_drafts_change_nothing(params, bias):
     mode = {**decoder["mode"], "bias": jnp.array(bias)}
     biased = {**params, "decoder": {**decoder, "mode": mode}}
     recordings = [recording(frames, frames) for frames in (75, 50, 64, 33)]
-    for temperature, target in ((0.0, 0.0), (0.0, 60.0), (1.0, 0.0), (1.0, 60.0)):
-        options = {"temperature": temperature, "target": [target] * 4}
+    for temperature, looped in ((0.0, False), (0.0, True), (1.0, False), (1.0, True)):
+        options = {"temperature": temperature, "looped": looped}
         _, plain = decoded(biased, recordings, 75, draft=0, **options)
         assert int(plain.passes) == int((plain.pointers_BN != PAD).sum(1).max())
         for draft in (1, 5, 12):
             _, out = decoded(biased, recordings, 75, draft=draft, **options)
             np.testing.assert_array_equal(out.pointers_BN, plain.pointers_BN)
-            np.testing.assert_allclose(out.log_p_BN, plain.log_p_BN, atol=1e-4)
+            np.testing.assert_allclose(out.log_p_BN, plain.log_p_BN, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(out.stop_p_BN, plain.stop_p_BN, atol=1e-5)
             assert int(out.passes) <= int(plain.passes)
 
@@ -172,7 +182,7 @@ def test_samples_are_distributed_as_the_network_says(params):
     decoder = params["decoder"]
     mode = {**decoder["mode"], "bias": jnp.array([1.0, 1.0, 0.0])}
     biased = {**params, "decoder": {**decoder, "mode": mode}}
-    _, keys = encoded(biased, [recording(frames)], 16, [target])
+    keys = with_loops(encoded(biased, [recording(frames)], 16, [target])[1], True)
     edits = [[first, second] for first in range(frames) for second in (*range(frames), STOP)]
     edits.append([STOP, PAD])
 
@@ -193,7 +203,7 @@ def test_samples_are_distributed_as_the_network_says(params):
 def test_a_pass_plays_nothing_again_of_what_it_has_drafted(params):
     mode = {**params["decoder"]["mode"], "bias": jnp.array([3.0, 0.0, -9.0])}
     jumping = {**params, "decoder": {**params["decoder"], "mode": mode}}
-    _, keys = encoded(jumping, [recording(75)], 75)
+    keys = with_loops(encoded(jumping, [recording(75)], 75)[1], False)
     keys = jax.tree.map(lambda a: jnp.repeat(a, 64, axis=0), keys)
     for seed in range(40):
         ready = TINY, jumping, keys, jnp.zeros(64), 60, 1.0, jax.random.key(seed)
@@ -202,17 +212,30 @@ def test_a_pass_plays_nothing_again_of_what_it_has_drafted(params):
             assert len(played) == len(set(played))
 
 
-def test_nothing_is_played_twice_unless_a_length_is_asked_for(params):
+def test_nothing_is_played_twice_but_what_is_looped(params):
     replayed = {}
     recordings = [recording(75, seed) for seed in range(4)]
-    for target, temperature in ((0.0, 0.0), (0.0, 1.0), (60.0, 1.0)):
-        keys, out = decoded(params, recordings, 75, temperature=temperature, target=[target] * 4)
+    for looped, temperature in ((False, 0.0), (False, 1.0), (True, 1.0)):
+        keys, out = decoded(params, recordings, 75, temperature=temperature, looped=looped)
         played = [pointers_N[pointers_N >= 0] for pointers_N in np.asarray(out.pointers_BN)]
-        replayed[target, temperature] = sum(len(pointers_N) - len(set(pointers_N)) for pointers_N in played)
-        if (target, temperature) == (0.0, 0.0):
+        replayed[looped, temperature] = sum(len(pointers_N) - len(set(pointers_N)) for pointers_N in played)
+        if (looped, temperature) == (False, 0.0):
             forced = teacher_forced_log_p(params, keys, out.pointers_BN, jnp.zeros(4))
             np.testing.assert_allclose(out.log_p_BN, forced, atol=2e-4)
-    assert replayed[0.0, 0.0] == replayed[0.0, 1.0] == 0 < replayed[60.0, 1.0]
+    assert replayed[False, 0.0] == replayed[False, 1.0] == 0 < replayed[True, 1.0]
+
+
+def test_only_the_looped_frames_are_played_again(params):
+    keys = encoded(params, [recording(75)], 75)[1]
+    some_BT = (jnp.arange(75) // 20 % 2 == 1)[None]
+    keys = keys._replace(hints=keys.hints._replace(looped_BT=some_BT))
+    replayed = set()
+    for seed in range(30):
+        ready = TINY, params, keys, jnp.zeros(1), 90, 1.0, jax.random.key(seed)
+        row_N = np.asarray(decoding.decode(*ready, draft=5).pointers_BN[0])
+        frames, counts = np.unique(row_N[row_N >= 0], return_counts=True)
+        replayed |= set(frames[counts > 1])
+    assert replayed and replayed <= set(np.flatnonzero(some_BT[0]))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +255,7 @@ def test_what_was_played_counts_from_anywhere_in_a_bar(frame, n_frames, played):
 
 
 def test_a_jump_forward_in_a_played_bar_is_taken(params):
-    _, keys = encoded(params, [recording(75)], 75)
+    keys = with_loops(encoded(params, [recording(75)], 75)[1], False)
     mode = {"kernel": jnp.zeros((TINY.width, 3)), "bias": jnp.array([-50.0, 50.0, 0.0])}
     jumping = {**params, "decoder": {**params["decoder"], "mode": mode}}
 
@@ -240,7 +263,7 @@ def test_a_jump_forward_in_a_played_bar_is_taken(params):
     def chosen(h, before, share):
         played_BV = jnp.full((1, keys.bars_BVD.shape[1]), share)
         before_11, zero_11 = jnp.full((1, 1), before), jnp.zeros((1, 1), jnp.int32)
-        step = Step(before_11, zero_11, zero_11, jnp.zeros(1))
+        step = Step(before_11, zero_11, zero_11, jnp.zeros(1), jnp.zeros((1, 1, 2)))
         ready = h[None, None], step, played_BV
         any_key = jax.random.key(0)[None, None]
         return decoding.choose(TINY, jumping, keys, *ready, 0.0, any_key)[0][0]
@@ -297,16 +320,17 @@ def test_encoding_in_chunks_equals_the_whole():
     mel = rng.uniform(0.3, 0.7, (5100, 32)).astype(np.float32)
     phase = rng.uniform(size=(5100, 3)).astype(np.float32)
     total = 16 * ALIGN_FRAMES
+    asked = Asked(np.zeros(1), np.ones((1, settings.style_width)))
     whole = jax.jit(encode, static_argnums=0)(
         settings,
         params["encoder"],
         padded([mel], total),
         np.array([5100]),
         padded([phase], total),
-        np.zeros(1),
+        asked,
     )
     parts = encode_in_chunks(
-        settings, params["encoder"], mel, phase, 0.0, total, chunk_frames=4 * ALIGN_FRAMES
+        settings, params["encoder"], mel, phase, asked, total, chunk_frames=4 * ALIGN_FRAMES
     )
     for name, one, other in zip(whole._fields, whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, err_msg=name)
@@ -328,8 +352,12 @@ def batch_of(pointers, frames=60, length=64):
     structure[0, :frames] = np.isin(np.arange(frames), pointers)
     return Batch(
         padded([mel], length), jnp.array([frames]), padded([phase], length), jnp.asarray(pointers[None]),
-        jnp.array([int((pointers != PAD).sum())]), jnp.asarray(structure), jnp.zeros(1),
+        jnp.array([int((pointers != PAD).sum())]), jnp.asarray(structure), jnp.zeros(1), jnp.array([2]),
     )  # fmt: skip
+
+
+def forced_targets(batch):
+    return targets(batch.pointers_BN, batch.steps_B, batch.target_B, batch.mel_BTF.shape[1])
 
 
 def test_loss_ignores_padding_steps(params):
@@ -342,7 +370,7 @@ def test_loss_ignores_padding_steps(params):
 def test_likelihood_counts_targets_at_jumps_only(params):
     batch = batch_of([3, 4, 5, 40, 41, 7, STOP])
     _, keys = encoded(params, [recording(60)], 64)
-    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
+    t = forced_targets(batch)
     nll = jax.jit(lambda p, k, t, n: sequence_nll(TINY, p, k, t, n, 8))(params, keys, t, batch.steps_B)
     total = float((nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B)[0])
     forced = teacher_forced_log_p(params, keys, batch.pointers_BN, jnp.zeros(1))
@@ -353,13 +381,17 @@ def test_likelihood_counts_targets_at_jumps_only(params):
 def test_the_loss_is_the_weighted_sum_of_its_parts(params):
     pointers = [3, 4, 5, 40, 41, 7, STOP]
     batch = batch_of(pointers)._replace(target_B=jnp.array([5.0]))
-    weights = LossSettings(sequence=1.0, structure=3.0, order=5.0, length=7.0)
-    loss, parts = jax.jit(lambda p, b: pointer_loss(p, b, TINY, weights))(params, batch)
-    names = ("sequence", "structure", "order", "length")
-    assert all(float(parts[name]) > 1e-3 for name in names)
+    weights = LossSettings(structure=3.0, order=5.0, length=7.0, style=11.0, smoothness=1e4, free_nats=0.0)
+    loss, parts = jax.jit(lambda p, b: pointer_loss(p, b, TINY, weights, jax.random.key(0)))(params, batch)
+    names = ("sequence", "structure", "order", "length", "smoothness")
+    assert {
+        name for name in (*names, "style_nats") if float(parts[name]) * getattr(weights, name, 1.0) < 1e-3
+    } == set()
     total = sum(getattr(weights, name) * float(parts[name]) for name in names)
+    total += weights.style * float(parts["style_nats"]) / 4
     assert float(loss) == pytest.approx(total, rel=1e-5)
-    found, keys = encoded(params, [recording(60)], 64, [5.0])
+    drawn = infer_style(TINY, params, batch, forced_targets(batch), weights, jax.random.key(0)).style_BZ
+    found, keys = encoded(params, [recording(60)], 64, [5.0], style_BZ=drawn)
     forced = teacher_forced_log_p(params, keys, batch.pointers_BN, batch.target_B)
     assert float(parts["sequence"]) * 4 == pytest.approx(-float(forced.sum()), rel=1e-4)  # 3 jumps, a stop
     log_p = np.asarray(jax.nn.log_softmax(found.structure_BTS[0, :60]))
@@ -370,13 +402,14 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(params):
 
 
 def test_what_a_step_is_told_of_the_length_that_is_asked_for():
-    at = jnp.array([[5, 5]]), jnp.array([[2, 2]]), jnp.array([[10, 50]]), jnp.array([40.0])
-    flag, share, log_left, passed = np.asarray(pointer.step_features(Step(*at)))[0, :, 3:].T
+    at, never = (jnp.array([[5, 5]]), jnp.array([[2, 2]]), jnp.array([[10, 50]])), jnp.zeros((1, 2, 2))
+    asked = pointer.step_features(Step(*at, jnp.array([40.0]), never))
+    flag, share, log_left, passed = np.asarray(asked)[0, :, 3:].T
     np.testing.assert_allclose(flag, 1.0)
     np.testing.assert_allclose(share, [0.75, -0.25])
     np.testing.assert_allclose(log_left, np.array([np.log(31), -np.log(11)]) / 5, rtol=1e-5)
     np.testing.assert_allclose(passed, [0.0, 1.0])
-    unasked = pointer.step_features(Step(*at[:3], jnp.zeros(1)))
+    unasked = pointer.step_features(Step(*at, jnp.zeros(1), never))
     np.testing.assert_array_equal(unasked[..., 3:], 0.0)
     asked = target_features(jnp.array([50.0, 0.0]), jnp.array([100, 100]))
     np.testing.assert_allclose(asked, [[1.0, np.log(0.5), 0.5], [0.0, 0.0, 0.0]], rtol=1e-5)
@@ -390,11 +423,20 @@ def test_distances_have_a_sign_and_grow_coarser():
 
 def test_unaligned_frames_leave_the_loss():
     pointers = jnp.array([[3, 4, UNALIGNED, UNALIGNED, 5, 9, STOP]])
-    t = targets(pointers, jnp.array([7]), jnp.zeros(1))
+    t = targets(pointers, jnp.array([7]), jnp.zeros(1), 20)
     np.testing.assert_array_equal(t.counted_BN[0], [True, True, False, False, True, True, True])
     np.testing.assert_array_equal(t.step.pointer_BN[0], [-1, 3, 4, 4, 4, 5, 9])
     modes = np.asarray(t.mode_BN[0])[[0, 1, 4, 5, 6]]
     np.testing.assert_array_equal(modes, [1, 0, 0, 1, 2])
+
+
+def test_a_step_knows_what_was_played_before():
+    pointers = jnp.array([[3, 4, 5, 4, 5, 6, UNALIGNED, 3, STOP, PAD]])
+    t = targets(pointers, jnp.array([9]), jnp.zeros(1), 7)
+    np.testing.assert_array_equal(t.again_BN[0], [0, 0, 0, 1, 1, 0, 0, 1, 0, 0])
+    was, follower = np.asarray(t.step.replay_BN2[0]).T
+    np.testing.assert_array_equal(was[:9], [0, 0, 0, 0, 1, 1, 0, 0, 1])  # 6 goes on being the last played
+    np.testing.assert_array_equal(follower[:9], [0, 0, 0, 0, 1, 0, 0, 0, 1])
 
 
 def test_a_few_steps_of_gradient_descent_learn_one_edit(params):

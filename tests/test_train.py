@@ -14,9 +14,13 @@ from tiny_family import FAMILY, TinyBatches, TinyData, TinySettings, tiny_config
 
 from editjax.checkpoint import Checkpoints
 from editjax.config import load_config
+from editjax.data import Batch
+from editjax.decode import decode, encode
 from editjax.errors import CannotCreateError, DataError, TryAgainError, UsageError
+from editjax.family import family_of
 from editjax.journal import read_journal
 from editjax.mesh import MeshSettings
+from editjax.models.style import Asked
 from editjax.train import TrainConfig, TrainState, _begin_from, _check_batches, init_state, train, update
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -181,6 +185,39 @@ def test_only_a_model_of_the_same_architecture_is_begun_from():
     wider = replace(config, model=replace(config.model, width=256))
     with pytest.raises(UsageError, match=r"final: has model\.width 128, but the config wants 256"):
         _begin_from("final", wider)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
+    """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
+    config = load_config(path)
+    settings, (frames, steps) = config.model, config.data.buckets[0]
+    params = jax.eval_shape(lambda: family_of(settings).init(settings, jax.random.key(0)))
+    layout = {"mel_BTF": (frames, settings.n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
+    layout |= {"structure_BT": (frames,)}
+
+    def array(name):
+        kind = jnp.float32 if name in ("mel_BTF", "phase_BT3", "target_B") else jnp.int32
+        return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kind)
+
+    batch = Batch(*map(array, Batch._fields))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss(params, batch, key):
+        return family_of(settings).loss(params, batch, key, settings, config.loss, True)
+
+    (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch, key)
+    assert value.dtype == jnp.float32 and jax.tree.map(lambda a: a.shape, gradient) == jax.tree.map(
+        lambda a: a.shape, params
+    )
+    asked = Asked(batch.target_B, jax.ShapeDtypeStruct((2, settings.style_width), jnp.float32))
+
+    def edit(params, mel, frames, phase, asked, key):
+        _, keys = encode(settings, params, mel, frames, phase, asked)
+        return decode(settings, params, keys, asked.target_B, steps, jnp.float32(1), key)
+
+    edited = jax.eval_shape(edit, params, batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked, key)
+    assert edited.pointers_BN.shape == (2, steps) and edited.log_p_BN.dtype == jnp.float32
 
 
 def test_batches_that_the_devices_cannot_share_are_refused():

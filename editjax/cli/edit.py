@@ -83,6 +83,10 @@ class EditOptions(InputOptions, OutputOptions):
     """Who decides: 'pointer' is a trained network, 'silence' cuts what is quiet."""
     model: Annotated[str, arg(metavar="NAME|FOLDER")] = "final"
     """The pointer editor's model: a name that `editjax models` lists, or the folder of an exported one."""
+    style: Annotated[str, named("STYLE")] = ""
+    """An editing style that the model knows (final, tight, loose, radio, extended, produced), or 'any'."""
+    style_from: Annotated[str, named("FILE")] = ""
+    """Edit like this example, an edited track or edit list; best with NAME_raw.wav beside NAME_edit.wav."""
     target_length: Annotated[str, named("LENGTH")] = ""
     """How long the edit should be, as in 2:30; whole musical spans are dropped or repeated for it."""
     temperature: float = 0.0
@@ -91,7 +95,7 @@ class EditOptions(InputOptions, OutputOptions):
     """Decides what is drawn."""
     variants: int = 1
     """Edits that differ in what they keep, likeliest first, written as OUT, OUT_2 and so on (pointer editor);
-    with a temperature, edits drawn with seeds counted up."""
+    where they are drawn (--temperature, --style any), with seeds counted up."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -174,6 +178,8 @@ def settings_of(options: EditOptions) -> "EditSettings":
     return EditSettings(
         editor=options.editor,
         model=options.model,
+        style=options.style,
+        style_from=options.style_from,
         target_s=parse_length(options.target_length) if options.target_length else None,
         temperature=options.temperature,
         seed=options.seed,

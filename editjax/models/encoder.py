@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from editjax.models.layers import frame_mask
 from editjax.models.level import FAR_BLOCK, FAR_BLOCKS, LEVEL_CHANNELS, NEAR_FRAMES, level_normalise
-from editjax.models.match import STEP_FRAMES, find_matches, fingerprints
+from editjax.models.match import STEP_FRAMES, find_matches, fingerprints, shapes
 from editjax.models.scales import (
     MATCH_CHANNELS,
+    TARGET_FEATURES,
     Announce,
     FrameLayer,
     Fusion,
@@ -30,8 +31,9 @@ from editjax.models.scales import (
     landmark_matches,
     target_features,
 )
+from editjax.models.style import Asked
 
-SHAPE_REACH = 48  # fingerprints take the mean of two seconds out
+SHAPE_REACH = 48  # shapes take the mean of two seconds out
 ALIGN_FRAMES = 344  # two bars: a multiple of the level blocks, fingerprint steps, landmarks and bars
 
 
@@ -40,8 +42,8 @@ class Encoded(NamedTuple):
 
     frames_BTD, landmarks_BLD, beats_BUD (43 frames each), bars_BVD (172 each); structure_BTS: logits of cut,
     keep, loop for every raw frame; announced_BT: how much of an announcement every frame is (see
-    `hints.hints_of`); log_length_B: natural log of the predicted edit length in frames;
-    n_frames_B int32: valid raw frames.
+    `hints.hints_of`); log_length_B: natural log of the predicted edit length in frames; style_BZ: the style
+    asked for; n_frames_B int32: valid raw frames.
     """
 
     frames_BTD: jax.Array
@@ -51,6 +53,7 @@ class Encoded(NamedTuple):
     structure_BTS: jax.Array
     announced_BT: jax.Array
     log_length_B: jax.Array
+    style_BZ: jax.Array
     n_frames_B: jax.Array
 
 
@@ -60,12 +63,13 @@ def init_encoder(settings, key):
     n_frames = s.frames_per_bar
     n_landmarks = -(-n_frames // s.landmark_frames)
     frames_B = jnp.full((1,), n_frames, jnp.int32)
-    x = jnp.zeros((1, n_frames, s.frame_width))
-    landmarks = jnp.zeros((1, n_landmarks, s.width))
+    dtype = jnp.dtype(s.dtype)
+    x = jnp.zeros((1, n_frames, s.frame_width), dtype)
+    landmarks = jnp.zeros((1, n_landmarks, s.width), dtype)
     places = jnp.zeros((1, n_landmarks, 2 * s.matches), jnp.int32)
     matches = (places, jnp.zeros((*places.shape, MATCH_CHANNELS)), places > 0)
     level, phase = jnp.zeros((1, n_frames, s.n_mels + LEVEL_CHANNELS)), jnp.zeros((1, n_frames, 3))
-    bars, structure = jnp.zeros((1, 1, s.width)), jnp.zeros((1, n_frames, 3))
+    bars, structure = jnp.zeros((1, 1, s.width), dtype), jnp.zeros((1, n_frames, 3))
 
     def fresh(module, key, *args):
         return module.init(key, *args)["params"]
@@ -74,7 +78,8 @@ def init_encoder(settings, key):
         return jax.vmap(lambda k: fresh(module, k, *args))(jax.random.split(key, count))
 
     landmark_args = (landmarks, jnp.full((1,), n_landmarks, jnp.int32), *matches)
-    entry_args = (x, matches[1], jnp.zeros((1, 3)), jnp.ones((1, n_landmarks), bool))
+    asked = jnp.zeros((1, TARGET_FEATURES + s.style_width))
+    entry_args = (x, matches[1], asked, jnp.ones((1, n_landmarks), bool))
     return {
         "stem": fresh(Stem(s), keys[0], level, phase, jnp.ones((1, n_frames), bool)),
         "entry": fresh(LandmarkEntry(s), keys[1], *entry_args),
@@ -87,42 +92,43 @@ def init_encoder(settings, key):
     }
 
 
-def encode(settings, params, mel_BTF, frames_B, phase_BT3, target_B) -> Encoded:
+def encode(settings, params, mel_BTF, frames_B, phase_BT3, asked: Asked) -> Encoded:
     """Raw mel → everything the decoder reads.
 
-    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), wanted length
-    in frames (B,), 0 where none is asked. Padding may hold anything.
+    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), and what is
+    asked of the edit. Padding may hold anything.
     """
-    x, u_BMG, announced_BT = listen(settings, params, mel_BTF, frames_B, phase_BT3)
-    landmarks = relate(settings, params, x, u_BMG, frames_B, target_B)
+    x, step_shapes, landmark_shapes, announced_BT = listen(settings, params, mel_BTF, frames_B, phase_BT3)
+    landmarks = relate(settings, params, x, step_shapes, landmark_shapes, frames_B, asked)
     frames, beats, bars, structure = settle(settings, params, x, landmarks, frames_B)
     log_length_B = length(settings, params, bars, structure, frames_B)
-    return Encoded(frames, landmarks, beats, bars, structure, announced_BT, log_length_B, frames_B)
+    parts = frames, landmarks, beats, bars, structure, announced_BT
+    return Encoded(*parts, log_length_B, jnp.asarray(asked.style_BZ), frames_B)
 
 
 def listen(settings, params, mel_BTF, frames_B, phase_BT3):
-    """Frames (B, T, frame_width), fingerprints (B, M, 32), announcements (B, T), all local:
-    see `listen_halo`."""
+    """Frames (B, T, frame_width), spectral shapes of steps and of landmarks (B, M or L, 32), announcements
+    (B, T), all local: see `listen_halo`."""
     mask_BT = frame_mask(frames_B, mel_BTF.shape[1])
     level_BTF = level_normalise(mel_BTF, frames_B, settings.floor_db, settings.ceiling_db)
     phase_BT3 = jnp.where(mask_BT[..., None], phase_BT3, 0.0)
     x = Stem(settings).apply({"params": params["stem"]}, level_BTF, phase_BT3, mask_BT)
     shape_BTF = jax.lax.stop_gradient(level_BTF[..., :-LEVEL_CHANNELS])
     announced_BT = Announce().apply({"params": params["announce"]}, level_BTF, mask_BT)
-    return x, fingerprints(shape_BTF, frames_B), announced_BT
+    steps, landmarks = (shapes(shape_BTF, frames_B, size) for size in (STEP_FRAMES, settings.landmark_frames))
+    return x, steps, landmarks, announced_BT
 
 
-def relate(settings, params, x_BTD, u_BMG, frames_B, target_B):
-    """Landmarks (B, L, width) that know the whole recording and the wanted length."""
-    n_landmarks = -(-x_BTD.shape[1] // settings.landmark_frames)
-    landmarks_B = -(-frames_B // settings.landmark_frames)
-    found = find_matches(u_BMG, -(-frames_B // STEP_FRAMES), settings.matches)
-    matches = landmark_matches(found, n_landmarks, landmarks_B, settings.landmark_frames)
+def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked):
+    """Landmarks (B, L, width) that know the whole recording and what is asked of the edit."""
+    n_landmarks, landmarks_B = shape_BLG.shape[1], -(-frames_B // settings.landmark_frames)
+    found = find_matches(fingerprints(shape_BMG), -(-frames_B // STEP_FRAMES), settings.matches)
+    matches = landmark_matches(found, shape_BLG, landmarks_B, settings.landmark_frames)
     entry = LandmarkEntry(settings).apply(
         {"params": params["entry"]},
         x_BTD,
         matches[1],
-        target_features(target_B, frames_B),
+        jnp.concatenate([target_features(asked.target_B, frames_B), asked.style_BZ], -1),
         frame_mask(landmarks_B, n_landmarks),
     )
 

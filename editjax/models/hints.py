@@ -23,6 +23,8 @@ COUNTED_FRAMES, ANNOUNCED_FRAMES = 52, 258
 BEEP_FRAMES = 4.0
 QUIET_KEEP = 0.1
 """Keep probabilities below this start nothing: the noise of many cut frames would add up."""
+LOOP, LOOPED_SHARE = 2, 0.1
+"""Frames less likely to be looped than this are played once."""
 DIP_FRAMES, STRETCH_FRAMES = 13, 129
 """A dip of 0.3 s ends no stretch, and what lasts less than 3 s is none: flickers would count as starts."""
 
@@ -33,7 +35,8 @@ class Hints(NamedTuple):
     `kept_BT`: the log-odds that a frame is kept, and one entry more for the follower of the last. The log of
     how many kept stretches are expected to start in each frame, beat and bar; how many up to each frame
     (`starts_BT`), in each bar, and before each bar in the order of the recording and of the edit. `place_BV`:
-    where in the edit a bar belongs, in bars; only the order matters.
+    where in the edit a bar belongs, in bars; only the order matters. `looped_BT`: frames that may be played
+    more than once.
     """
 
     kept_BT: jax.Array
@@ -45,6 +48,7 @@ class Hints(NamedTuple):
     recorded_before_BV: jax.Array
     played_before_BV: jax.Array
     place_BV: jax.Array
+    looped_BT: jax.Array
 
 
 def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beats_per_bar: int) -> Hints:
@@ -69,6 +73,7 @@ def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beat
         jnp.cumsum(rise_BV, axis=1) - rise_BV,
         _before_in_order(rise_BV, place_BV),
         place_BV,
+        mask_BT & (jax.nn.softmax(structure_BTS, -1)[..., LOOP] > LOOPED_SHARE),
     )
 
 

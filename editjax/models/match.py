@@ -2,7 +2,8 @@
 
 Choosing takes is content matching at a distance: two takes of a passage form a diagonal in the
 self-similarity of the recording, at any offset. Similarities are computed a block of rows at a time, averaged
-along the diagonal, and only the best few places of each row are kept: memory is O(n), never n².
+along the diagonal, and only the best few places of each row are kept: memory is O(n), never n². Of these,
+`refine` settles the place and says how what is heard there differs: a wrong note, a missing one, a delay.
 """
 
 from typing import NamedTuple
@@ -15,13 +16,17 @@ from editjax.models.level import running_sum
 
 STEP_FRAMES = 8  # 5.4 steps a second
 BANDS = 32
-MEAN_STEPS = 11  # 2 s
+MEAN_FRAMES = 88  # 2 s
 DIAGONAL_STEPS = 16  # 3 s, a power of two
 CELL_STEPS = 8  # at most one candidate a cell of 1.5 s
 APART_STEPS = 16  # a match is at least this far away
 STRIDE = 2  # every second step is searched; the one after it continues the diagonal
 ROW_BLOCK = 128
 NOT_A_MATCH = -2.0
+REACH = 3  # landmarks on either side of a match that may match better
+SMOOTH = 5  # landmarks whose likeness counts together
+DIFFERENCE_BANDS = 8
+DETAIL_CHANNELS = DIFFERENCE_BANDS + 2
 
 
 class Matches(NamedTuple):
@@ -37,23 +42,58 @@ class Matches(NamedTuple):
     valid_BMK: jax.Array
 
 
-def fingerprints(x_BTF, frames_B):
-    """Unit vectors of spectral shape, (B, M, 32), one per 8 frames, the running mean of 2 s taken out.
+def shapes(x_BTF, frames_B, step_frames: int):
+    """Spectral shape of every `step_frames`, (B, M, 32), the running mean of 2 s taken out.
 
-    Without that subtraction the timbre that all takes share hides the notes. Steps beyond the recording, and
-    steps without spectral change, are zero.
+    Without that subtraction the timbre that all takes share hides the notes. Steps beyond the recording are
+    zero.
     """
     batch, n_frames, n_bins = x_BTF.shape
-    n_steps = -(-n_frames // STEP_FRAMES)
+    n_steps, mean_steps = -(-n_frames // step_frames), MEAN_FRAMES // step_frames // 2 * 2 + 1
     mask_BT = frame_mask(frames_B, n_frames)
     x_BTF = jnp.where(mask_BT[..., None], x_BTF, 0.0)
-    x_BTF = jnp.pad(x_BTF, ((0, 0), (0, n_steps * STEP_FRAMES - n_frames), (0, 0)))
-    x_BMG = x_BTF.reshape(batch, n_steps, STEP_FRAMES, BANDS, n_bins // BANDS).mean((2, 4))
-    mask_BM = frame_mask(-(-frames_B // STEP_FRAMES), n_steps)
-    count_BM = jnp.maximum(running_sum(mask_BM.astype(jnp.float32), MEAN_STEPS), 1.0)
-    total_BMG = jnp.moveaxis(jax.vmap(lambda a: running_sum(a, MEAN_STEPS), 2)(x_BMG), 0, 2)
-    u_BMG = jnp.where(mask_BM[..., None], x_BMG - total_BMG / count_BM[..., None], 0.0)
-    return u_BMG / (jnp.linalg.norm(u_BMG, axis=-1, keepdims=True) + 0.05)
+    x_BTF = jnp.pad(x_BTF, ((0, 0), (0, n_steps * step_frames - n_frames), (0, 0)))
+    x_BMG = x_BTF.reshape(batch, n_steps, step_frames, BANDS, n_bins // BANDS).mean((2, 4))
+    mask_BM = frame_mask(-(-frames_B // step_frames), n_steps)
+    count_BM = jnp.maximum(running_sum(mask_BM.astype(jnp.float32), mean_steps), 1.0)
+    total_BMG = jnp.moveaxis(jax.vmap(lambda a: running_sum(a, mean_steps), 2)(x_BMG), 0, 2)
+    return jnp.where(mask_BM[..., None], x_BMG - total_BMG / count_BM[..., None], 0.0)
+
+
+def fingerprints(shape_BMG):
+    """Spectral shapes as unit vectors; steps without spectral change are zero."""
+    return shape_BMG / (jnp.linalg.norm(shape_BMG, axis=-1, keepdims=True) + 0.05)
+
+
+def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ):
+    """Of the landmarks around each match the most alike one, (B, L, J), and how it is heard there.
+
+    The details (B, L, J, DETAIL_CHANNELS) are the likeness, the way from the match that was given, and in
+    which bands this landmark is louder than that one, in the units of the shapes.
+    """
+    last_B111 = landmarks_B[:, None, None, None] - 1
+    u_BLG = fingerprints(shape_BLG)
+    offset_R = jnp.arange(-REACH, REACH + 1)
+    near_BLJR = place_BLJ[..., None] + offset_R[None, None, None]
+    inside_BLJR = (near_BLJR >= 0) & (near_BLJR <= last_B111) & valid_BLJ[..., None]
+    near_BLJR = jnp.clip(near_BLJR, 0, last_B111)
+
+    def rows(x_BLG, at_BLX):
+        flat = jnp.take_along_axis(x_BLG, at_BLX.reshape(at_BLX.shape[0], -1, 1), axis=1)
+        return flat.reshape(*at_BLX.shape, -1)
+
+    alike_BLJR = jnp.einsum("blg,bljrg->bljr", u_BLG, rows(u_BLG, near_BLJR))
+    alike_BLJR = jnp.where(inside_BLJR, alike_BLJR, 0.0)
+    around = ((0, 0), (SMOOTH // 2, SMOOTH // 2), (0, 0), (0, 0))
+    window = (1, SMOOTH, 1, 1)
+    steady_BLJR = jax.lax.reduce_window(alike_BLJR, 0.0, jax.lax.add, window, (1, 1, 1, 1), around)
+    best_BLJ1 = jnp.argmax(jnp.where(inside_BLJR, steady_BLJR, NOT_A_MATCH * SMOOTH), axis=-1, keepdims=True)
+    place_BLJ = jnp.take_along_axis(near_BLJR, best_BLJ1, axis=-1)[..., 0]
+    louder_BLJG = shape_BLG[:, :, None] - rows(shape_BLG, place_BLJ)
+    louder_BLJD = louder_BLJG.reshape(*place_BLJ.shape, DIFFERENCE_BANDS, -1).mean(-1)
+    alike_BLJ1 = jnp.take_along_axis(alike_BLJR, best_BLJ1, axis=-1)
+    details = jnp.concatenate([alike_BLJ1, (best_BLJ1 - REACH) / REACH, louder_BLJD], axis=-1)
+    return jnp.where(valid_BLJ, place_BLJ, 0), jnp.where(valid_BLJ[..., None], details, 0.0)
 
 
 def find_matches(u_BMG, steps_B, count: int) -> Matches:

@@ -19,6 +19,7 @@ from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary, turned, turns
 from editjax.models.match import STEP_FRAMES
+from editjax.models.style import Asked, init_style
 
 ADVANCE, JUMP, STOP_MODE = 0, 1, 2
 NEVER = -1e9
@@ -58,6 +59,7 @@ class PointerSettings:
     decoder_window: int = 64
     look_back: int = 1
     look_ahead: int = 5
+    style_width: int = 16
     attention: str = "block"
     dtype: str = "float32"
 
@@ -84,6 +86,7 @@ class Keys(NamedTuple):
     bars_BVD: jax.Array
     beats_BUD: jax.Array
     hints: Hints
+    style_BZ: jax.Array
     n_frames_B: jax.Array
 
 
@@ -91,13 +94,15 @@ class Step(NamedTuple):
     """The input of one decoding step, or of all at once: (B, N) each.
 
     `pointer`: raw frame played before (−1 at the start); `run`: steps since the last jump; `index`: the
-    step; target_B: wanted length in frames, 0 when none is asked.
+    step; target_B: wanted length in frames, 0 when none is asked; replay_BN2: whether that frame was played
+    before that, and whether its follower was.
     """
 
     pointer_BN: jax.Array
     run_BN: jax.Array
     index_BN: jax.Array
     target_B: jax.Array
+    replay_BN2: jax.Array
 
     @property
     def began_BN(self):
@@ -291,6 +296,7 @@ class Decoder(nn.Module):
                 self.settings.frames_per_beat,
                 self.settings.frames_per_bar // self.settings.frames_per_beat,
             ),
+            encoded.style_BZ,
             encoded.n_frames_B,
         )
 
@@ -418,8 +424,10 @@ class Decoder(nn.Module):
         after_BN = jax.nn.relu(total_B1 - self._passed(keys.hints, step.pointer_BN, step.began_BN))
         kept_BN = pick(keys.hints.kept_BT, step.pointer_BN + 1)
         hints_BN2 = jnp.stack([kept_BN, jnp.log(after_BN + AFTER_FLOOR)], axis=-1)
-        numbers = jnp.concatenate([step_features(step), hints_BN2 / 5.0], -1).astype(dtype)
-        return self.enter(jnp.concatenate([here, following, numbers], -1))
+        shape_BNZ = *step.pointer_BN.shape, self.settings.style_width
+        style_BNZ = jnp.broadcast_to(keys.style_BZ[:, None], shape_BNZ)
+        numbers = step_features(step), hints_BN2 / 5.0, step.replay_BN2, style_BNZ
+        return self.enter(jnp.concatenate([here, following, *(a.astype(dtype) for a in numbers)], -1))
 
 
 def run_turns(settings: PointerSettings, step: Step):
@@ -464,16 +472,17 @@ def distance_bucket(away):
 
 
 def init(settings: PointerSettings, key):
-    """Fresh parameters: {"encoder": …, "decoder": …}, nested dicts of float32 arrays."""
-    encoder_key, decoder_key = jax.random.split(key)
+    """Fresh parameters: {"encoder": …, "decoder": …, "style": …}, nested dicts of float32 arrays."""
+    encoder_key, decoder_key, style_key = jax.random.split(key, 3)
     params = init_encoder(settings, encoder_key)
     n_frames = settings.frames_per_bar
     frames_B, zero_B2 = jnp.full((1,), n_frames, jnp.int32), jnp.zeros((1, 2), jnp.int32)
     mel, phase = jnp.zeros((1, n_frames, settings.n_mels)), jnp.zeros((1, n_frames, 3))
-    encoded = encode(settings, params, mel, frames_B, phase, jnp.zeros((1,)))
-    step = Step(zero_B2, zero_B2, zero_B2, jnp.zeros((1,)))
+    asked = Asked(jnp.zeros((1,)), jnp.zeros((1, settings.style_width)))
+    encoded = encode(settings, params, mel, frames_B, phase, asked)
+    step = Step(zero_B2, zero_B2, zero_B2, asked.target_B, jnp.zeros((1, 2, 2)))
     decoder = Decoder(settings).init(decoder_key, encoded, step, method="touch")
-    return {"encoder": params, "decoder": decoder["params"]}
+    return {"encoder": params, "decoder": decoder["params"], "style": init_style(settings, style_key)}
 
 
 def decoder_call(settings: PointerSettings, params, method: str, *args):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from editjax.attention import Window
 from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
-from editjax.models.match import STEP_FRAMES, Matches
+from editjax.models.match import DETAIL_CHANNELS, STEP_FRAMES, Matches, refine
 
-MATCH_CHANNELS = 6
+MATCH_CHANNELS = 6 + DETAIL_CHANNELS
+TARGET_FEATURES = 3
 ANNOUNCE_WIDTH = 32
 ANNOUNCE_BIAS = -1.0
 ANNOUNCE_SPREAD = 0.02  # with signs that begin far below zero, learning begins late, or never
@@ -122,8 +123,9 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
     return tokens_BGD, position_BG, valid_BG
 
 
-def landmark_matches(matches: Matches, n_landmarks: int, landmarks_B, landmark_frames: int):
-    """Matches of steps spread to their landmarks: places (B, L, J) and features (B, L, J, 6), validity."""
+def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: int):
+    """Matches of steps settled for their landmarks: places (B, L, J), features (B, L, J, C), validity."""
+    n_landmarks = shape_BLG.shape[1]
     ratio = STEP_FRAMES // landmark_frames
 
     def spread(a):
@@ -134,14 +136,14 @@ def landmark_matches(matches: Matches, n_landmarks: int, landmarks_B, landmark_f
     place_BLJ = place * ratio + landmark_1L1 % ratio
     last_B11 = landmarks_B[:, None, None] - 1  # a step may end beyond the recording
     valid = valid & (place_BLJ <= last_B11) & (landmark_1L1 <= last_B11)
-    place_BLJ = jnp.where(valid, place_BLJ, 0)
+    place_BLJ, details = refine(shape_BLG, landmarks_B, jnp.where(valid, place_BLJ, 0), valid)
     away = (place_BLJ - landmark_1L1).astype(jnp.float32)
     distance = jnp.log1p(jnp.abs(away) / 100.0)
     direction = jnp.sign(away)
     best = jnp.max(jnp.where(valid, score, 0.0), axis=-1, keepdims=True)
     features = [score, here, score - best, distance * direction, distance, direction]
     features_BLJC = jnp.where(valid[..., None], jnp.stack(features, -1), 0.0)
-    return place_BLJ, features_BLJC, valid
+    return place_BLJ, jnp.concatenate([features_BLJC, details], -1), valid
 
 
 class Stem(nn.Module):
@@ -172,12 +174,12 @@ class Announce(nn.Module):
 
 
 class LandmarkEntry(nn.Module):
-    """Frames, how they match elsewhere, and the wanted length → landmarks, (B, L, width)."""
+    """Frames, how they match elsewhere, and what is asked of the edit → landmarks, (B, L, width)."""
 
     settings: Any
 
     @nn.compact
-    def __call__(self, x_BTD, features_BLJC, target_B3, mask_BL):
+    def __call__(self, x_BTD, features_BLJC, asked_BE, mask_BL):
         dtype, width = jnp.dtype(self.settings.dtype), self.settings.width
         batch, n_landmarks = mask_BL.shape
         padding = n_landmarks * self.settings.landmark_frames - x_BTD.shape[1]
@@ -186,9 +188,8 @@ class LandmarkEntry(nn.Module):
         x = x + nn.Dense(width, dtype=dtype, name="matches")(
             features_BLJC.reshape(batch, n_landmarks, -1).astype(dtype)
         )
-        return masked(
-            x + nn.Dense(width, dtype=dtype, name="target")(target_B3.astype(dtype))[:, None], mask_BL
-        )
+        asked = nn.Dense(width, dtype=dtype, name="asked")(asked_BE.astype(dtype))
+        return masked(x + asked[:, None], mask_BL)
 
 
 class Fusion(nn.Module):

@@ -1,0 +1,117 @@
+"""Which kind of edit is asked for: a variational autoencoder of editing styles.
+
+The same recording is edited in different ways. What an edit has of its own is a point z in a small space: in
+training inferred from the edit itself (the posterior), or drawn from what is known of the named style (the
+prior, one Gaussian per name); at inference the middle of a named style, the posterior's mean of an example,
+or a draw. Kingma and Welling 2014; one prior component per style as in Dilokthanakul et al. 2016, with
+the component given.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from editjax.models.layers import frame_mask, masked
+from editjax.models.level import LEVEL_CHANNELS, level_normalise
+from editjax.models.scales import pool
+from editjax.styles import STYLES
+
+LISTEN_WIDTH, POSTERIOR_WIDTH = 32, 64
+SPAN_FRAMES = 8
+LOWEST_LOG_STD = -4.0
+
+
+class Asked(NamedTuple):
+    """What is asked of an edit: its length in frames, 0 where none is, (B,); its style, (B, Z)."""
+
+    target_B: Any
+    style_BZ: Any
+
+
+class Example(NamedTuple):
+    """An edit as the posterior hears it: mel (B, N, F) in [0, 1] and valid frames (B,).
+
+    `joins_BN2` marks frames that do not follow the one before, and frames played before; `raw_frames_B` is
+    the length of the recording. Both are zero where only the edited track is known.
+    """
+
+    mel_BNF: Any
+    frames_B: Any
+    joins_BN2: Any
+    raw_frames_B: Any
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions, (B, Z) each."""
+
+    mean_BZ: jax.Array
+    log_std_BZ: jax.Array
+
+    def draw(self, key):
+        """One sample of each, (B, Z)."""
+        return self.mean_BZ + jnp.exp(self.log_std_BZ) * jax.random.normal(key, self.mean_BZ.shape)
+
+
+class Posterior(nn.Module):
+    """Edited mel, joins and lengths → mean and log standard deviation of z, (B, 2 Z)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, level_BNF, joins_BN2, frames_B, lengths_B3):
+        n_frames = level_BNF.shape[1]
+        x = nn.gelu(nn.Conv(LISTEN_WIDTH, (5,), name="listen")(level_BNF))
+        x = masked(jnp.concatenate([x, joins_BN2], -1), frame_mask(frames_B, n_frames))
+        x, spans_B = pool(x, frames_B, SPAN_FRAMES), -(-frames_B // SPAN_FRAMES)
+        inside_BM = frame_mask(spans_B, x.shape[1])
+        x = masked(nn.gelu(nn.Dense(POSTERIOR_WIDTH, name="spans")(x)), inside_BM)
+        x = masked(nn.gelu(nn.Conv(POSTERIOR_WIDTH, (5,), name="mix")(x)), inside_BM)
+        whole_BD = pool(x, spans_B, x.shape[1])[:, 0]
+        x = nn.gelu(nn.Dense(POSTERIOR_WIDTH, name="whole")(jnp.concatenate([whole_BD, lengths_B3], -1)))
+        return nn.Dense(2 * self.width, name="style")(x)
+
+
+def init_style(settings, key):
+    """Fresh parameters {"prior": …, "posterior": …}; none where the model knows no styles."""
+    if not settings.style_width:
+        return {}
+    prior_key, posterior_key = jax.random.split(key)
+    shape, n_frames = (len(STYLES), settings.style_width), SPAN_FRAMES
+    level = jnp.zeros((1, n_frames, settings.n_mels + LEVEL_CHANNELS))
+    one_B, joins = jnp.full((1,), n_frames, jnp.int32), jnp.zeros((1, n_frames, 2))
+    posterior = Posterior(settings.style_width).init(posterior_key, level, joins, one_B, jnp.zeros((1, 3)))
+    prior = {"mean": jax.random.normal(prior_key, shape), "log_std": jnp.zeros(shape)}
+    return {"prior": prior, "posterior": posterior["params"]}
+
+
+def prior(settings, params, style_B) -> Gaussian:
+    """What is known of named styles, given by their number in `styles.STYLES`."""
+    if not settings.style_width:
+        nothing = jnp.zeros((*style_B.shape, 0))
+        return Gaussian(nothing, nothing)
+    rows = params["style"]["prior"]
+    return Gaussian(rows["mean"][style_B], jnp.maximum(rows["log_std"][style_B], LOWEST_LOG_STD))
+
+
+def posterior(settings, params, example: Example) -> Gaussian:
+    """What an edit tells of its style; needs a model that knows styles."""
+    mel_BNF, frames_B, joins_BN2, raw_frames_B = example
+    known_B = (raw_frames_B > 0).astype(jnp.float32)
+    frames = jnp.maximum(frames_B, 1).astype(jnp.float32)
+    ratio_B = jnp.log(frames / jnp.maximum(raw_frames_B, 1).astype(jnp.float32))
+    lengths_B3 = jnp.stack([known_B, known_B * ratio_B, jnp.log(frames) - 8.0], -1)
+    level_BNF = level_normalise(mel_BNF, frames_B, settings.floor_db, settings.ceiling_db)
+    out: Any = Posterior(settings.style_width).apply(
+        {"params": params["style"]["posterior"]}, level_BNF, joins_BN2, frames_B, lengths_B3
+    )
+    mean_BZ, log_std_BZ = jnp.split(out, 2, -1)
+    return Gaussian(mean_BZ, jnp.maximum(log_std_BZ, LOWEST_LOG_STD))
+
+
+def divergence(q: Gaussian, p: Gaussian):
+    """Kullback–Leibler divergence of q from p for each dimension, in nats, (B, Z)."""
+    variances = jnp.exp(2 * (q.log_std_BZ - p.log_std_BZ))
+    apart = (q.mean_BZ - p.mean_BZ) * jnp.exp(-p.log_std_BZ)
+    return p.log_std_BZ - q.log_std_BZ + 0.5 * (variances + apart**2 - 1.0)

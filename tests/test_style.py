@@ -1,0 +1,189 @@
+"""Editing styles: a space in which names, examples and draws are points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from editjax.data import Batch
+from editjax.edits import PAD, STOP
+from editjax.errors import UsageError
+from editjax.losses import LossSettings, infer_style, pointer_loss, targets
+from editjax.models import pointer, style
+from editjax.models.match import REACH, refine
+from editjax.models.pointer import PointerSettings
+from editjax.network import PointerNetwork
+from editjax.styles import STYLES
+
+SMALL = PointerSettings(
+    n_mels=32, width=16, frame_width=8, landmark_layers=1, landmark_window=6, frame_window=5, style_width=4
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda: pointer.init(SMALL, jax.random.key(3)))()
+
+
+@pytest.fixture(scope="module")
+def network(params):
+    return PointerNetwork(SMALL, params, styles=("final", "tight"))
+
+
+def mel_of(frames, seed=0):
+    return np.random.default_rng(seed).uniform(0.3, 0.7, (frames, SMALL.n_mels)).astype(np.float32)
+
+
+def gaussian(seed):
+    mean, log_std = np.random.default_rng(seed).normal(size=(2, 1, 3)).astype(np.float32)
+    return style.Gaussian(jnp.asarray(mean), jnp.asarray(0.5 * log_std))
+
+
+def test_the_divergence_is_the_mean_of_the_log_ratio():
+    """Against the definition, by integration over a fine grid."""
+    q, p = gaussian(0), gaussian(1)
+    x = np.linspace(-30, 30, 200_001)[:, None]
+
+    def log_density(g):
+        std = np.exp(np.asarray(g.log_std_BZ, np.float64))
+        return -0.5 * ((x - np.asarray(g.mean_BZ)) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
+
+    expected = (np.exp(log_density(q)) * (log_density(q) - log_density(p))).sum(0) * (x[1, 0] - x[0, 0])
+    np.testing.assert_allclose(style.divergence(q, p)[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(style.divergence(q, q), 0.0, atol=1e-6)
+
+
+def test_draws_have_the_mean_and_the_spread_they_should():
+    g = gaussian(2)
+    drawn = jax.vmap(g.draw)(jax.random.split(jax.random.key(0), 20_000))[:, 0]
+    np.testing.assert_allclose(drawn.mean(0), g.mean_BZ[0], atol=0.03)
+    np.testing.assert_allclose(drawn.std(0), jnp.exp(g.log_std_BZ[0]), rtol=0.03)
+
+
+def example(frames, length, fill, seed=0):
+    mel = np.full((1, length, SMALL.n_mels), fill, np.float32)
+    mel[0, :frames] = mel_of(frames, seed)
+    joins = np.full((1, length, 2), fill, np.float32)
+    joins[0, :frames] = np.arange(frames)[:, None] % 50 == 7
+    return style.Example(mel, jnp.array([frames]), jnp.asarray(joins), jnp.array([400]))
+
+
+def test_padding_says_nothing_of_the_style(params):
+    infer = jax.jit(lambda e: style.posterior(SMALL, params, e))
+    plain, poisoned = infer(example(150, 150, 0.0)), infer(example(150, 200, np.nan))
+    for one, other in zip(plain, poisoned, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    another = infer(example(150, 150, 0.0, seed=1))
+    assert np.abs(np.asarray(plain.mean_BZ - another.mean_BZ)).max() > 1e-3
+
+
+def batch_of(rows, frames=200):
+    n_steps = max(map(len, rows))
+    pointers = np.array([row + [PAD] * (n_steps - len(row)) for row in rows])
+    structure = np.stack([np.isin(np.arange(frames), row) for row in pointers]).astype(np.int32)
+    count = len(rows)
+    return Batch(
+        np.stack([mel_of(frames, k) for k in range(count)]), np.full(count, frames),
+        np.zeros((count, frames, 3), np.float32), pointers, (pointers != PAD).sum(1), structure,
+        np.zeros(count, np.float32), np.arange(count) % len(STYLES), np.arange(count),
+    )  # fmt: skip
+
+
+ROWS = [[*range(10 * k, 10 * k + 20), *range(150, 170), STOP] for k in range(6)]
+
+
+def inferred(params, **changes):
+    batch = batch_of(ROWS)
+    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B, 200)
+    infer = jax.jit(lambda p, k: infer_style(SMALL, p, batch, t, LossSettings(**changes), k))
+    return infer(params, jax.random.key(0))
+
+
+def test_a_named_style_is_drawn_from_its_prior_and_an_inferred_one_is_not(params):
+    narrow = jax.tree.map(lambda a: a, params)
+    narrow["style"]["prior"]["log_std"] = jnp.full((len(STYLES), 4), -20.0)  # held at the lowest
+    named = inferred(narrow, named_style=1.0).style_BZ
+    np.testing.assert_allclose(named, params["style"]["prior"]["mean"], atol=0.1)
+    from_edits = inferred(narrow, named_style=0.0).style_BZ
+    assert np.abs(np.asarray(from_edits - params["style"]["prior"]["mean"])).max() > 0.5
+
+
+def test_free_bits_cost_nothing_more(params):
+    """A dimension below the free nats costs these, one above what it is."""
+    found = inferred(params, free_nats=0.0)
+    assert float(found.cost) == pytest.approx(float(found.nats))
+    generous = inferred(params, free_nats=1e3)
+    assert float(generous.cost) == pytest.approx(4e3)
+    assert float(generous.nats) == pytest.approx(float(found.nats), rel=1e-5)
+
+
+def test_prior_and_posterior_learn_from_the_edit(params):
+    batch = batch_of(ROWS)
+
+    def loss(p):
+        return pointer_loss(p, batch, SMALL, LossSettings(style=0.0), jax.random.key(1))[0]
+
+    gradient = jax.jit(jax.grad(loss))(params)["style"]
+    for part in ("prior", "posterior"):
+        assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient[part])) > 1e-6, part
+
+
+def test_a_model_without_styles_trains_and_edits():
+    plain = PointerSettings(**{**SMALL.__dict__, "style_width": 0})
+    params = jax.jit(lambda: pointer.init(plain, jax.random.key(3)))()
+    assert params["style"] == {}
+    batch = batch_of(ROWS)
+    loss, parts = jax.jit(lambda p: pointer_loss(p, batch, plain, LossSettings(), jax.random.key(1)))(params)
+    assert np.isfinite(loss) and float(parts["style_nats"]) == 0.0
+    network = PointerNetwork(plain, params)
+    assert network.point_of("tight").shape == (0,)
+    with pytest.raises(UsageError, match="style_width"):
+        network.style_of(mel_of(50))
+
+
+def test_a_style_changes_what_the_structure_head_hears(network):
+    mel = mel_of(300)
+    keeps = [network.edit_pointers(mel, style=name).keep_T for name in ("final", "tight")]
+    again = network.edit_pointers(mel, style=network.point_of("tight")).keep_T
+    assert np.abs(keeps[0] - keeps[1]).max() > 1e-4
+    np.testing.assert_array_equal(keeps[1], again)
+
+
+def test_an_unknown_style_is_refused_with_the_known_ones(network):
+    with pytest.raises(UsageError, match=r"'radio' is unknown.*final, tight"):
+        network.edit_pointers(mel_of(100), style="radio")
+
+
+def test_some_style_is_the_seed_s(network):
+    one, same, other = (network.some_style("final", seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.01
+
+
+def test_an_example_s_style_is_heard_with_and_without_its_recording(network):
+    raw = mel_of(300)
+    pointers = np.array([*range(10, 90), *range(40, 90), *range(200, 260)])
+    pair = network.style_of(raw[pointers], pointers, len(raw))
+    alone = network.style_of(raw[pointers])
+    assert pair.shape == alone.shape == (4,) and np.abs(pair - alone).max() > 1e-4
+    forwards = network.style_of(raw[pointers], np.arange(len(pointers)), len(raw))
+    assert np.abs(pair - forwards).max() > 1e-4, "joins and replays are not heard"
+
+
+def test_a_match_is_settled_to_the_landmark_and_says_what_is_louder():
+    rng = np.random.default_rng(0)
+    shape = rng.normal(size=(1, 60, 32)).astype(np.float32)
+    away, off = 30, 2
+    shape[0, 10 : 60 - away] = shape[0, 10 + away : 60]
+    shape[0, 15, 4:8] += 3.0  # a foreign note, in the second of eight bands
+    place = jnp.asarray(np.clip(np.arange(60) + away + off, 0, 59))[None, :, None]
+    valid = jnp.asarray((np.arange(60) >= 10) & (np.arange(60) < 25))[None, :, None]
+    settled, details = refine(jnp.asarray(shape), jnp.array([60]), jnp.where(valid, place, 0), valid)
+    np.testing.assert_array_equal(settled[0, 10:25, 0], np.arange(10, 25) + away)
+    alike, way, louder = details[0, 10:25, 0, 0], details[0, 10:25, 0, 1], details[0, 10:25, 0, 2:]
+    np.testing.assert_allclose(way, -off / REACH, rtol=1e-6)
+    expected = np.zeros((15, 8))
+    expected[5, 1] = 3.0
+    np.testing.assert_allclose(louder, expected, atol=1e-6)
+    assert alike[5] < 0.9 < float(jnp.delete(alike, 5).min())
+    np.testing.assert_array_equal(np.asarray(details)[0, :10], 0.0)
