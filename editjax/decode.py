@@ -8,7 +8,7 @@ recording and step, so that a seed fixes the edit and drafts change nothing.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,12 @@ from editjax.models.pointer import (
     ADVANCE,
     JUMP,
     STOP_MODE,
+    Keys,
     PointerSettings,
     Step,
     decoder_call,
     pick,
+    run_turns,
 )
 from editjax.models.style import Asked
 
@@ -47,11 +49,29 @@ class Carry(NamedTuple):
 
     passes: jax.Array
     state_B4: jax.Array  # steps taken, pointer, run, stopped
+    turns: tuple  # of the steps drafted next; carried, because XLA fuses what it computes into every use
     caches: tuple
     played_BV: jax.Array  # frames played of every bar
     played_BT: jax.Array  # how often each frame was; `played_BV` sums that, but not anew at every pass
     pointers_BN: jax.Array
     p_BN2: jax.Array  # log-probability of the choice, probability of stopping
+
+
+class Fixed(NamedTuple):
+    """What stays the same from pass to pass."""
+
+    settings: PointerSettings
+    params: Any
+    keys: Keys
+    target_B: jax.Array
+    max_steps: int
+    draft: int
+    temperature: jax.Array | float = 0.0
+    key_B: Any = None
+
+    def ask(self, method: str, *args):
+        """One method of the decoder."""
+        return decoder_call(self.settings, self.params, method, *args)
 
 
 @partial(jax.jit, static_argnames=("settings",))
@@ -86,16 +106,17 @@ def decode(
     `draft` 0 decodes step by step, with the same result.
     """
     batch, n_frames = keys.frames_BTD.shape[:2]
-    row_B1 = jnp.arange(batch)[:, None]
-    row_key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B1[:, 0])
-    ahead_1S = jnp.arange(draft + 1)[None, :]
-    cache = jnp.zeros((batch, settings.decoder_window, 2 * settings.width), jnp.dtype(settings.dtype))
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    fixed = Fixed(settings, params, keys, target_B, max_steps, draft, temperature, key_B)
+    state_B4 = jnp.tile(jnp.array([[0, -1, 0, 0]], jnp.int32), (batch, 1))
+    played_BT = jnp.zeros((batch, n_frames), jnp.int32)
     start = Carry(
         jnp.zeros((), jnp.int32),
-        jnp.tile(jnp.array([[0, -1, 0, 0]], jnp.int32), (batch, 1)),
-        (cache,) * settings.decoder_layers,
+        state_B4,
+        run_turns(settings, drafts_of(state_B4, played_BT, target_B, draft)),
+        empty_caches(settings, batch),
         jnp.zeros(keys.bars_BVD.shape[:2], jnp.int32),
-        jnp.zeros((batch, n_frames), jnp.int32),
+        played_BT,
         jnp.full((batch, max_steps), PAD, jnp.int32),
         jnp.zeros((batch, max_steps, 2), jnp.float32),
     )
@@ -104,72 +125,100 @@ def decode(
         taken_B, _, _, stopped_B = carry.state_B4.T
         return ((taken_B < max_steps) & ~stopped_B.astype(bool)).any()
 
-    def verify(carry: Carry):
-        taken_B, pointer_B, run_B, stopped_B = carry.state_B4.T
-        pointer_BS, run_BS, index_BS = (a_B[:, None] + ahead_1S for a_B in (pointer_B, run_B, taken_B))
-        counted_1S = (ahead_1S == 0).astype(jnp.int32)  # the one that plays now
-        was_BS = pick(carry.played_BT, pointer_BS) > counted_1S
-        follower_BS = pick(carry.played_BT, pointer_BS + 1) > 0
-        replay_BS2 = jnp.stack([was_BS, follower_BS], -1).astype(jnp.float32)
-        drafted = Step(pointer_BS, run_BS, index_BS, target_B, replay_BS2)
-        h_BSD, longer = decoder_call(settings, params, "step", keys, drafted, carry.caches)
-        key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row_key_B, index_BS)
-        mode_logits_BS3 = decoder_call(settings, params, "mode_logits", h_BSD, pointer_BS, keys)
-        mode_BS, _ = _pick(mode_logits_BS3, temperature, key_BS, MODE_NOISE)
-        mode_log_p_BS3 = jax.nn.log_softmax(mode_logits_BS3, axis=-1)
-        again_BS = follower_BS & ~pick(keys.hints.looped_BT, pointer_BS + 1)
-        agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (index_BS < max_steps - 1)
-        decided_B1 = jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
-
-        def decisive(x_BSX):
-            return jnp.take_along_axis(x_BSX, decided_B1.reshape(batch, *[1] * (x_BSX.ndim - 1)), axis=1)
-
-        at_B1 = [decisive(a_BS) for a_BS in (pointer_BS, run_BS, index_BS)]
-        step = Step(at_B1[0], at_B1[1], at_B1[2], target_B, decisive(replay_BS2))
-        before_B = step.pointer_BN[:, 0]
-        played_BV = carry.played_BV + _frames_of_bars(pointer_B, before_B, settings, carry.played_BV.shape[1])
-        share_BV = played_BV.astype(jnp.float32) / float(settings.frames_per_bar)
-        next_B, p_B2 = choose(
-            settings, params, keys, decisive(h_BSD), step, share_BV, temperature, decisive(key_BS)
-        )
-        in_this_pass_B = (pointer_B < next_B) & (next_B <= before_B)
-        played_B, looped_B = (pick(a, next_B[:, None])[:, 0] for a in (carry.played_BT, keys.hints.looped_BT))
-        again_B = ((played_B > 0) | in_this_pass_B) & ~looped_B
-        next_B = jnp.where(again_B, STOP, next_B)
-        p_B2 = p_B2.at[:, 0].set(jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0]))
-
-        is_decided_BS = ahead_1S == decided_B1
-        next_BS = jnp.where(is_decided_BS, next_B[:, None], pointer_BS + 1)
-        drafted_p_BS2 = jnp.stack([mode_log_p_BS3[..., ADVANCE], jnp.exp(mode_log_p_BS3[..., STOP_MODE])], -1)
-        p_BS2 = jnp.where(is_decided_BS[..., None], p_B2[:, None], drafted_p_BS2)
-        stopped = stopped_B.astype(bool)
-        written_BS = (ahead_1S <= decided_B1) & ~stopped[:, None]
-        place_BS = jnp.where(written_BS, index_BS, max_steps)
-        frame_BS = jnp.where(written_BS & (next_BS >= 0), next_BS, n_frames)
-        now_stopped = stopped | (next_B == STOP)
-        landed_BV = _frames_of_bars(next_B - 1, next_B, settings, carry.played_BV.shape[1])
-        state_B4 = jnp.stack(
-            [
-                taken_B + decided_B1[:, 0] + 1,
-                next_B,
-                jnp.where(next_B == before_B + 1, step.run_BN[:, 0] + 1, 0),
-                now_stopped.astype(jnp.int32),
-            ],
-            axis=1,
-        )
-        return Carry(
-            carry.passes + 1,
-            jnp.where(stopped[:, None], carry.state_B4, state_B4),
-            tuple(_up_to(longer_BLE, decided_B1[:, 0] + 1, settings.decoder_window) for longer_BLE in longer),
-            played_BV + jnp.where(now_stopped[:, None], 0, landed_BV),
-            carry.played_BT.at[row_B1, frame_BS].add(1, mode="drop"),
-            carry.pointers_BN.at[row_B1, place_BS].set(next_BS, mode="drop"),
-            carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
-        )
-
-    end = jax.lax.while_loop(going, verify, start)
+    end = jax.lax.while_loop(going, partial(_pass, fixed), start)
     steps_B = (end.pointers_BN >= 0).sum(1)
     return Decoded(end.pointers_BN, end.p_BN2[..., 0], end.p_BN2[..., 1], steps_B, end.passes)
+
+
+def drafts_of(state_B4, played_BT, target_B, draft: int) -> Step:
+    """The next step, and `draft` steps after it if each advances, (B, draft + 1)."""
+    taken_B1, pointer_B1, run_B1 = (a_B[:, None] for a_B in state_B4.T[:3])
+    ahead_1S = jnp.arange(draft + 1)[None, :]
+    pointer_BS = pointer_B1 + ahead_1S
+    counted_1S = (ahead_1S == 0).astype(jnp.int32)  # the one that plays now
+    replays = pick(played_BT, pointer_BS) > counted_1S, pick(played_BT, pointer_BS + 1) > 0
+    replay_BS2 = jnp.stack(replays, -1).astype(jnp.float32)
+    return Step(pointer_BS, run_B1 + ahead_1S, taken_B1 + ahead_1S, target_B, replay_BS2)
+
+
+def empty_caches(settings: PointerSettings, batch: int) -> tuple:
+    """The decoder's caches before the first step."""
+    shape = batch, 2 * settings.heads, settings.decoder_window, settings.width // settings.heads
+    return (jnp.zeros(shape, jnp.dtype(settings.dtype)),) * settings.decoder_layers
+
+
+def _pass(fixed: Fixed, carry: Carry) -> Carry:
+    """Verifies a draft, decides the first step that does not agree with it, and takes all up to that."""
+    drafted = drafts_of(carry.state_B4, carry.played_BT, fixed.target_B, fixed.draft)
+    h_BSD, longer = fixed.ask("step", fixed.keys, drafted, carry.turns, carry.caches)
+    mode_logits_BS3 = fixed.ask("mode_logits", h_BSD, drafted.pointer_BN, fixed.keys)
+    key_BS = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(fixed.key_B, drafted.index_BN)
+    decided_B1 = _first_other(fixed, carry, drafted, mode_logits_BS3, key_BS)
+    step = at_step(drafted, decided_B1)
+    played_BV = carry.played_BV + frames_of_bars(
+        drafted.pointer_BN[:, 0], step.pointer_BN[:, 0], fixed.settings, carry.played_BV.shape[1]
+    )
+    decision = h_BSD, key_BS
+    next_B, p_B2 = _decide(fixed, carry, step, played_BV, *(_at(x_BSX, decided_B1) for x_BSX in decision))
+    state_B4 = _state_after(carry, step, next_B)
+    landed_BV = frames_of_bars(next_B - 1, next_B, fixed.settings, played_BV.shape[1])
+    written = _write(fixed, carry, drafted, mode_logits_BS3, decided_B1, next_B, p_B2)
+    following = drafts_of(state_B4, carry.played_BT, fixed.target_B, fixed.draft)
+    return Carry(
+        carry.passes + 1,
+        state_B4,
+        run_turns(fixed.settings, following),
+        caches_up_to(longer, decided_B1[:, 0] + 1, fixed.settings.decoder_window),
+        played_BV + jnp.where(state_B4[:, 3:] > 0, 0, landed_BV),
+        *written,
+    )
+
+
+def _first_other(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, key_BS):
+    """The first of the drafted steps that must be decided: which does not advance, or is the last, (B, 1)."""
+    mode_BS, _ = _pick(mode_logits_BS3, fixed.temperature, key_BS, MODE_NOISE)
+    again_BS = ends_before(fixed.keys, carry.played_BT, drafted.pointer_BN + 1)
+    agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (drafted.index_BN < fixed.max_steps - 1)
+    return jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
+
+
+def _decide(fixed: Fixed, carry: Carry, step: Step, played_BV, h_B1D, key_B1):
+    """`choose`, but an edit ends before a frame that it has played, be it in this pass."""
+    share_BV = played_BV.astype(jnp.float32) / float(fixed.settings.frames_per_bar)
+    ready = fixed.settings, fixed.params, fixed.keys, h_B1D, step, share_BV, fixed.temperature, key_B1
+    next_B, p_B2 = choose(*ready)
+    in_this_pass_B = (carry.state_B4[:, 1] < next_B) & (next_B <= step.pointer_BN[:, 0])
+    looped_B = pick(fixed.keys.hints.looped_BT, next_B[:, None])[:, 0]
+    again_B = ends_before(fixed.keys, carry.played_BT, next_B[:, None])[:, 0] | (in_this_pass_B & ~looped_B)
+    log_p_B = jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0])
+    return jnp.where(again_B, STOP, next_B), p_B2.at[:, 0].set(log_p_B)
+
+
+def _state_after(carry: Carry, step: Step, next_B):
+    """The state with which the next pass begins; that of an edit that has ended stays."""
+    run_B = jnp.where(next_B == step.pointer_BN[:, 0] + 1, step.run_BN[:, 0] + 1, 0)
+    stopped_B = (next_B == STOP).astype(jnp.int32)
+    state_B4 = jnp.stack([step.index_BN[:, 0] + 1, next_B, run_B, stopped_B], axis=1)
+    return jnp.where(carry.state_B4[:, 3:] > 0, carry.state_B4, state_B4)
+
+
+def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B1, next_B, p_B2):
+    """What was played, the pointers and their probabilities, with the steps of this pass."""
+    row_B1 = jnp.arange(len(next_B))[:, None]
+    ahead_1S = jnp.arange(fixed.draft + 1)[None, :]
+    is_decided_BS = ahead_1S == decided_B1
+    next_BS = jnp.where(is_decided_BS, next_B[:, None], drafted.pointer_BN + 1)
+    log_p_BS3 = jax.nn.log_softmax(mode_logits_BS3, axis=-1)
+    drafted_p_BS2 = jnp.stack([log_p_BS3[..., ADVANCE], jnp.exp(log_p_BS3[..., STOP_MODE])], -1)
+    p_BS2 = jnp.where(is_decided_BS[..., None], p_B2[:, None], drafted_p_BS2)
+    written_BS = (ahead_1S <= decided_B1) & (carry.state_B4[:, 3:] == 0)
+    place_BS = jnp.where(written_BS, drafted.index_BN, fixed.max_steps)
+    frame_BS = jnp.where(written_BS & (next_BS >= 0), next_BS, carry.played_BT.shape[1])
+    return (
+        carry.played_BT.at[row_B1, frame_BS].add(1, mode="drop"),
+        carry.pointers_BN.at[row_B1, place_BS].set(next_BS, mode="drop"),
+        carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
+    )
 
 
 def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV, temperature, key_B1):
@@ -192,10 +241,8 @@ def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV
     frame_logits = ask("frame_logits", h_B1D, beat, pointer_B1, keys)
     frame, frame_p = _pick(frame_logits, temperature, key_B1, FRAME_NOISE)
     target = beat * settings.frames_per_beat + frame
-    onwards = (bar == pointer_B1 // settings.frames_per_bar) & (target > pointer_B1)
-    played = was_played(target, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
-    again = played & ~onwards & ~pick(keys.hints.looped_BT, target)
-    mode = jnp.where((mode == JUMP) & again, STOP_MODE, mode)
+    back = jumps_back(settings, keys, step, target, played_BV)
+    mode = jnp.where((mode == JUMP) & back, STOP_MODE, mode)
     mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
     log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
@@ -203,20 +250,30 @@ def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
 
 
-def _pick(logits_BNC, temperature, key_BN, part: int):
-    """Argmax of logits plus Gumbel noise scaled by the temperature (Gumbel-max trick): 0 is greedy.
+def ends_before(keys, played_BT, frame_BS):
+    """Frames before which an edit ends: played already, and not looped."""
+    return (pick(played_BT, frame_BS) > 0) & ~pick(keys.hints.looped_BT, frame_BS)
 
-    The noise of a step depends on its key and on `part` alone, not on how many steps are drawn together.
+
+def jumps_back(settings: PointerSettings, keys, step: Step, target_B1, played_BV):
+    """Whether a jump ends the edit instead: to a stretch most of which was played and that is not looped.
+
+    `played_BV` are shares of bars; jumps forward within a bar are taken.
     """
-    logits_BNC = logits_BNC.astype(jnp.float32)
-    keys_BN = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, part)))(key_BN)
-    noise_BNC = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BNC.shape[-1:])))(keys_BN)
-    index_BN = jnp.argmax(logits_BNC + noise_BNC * temperature, axis=-1)
-    log_p = jax.nn.log_softmax(logits_BNC, axis=-1)
-    return index_BN, jnp.take_along_axis(log_p, index_BN[..., None], axis=-1)[..., 0]
+    in_bar = target_B1 // settings.frames_per_bar == step.pointer_BN // settings.frames_per_bar
+    onwards = in_bar & (target_B1 > step.pointer_BN)
+    played = was_played(target_B1, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
+    return played & ~onwards & ~pick(keys.hints.looped_BT, target_B1)
 
 
-def _frames_of_bars(before_B, last_B, settings: PointerSettings, n_bars: int):
+def at_step(steps: Step, at_B1) -> Step:
+    """One step of several."""
+    arrays = steps.pointer_BN, steps.run_BN, steps.index_BN, steps.replay_BN2
+    pointer_B1, run_B1, index_B1, replay_B12 = (_at(a_BSX, at_B1) for a_BSX in arrays)
+    return Step(pointer_B1, run_B1, index_B1, steps.target_B, replay_B12)
+
+
+def frames_of_bars(before_B, last_B, settings: PointerSettings, n_bars: int):
     """How many of the frames after `before` up to `last` lie in each bar, (B, V)."""
     start_1V = jnp.arange(n_bars)[None, :] * settings.frames_per_bar
 
@@ -226,7 +283,28 @@ def _frames_of_bars(before_B, last_B, settings: PointerSettings, n_bars: int):
     return until(last_B) - until(before_B)
 
 
-def _up_to(longer_BLE, taken_B, window: int):
-    """The `window` entries before the end of what was taken, from a cache with the drafted steps added."""
-    cut = jax.vmap(lambda entries_LE, n: jax.lax.dynamic_slice_in_dim(entries_LE, n, window))
-    return cut(longer_BLE, taken_B)
+def caches_up_to(longer, taken_B, window: int) -> tuple:
+    """The `window` entries before the end of what was taken, from caches with the drafted steps added."""
+    cut = jax.vmap(lambda entries_GLK, n: jax.lax.dynamic_slice_in_dim(entries_GLK, n, window, axis=1))
+    return tuple(cut(longer_BGLK, taken_B) for longer_BGLK in longer)
+
+
+def _at(x_BSX, at_B1):
+    return jnp.take_along_axis(x_BSX, at_B1.reshape(len(at_B1), *[1] * (x_BSX.ndim - 1)), axis=1)
+
+
+def _pick(logits_BNC, temperature, key_BN, part: int):
+    """Argmax of logits plus Gumbel noise scaled by the temperature (Gumbel-max trick): 0 is greedy.
+
+    The noise of a step depends on its key and on `part` alone, not on how many steps are drawn together.
+    """
+    logits_BNC = logits_BNC.astype(jnp.float32)
+
+    def noise():
+        keys_BN = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, part)))(key_BN)
+        return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BNC.shape[-1:])))(keys_BN)
+
+    noise_BNC = jax.lax.cond(temperature > 0, noise, lambda: jnp.zeros_like(logits_BNC))
+    index_BN = jnp.argmax(logits_BNC + noise_BNC * temperature, axis=-1)
+    log_p = jax.nn.log_softmax(logits_BNC, axis=-1)
+    return index_BN, jnp.take_along_axis(log_p, index_BN[..., None], axis=-1)[..., 0]

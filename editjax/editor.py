@@ -48,7 +48,7 @@ from editjax.retarget import PROMISE, RetargetSettings, retarget_edit_list
 from editjax.silence import quiet_spans, silence_edit
 
 if TYPE_CHECKING:
-    from editjax.network import PointerNetwork
+    from editjax.network import EditedPointers, PointerNetwork
 
 EDITORS = ("pointer", "silence")
 Watch = Callable[[int], None]
@@ -189,7 +189,14 @@ def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()
     left or the edit cannot have the wanted length.
     """
     with timed(heard.timings_s, "decide"):
-        edit_list = adjust(choose(heard, settings), heard, settings)
+        edit_list = choose(heard, settings)
+    return fulfil(edit_list, heard, reader, settings)
+
+
+def fulfil(edit_list: EditList, heard: Heard, reader: Reader, settings: EditSettings) -> EditList:
+    """An editor's edit list adjusted to what the user asked for, its joins placed; raises as `decide`."""
+    with timed(heard.timings_s, "decide"):
+        edit_list = adjust(edit_list, heard, settings)
     if not edit_list.segments:
         raise DataError(
             f"{reader.info.path}: the edit would be empty; say what must stay (--keep) or try another editor"
@@ -207,6 +214,19 @@ def choose(heard: Heard, settings: EditSettings) -> EditList:
         return _pointer_edit(heard, settings)
     own = {} if settings.margin_s is None else {"margin_s": 0.0}  # the margin asked for replaces its own
     return silence_edit(heard.mel_TF, heard.grid, heard.source, mel_settings=settings.mel, **own)
+
+
+def choose_several(heard: Heard, settings: EditSettings, count: int) -> list[EditList]:
+    """At most `count` edits that differ: the likeliest, or where edits are drawn those of seeds counted up.
+
+    The likeliest differ in what they keep (see `PointerNetwork.variants`), and there may be fewer.
+    """
+    with timed(heard.timings_s, "decide"):
+        if count == 1:
+            return [choose(heard, settings)]
+        if settings.temperature or settings.style == ANY:
+            return [choose(heard, replace(settings, seed=settings.seed + k)) for k in range(count)]
+        return _pointer_variants(heard, settings, count)
 
 
 def adjust(edit_list: EditList, heard: Heard, settings: EditSettings) -> EditList:
@@ -307,14 +327,12 @@ def changed(settings: EditSettings, changes: dict[str, Any]) -> EditSettings:
 
 
 def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
-    """The network's edit: scores are the probability of each jump, reasons the mean to keep a frame.
+    """The network's edit.
 
     A wanted length is left to `bring_to_length`: a network asked for one could stop early, and what it never
     played cannot be brought back.
     """
-    network = _network(settings.model)
-    with timed(heard.timings_s, "beats"):
-        phase_T3 = network.phases(heard.mel_TF)
+    network, phase_T3 = _network(settings.model), _phases(heard, settings)
     with timed(heard.timings_s, "network"):
         edited = network.edit_pointers(
             heard.mel_TF,
@@ -323,18 +341,38 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
             seed=settings.seed,
             style=_style(settings),
         )
+    drawn = settings.temperature or settings.style == ANY
+    notes = {"temperature": settings.temperature, "seed": settings.seed} if drawn else {}
+    return _listed(edited, heard, settings, notes)
+
+
+def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[EditList]:
+    """The likeliest edits of the network that differ."""
+    network, phase_T3 = _network(settings.model), _phases(heard, settings)
+    with timed(heard.timings_s, "network"):
+        found = network.variants(heard.mel_TF, phase_T3, count, style=_style(settings))
+    return [_listed(edited, heard, settings, {"variant": k}) for k, edited in enumerate(found, 1)]
+
+
+def _phases(heard: Heard, settings: EditSettings) -> np.ndarray:
+    with timed(heard.timings_s, "beats"):
+        return _network(settings.model).phases(heard.mel_TF)
+
+
+def _listed(
+    edited: "EditedPointers", heard: Heard, settings: EditSettings, notes: dict[str, Any]
+) -> EditList:
+    """Pointers as an edit list: scores are the probability of each jump, reasons the mean to keep a frame."""
     editor = {
         "name": "pointer",
         "model": settings.model,
         "style": settings.style_from or settings.style or STYLE,
         "stopped": edited.stopped,
-        "expected_length_s": round(edited.length_frames / network.mel.frames_per_second, 2),
+        "expected_length_s": round(edited.length_frames / settings.mel.frames_per_second, 2),
     }
-    if settings.temperature or settings.style == ANY:
-        editor |= {"temperature": settings.temperature, "seed": settings.seed}
     probability_N = np.exp(edited.score_N.astype(np.float64))
     edit_list = from_pointers(
-        edited.pointers_N, heard.source, heard.grid, probability_N.round(4), editor=editor
+        edited.pointers_N, heard.source, heard.grid, probability_N.round(4), editor=editor | notes
     )
     return edit_list._replace(
         segments=tuple(_with_reason(s, heard.grid, edited.keep_T) for s in edit_list.segments)

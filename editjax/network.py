@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
+from editjax.beam import beam_search
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
 from editjax.mel import MelSettings, layout_error
+from editjax.metrics import kept_iou
+from editjax.models.encoder import Encoded
 from editjax.models.pointer import PointerSettings
 from editjax.models.style import Asked, Example, Gaussian, posterior, prior
 from editjax.styles import STYLES
@@ -26,6 +30,11 @@ from editjax.styles import STYLES
 SHORTEST_FRAMES = 1024
 WHOLE_FRAMES = 32_768  # 12.7 minutes; longer recordings are encoded in chunks
 LONGEST_STEPS = 1.6  # decoding ends after this many times the padded length
+SAME_IOU = 0.98
+"""Edits that share this much of what they keep are the same to a listener."""
+SAME_SECONDS = 0.5  # as are joins this near
+BEAM_WIDTH, BEAM_WIDTH_EACH = 16, 4
+"""Hypotheses held when variants are searched for: at least, and for each variant."""
 STYLE = "final"
 
 
@@ -45,7 +54,8 @@ class PointerNetwork:
     """Settings and parameters of a trained model, with the calls of the pointer network.
 
     `generate`, `generate_hierarchical` and `inference` take mels (batch, time, mel) or (time, mel) in [0, 1]
-    (`editjax.mel`), and raise UsageError for other shapes; `edit_pointers` is what the editor uses.
+    (`editjax.mel`), or a list of (time, mel), and raise UsageError for other shapes; `edit_pointers` and
+    `variants` are what the editor uses.
 
     A style is one of the names in `styles` (those it was trained on) or a point (Z,) in the space of styles,
     which `style_of` infers from an example and `some_style` draws.
@@ -74,22 +84,46 @@ class PointerNetwork:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
         out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style)
-        # The rest on the host: on the device every small operation would be a program of its own to compile.
-        out, structure_BTS, log_length_B = jax.device_get((out, encoded.structure_BTS, encoded.log_length_B))
-        steps, pointers = int(out.steps_B[0]), out.pointers_BN[0]
-        return EditedPointers(
-            pointers[:steps],
-            out.log_p_BN[0, :steps],
-            softmax(structure_BTS[0, : len(mel_TF)], axis=-1)[:, 1:].sum(-1),
-            float(np.exp(log_length_B[0])),
-            bool((pointers == STOP).any()),
-        )
+        heard, (pointers_BN, log_p_BN) = _heard(encoded), jax.device_get(out[:2])
+        return _edited(pointers_BN[0], log_p_BN[0], heard, len(mel_TF))
+
+    def variants(
+        self,
+        mel_TF: np.ndarray,
+        phase_T3: np.ndarray | None = None,
+        count: int = 3,
+        target_frames: float | None = None,
+        style: str | np.ndarray = STYLE,
+    ) -> list[EditedPointers]:
+        """At most `count` edits of one recording that differ in what they keep, likeliest first.
+
+        Each has a kept-frame IoU below SAME_IOU with all that are likelier. There are fewer where a beam of
+        BEAM_WIDTH_EACH hypotheses for each, and of BEAM_WIDTH in all at least, holds no more.
+        """
+        phases = None if phase_T3 is None else [phase_T3]
+        asked = self._asked(1, target_frames, style)
+        encoded, keys, max_steps = self._encoded([mel_TF], phases, asked)
+        width = max(BEAM_WIDTH, BEAM_WIDTH_EACH * count)
+        apart = round(SAME_SECONDS * self.mel.frames_per_second)
+        found = beam_search(self.settings, self.params, keys, asked.target_B, max_steps, width, apart)
+        heard, found = _heard(encoded), jax.device_get(found)
+        held = int(np.isfinite(found.log_p_W).sum())
+        edits = [
+            _edited(pointers_N, log_p_N, heard, len(mel_TF))
+            for pointers_N, log_p_N in zip(found.pointers_WN[:held], found.log_p_WN[:held], strict=True)
+        ]
+        return _different(edits, len(mel_TF))[:count]
 
     def generate(
-        self, mel: np.ndarray, target_length: float | None = None, temperature: float = 0.0, seed: int = 0
+        self,
+        mel: np.ndarray | Sequence[np.ndarray],
+        target_length: float | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> np.ndarray:
         """Pointers (batch, steps) int32: raw frames, then STOP (−2), then PAD (−1).
 
+        `mel` may also be a list of recordings (time, mel) of different lengths: each is edited as alone.
         `target_length` is the wanted length in frames.
         """
         out, _ = self._run(_recordings(mel, self.settings.n_mels), None, target_length, temperature, seed)
@@ -97,7 +131,7 @@ class PointerNetwork:
 
     def generate_hierarchical(
         self,
-        mel: np.ndarray,
+        mel: np.ndarray | Sequence[np.ndarray],
         coarse_to_fine: bool = True,
         target_length: float | None = None,
         temperature: float = 0.0,
@@ -116,7 +150,7 @@ class PointerNetwork:
         spans = {name: np.where(pointers < 0, pointers, pointers // size) for name, size in levels.items()}
         return {"pointers": pointers, **spans}
 
-    def inference(self, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def inference(self, mel: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Greedy pointers (batch, steps) and the probability of stopping at each step."""
         out, _ = self._run(_recordings(mel, self.settings.n_mels), None, None, 0.0, 0)
         pointers = _trimmed(out.pointers_BN)
@@ -169,31 +203,40 @@ class PointerNetwork:
         return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
 
     def _run(self, mels, phases, target_frames, temperature, seed, style=STYLE):
-        phases = phases or [self.phases(mel_TF) for mel_TF in mels]
-        frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
-        length = padded_length(int(frames_B.max()))
-        target_B = np.full(len(mels), target_frames or 0.0, np.float32)
-        asked = Asked(target_B, np.tile(self.point_of(style), (len(mels), 1)))
-        if len(mels) == 1 and length > WHOLE_FRAMES:
-            encoded = encode_in_chunks(
-                self.settings, self.params["encoder"], mels[0], phases[0], asked, length
-            )
-            keys = read_keys(self.settings, self.params, encoded)
-        else:
-            encoded, keys = encode(
-                self.settings, self.params, _padded(mels, length), frames_B, _padded(phases, length), asked
-            )
-        max_steps = int(length * LONGEST_STEPS)
+        asked = self._asked(len(mels), target_frames, style)
+        encoded, keys, max_steps = self._encoded(mels, phases, asked)
         out = decode(
             self.settings,
             self.params,
             keys,
-            target_B,
+            asked.target_B,
             max_steps,
             np.float32(temperature),
             jax.random.key(seed),
         )
         return out, encoded
+
+    def _asked(self, count: int, target_frames: float | None, style: str | np.ndarray) -> Asked:
+        target_B = np.full(count, target_frames or 0.0, np.float32)
+        return Asked(target_B, np.tile(self.point_of(style), (count, 1)))
+
+    def _encoded(self, mels, phases, asked: Asked):
+        """Recordings encoded, their keys, and the most steps their edits may take."""
+        phases = phases or [self.phases(mel_TF) for mel_TF in mels]
+        frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
+        length = padded_length(int(frames_B.max()))
+        if length > WHOLE_FRAMES:
+            rows = [Asked(target[None], style[None]) for target, style in zip(*asked, strict=True)]
+            parts = [
+                encode_in_chunks(self.settings, self.params["encoder"], *recording, length)
+                for recording in zip(mels, phases, rows, strict=True)
+            ]
+            encoded = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+            keys = read_keys(self.settings, self.params, encoded)
+        else:
+            padded = _padded(mels, length), frames_B, _padded(phases, length)
+            encoded, keys = encode(self.settings, self.params, *padded, asked)
+        return encoded, keys, int(length * LONGEST_STEPS)
 
 
 _posterior = partial(jax.jit, static_argnums=0)(posterior)
@@ -219,11 +262,50 @@ def load_model(model: str | Path) -> PointerNetwork:
     return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=trained)
 
 
-def _recordings(mel: np.ndarray, n_mels: int) -> list[np.ndarray]:
-    mel = np.asarray(mel, np.float32)
-    if mel.ndim not in (2, 3) or mel.shape[-1] != n_mels or not mel.size:
-        raise layout_error(mel, f"(batch, time, {n_mels}) or (time, {n_mels})")
-    return [mel] if mel.ndim == 2 else list(mel)
+def _heard(encoded: Encoded) -> tuple[np.ndarray, float]:
+    """Structure logits (T, 3) and length of the first recording, on the host.
+
+    On the device every small operation on them would be a program of its own to compile.
+    """
+    structure_BTS, log_length_B = jax.device_get((encoded.structure_BTS, encoded.log_length_B))
+    return structure_BTS[0], float(np.exp(log_length_B[0]))
+
+
+def _edited(
+    pointers_N: np.ndarray, log_p_N: np.ndarray, heard: tuple[np.ndarray, float], n_frames: int
+) -> EditedPointers:
+    structure_TS, length_frames = heard
+    steps = int((pointers_N >= 0).sum())
+    return EditedPointers(
+        pointers_N[:steps],
+        log_p_N[:steps],
+        softmax(structure_TS[:n_frames], axis=-1)[:, 1:].sum(-1),
+        length_frames,
+        bool((pointers_N == STOP).any()),
+    )
+
+
+def _different(edits: list[EditedPointers], n_frames: int) -> list[EditedPointers]:
+    """Those that keep other frames than all before them, and keep any."""
+    chosen: list[EditedPointers] = []
+    for edit in edits:
+        alike = (kept_iou(edit.pointers_N, other.pointers_N, n_frames) for other in chosen)
+        if len(edit.pointers_N) and not any(iou >= SAME_IOU for iou in alike):
+            chosen.append(edit)
+    return chosen
+
+
+def _recordings(mel: np.ndarray | Sequence[np.ndarray], n_mels: int) -> list[np.ndarray]:
+    """One recording, a batch, or several of any length, as a list. Raises UsageError for other layouts."""
+    if isinstance(mel, np.ndarray) and mel.ndim == 3:
+        mel = list(mel)
+    mels = [np.asarray(part, np.float32) for part in (mel if isinstance(mel, list | tuple) else [mel])]
+    for part in mels:
+        if part.ndim != 2 or part.shape[-1] != n_mels or not part.size:
+            raise layout_error(part, f"(batch, time, {n_mels}) or (time, {n_mels})")
+    if not mels:
+        raise layout_error(np.asarray(mel), f"(batch, time, {n_mels}) or (time, {n_mels})")
+    return mels
 
 
 def _padded(parts: list[np.ndarray], length: int) -> np.ndarray:

@@ -23,8 +23,8 @@ class Outputs:
     """Files that appear together: named before the work, so that what cannot be written is refused first.
 
     `add` gives the temporary path to write to. On a clean exit all take their names, after the names of all
-    were looked at again; on an error none does, and folders that were made are taken away again. Errors speak
-    of the final names.
+    were looked at again; on an error none does. Folders that were made and hold nothing are taken away again.
+    Errors speak of the final names.
     """
 
     def __init__(self, overwrite: bool, inputs: Sequence[Path]) -> None:
@@ -54,6 +54,7 @@ class Outputs:
             return
         for path in {*self._outdated} - {*self._new}:
             path.unlink(missing_ok=True)
+        self._take_folders_away()
 
     def make_folder(self, path: Path) -> None:
         """Makes a folder, and those above it, unless it is there."""

@@ -287,8 +287,46 @@ def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     outputs_s = [json.loads(line)["output_s"] for line in done.out.splitlines()]
     assert outputs_s[0] < outputs_s[1] < outputs_s[2]
     names = {path.name for path in take.parent.iterdir()}
-    assert {f"take_edited_{k}.wav" for k in (1, 2, 3)} | {f"p_{k}.png" for k in (1, 2, 3)} < names
-    assert "take_edited.wav" not in names
+    assert {f"take_edited{k}.wav" for k in ("", "_2", "_3")} | {f"p{k}.png" for k in ("", "_2", "_3")} < names
+
+
+@pytest.mark.parametrize("there_are", [1, 2, 3])
+def test_the_likeliest_variants_are_written_and_fewer_are_said(
+    run, take: Path, monkeypatch, there_are
+) -> None:
+    """A stand-in network knows so many edits; nothing is left of the places of others."""
+
+    def variants(mel_TF, phase_T3, count, style):
+        assert count == 3
+        return [
+            EditedPointers(
+                np.arange(10, 40 + 20 * k), np.zeros(30 + 20 * k), np.ones(len(mel_TF)), 50.0, True
+            )
+            for k in range(there_are)
+        ]
+
+    network = SimpleNamespace(
+        mel=MelSettings(),
+        phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
+        variants=variants,
+        point_of=lambda style: np.zeros(1),
+    )
+    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    words = ["--editor", "pointer", "--variants", "3", "--preview-joins", take.with_name("joins")]
+    said = run("edit", take, "--dry-run", "--json", *words)
+    assert len(said.out.splitlines()) == there_are and list(take.parent.iterdir()) == [take]
+    done = run("edit", take, "--json", *words)
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["editor"]["variant"] for line in lines] == [1, 2, 3][:there_are]
+    endings = ["", "_2", "_3"][:there_are]
+    names = {path.name for path in take.parent.iterdir()} - {"joins"}
+    written = {f"take_edited{k}{suffix}" for k in endings for suffix in (".wav", ".edits.json")}
+    assert names == {"take.wav"} | written
+    for about in (said.err, done.err):
+        assert about.count("\n") == (there_are < 3) and (f"only {there_are} variant" in about) == (
+            there_are < 3
+        )
 
 
 @pytest.mark.parametrize("stopped", [True, False])
@@ -296,10 +334,10 @@ def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped
     network = SimpleNamespace(
         mel=MelSettings(),
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
-        point_of=lambda style: np.zeros(4),
         edit_pointers=lambda mel_TF, *_, **__: EditedPointers(
             np.arange(50), np.zeros(50), np.ones(len(mel_TF)), 50.0, stopped
         ),
+        point_of=lambda style: np.zeros(1),
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
     done = run("edit", take, "--editor", "pointer", "--dry-run")
@@ -472,7 +510,7 @@ def test_align_makes_no_folder_for_what_it_cannot_read(run, take: Path) -> None:
         (["edit", "a.wav", "--export", "reper"], "rpp"),
         (["edit"], "name a recording"),
         (["edit", "a.wav", "--temperature", "0.5", "--editor", "silence"], "pointer"),
-        (["edit", "a.wav", "--editor", "pointer", "--variants", "2"], "--temperature"),
+        (["edit", "a.wav", "--editor", "silence", "--variants", "2"], "--editor pointer"),
         (["edit", "a.wav", "--variants", "0"], "--variants"),
         (["simulate"], "FOLDER"),
         (["simulate", "out", "--min-lenght-s", "30"], "did you mean --min-length-s"),

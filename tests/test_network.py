@@ -8,7 +8,7 @@ from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
 from editjax.models import pointer
 from editjax.models.pointer import PointerSettings
-from editjax.network import PointerNetwork, padded_length
+from editjax.network import SAME_IOU, PointerNetwork, padded_length
 
 SMALL = PointerSettings(
     n_mels=32, width=16, frame_width=8, landmark_layers=1, landmark_window=6, frame_window=5, matches=1
@@ -68,6 +68,30 @@ def test_edit_pointers_reports_every_raw_frame(network, mel):
     assert edited.keep_T.shape == (len(mel),)
     assert edited.score_N.shape == edited.pointers_N.shape
     assert (edited.score_N <= 0).all() and edited.length_frames > 0
+
+
+def test_recordings_of_several_lengths_are_edited_as_alone(network):
+    rng = np.random.default_rng(1)
+    mels = [rng.uniform(0.3, 0.7, (n, SMALL.n_mels)).astype(np.float32) for n in (300, 90, 1100, 512)]
+    together = network.generate(mels)
+    assert together.shape[0] == len(mels)
+    for row_N, mel in zip(together, mels, strict=True):
+        alone_N = network.generate(mel)[0]
+        np.testing.assert_array_equal(row_N[: len(alone_N)], alone_N)
+        assert (row_N[len(alone_N) :] == PAD).all() and row_N.max() < len(mel)
+    with pytest.raises(UsageError):
+        network.generate([])
+    with pytest.raises(UsageError, match="transposed"):
+        network.generate([mels[0], mels[1].T])
+
+
+def test_variants_differ_and_the_likeliest_comes_first(network, mel):
+    edits = network.variants(mel, count=3)
+    kept = [set(edit.pointers_N.tolist()) for edit in edits]
+    assert 1 < len(edits) <= 3
+    for place, one in enumerate(kept):
+        assert all(len(one & other) / len(one | other) < SAME_IOU for other in kept[:place])
+    assert all(edit.keep_T.shape == (len(mel),) for edit in edits)
 
 
 def test_standard_lengths_waste_at_most_half():

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from editjax.cli.outputs import (
     Wanted,
     check_apart,
     check_name,
+    close_place,
     open_place,
     place_of,
     place_of_tracks,
@@ -100,7 +101,8 @@ class EditOptions(InputOptions, OutputOptions):
     seed: int = 0
     """Decides what is drawn."""
     variants: int = 1
-    """Number of edits to draw, with seeds counted up; written as OUT_1, OUT_2 and so on."""
+    """Edits that differ in what they keep, likeliest first, written as OUT, OUT_2 and so on (pointer editor);
+    where they are drawn (--temperature, --style any), with seeds counted up."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -172,7 +174,7 @@ def places_of(source: Path, options: EditOptions, several: bool) -> list[Place]:
 
 def endings(options: EditOptions) -> list[str]:
     """What tells the names of variants apart."""
-    return [f"_{k}" for k in range(1, options.variants + 1)] if options.variants > 1 else [""]
+    return ["", *(f"_{k}" for k in range(2, options.variants + 1))]
 
 
 def settings_of(options: EditOptions) -> "EditSettings":
@@ -181,8 +183,12 @@ def settings_of(options: EditOptions) -> "EditSettings":
     from editjax.editor import EditSettings
     from editjax.render import RenderSettings
 
-    if options.variants < 1 or (options.variants > 1 and not options.temperature):
-        raise UsageError(f"--variants {options.variants}: variants differ with --temperature above 0 only")
+    if options.variants < 1:
+        raise UsageError(f"--variants {options.variants}: give the number of edits to write, 1 or more")
+    if options.variants > 1 and options.editor != "pointer":
+        raise UsageError(
+            f"--variants {options.variants}: only the pointer editor has several: --editor pointer"
+        )
     return EditSettings(
         editor=options.editor,
         model=options.model,
@@ -242,56 +248,61 @@ def edit_opened(
     make_folders: bool,
 ) -> None:
     """One edit: outputs that cannot be written are refused, then all is computed, then all appears."""
-    from editjax.editor import decide, heard_again, listen
+    from editjax.editor import choose_several, fulfil, heard_again, listen
 
     source = reader.info.path
-    variants = [replace(settings, seed=settings.seed + k) for k in range(options.variants)]
     with progress(reader, options.quiet) as bar:
         if options.dry_run:
             heard = listen(reader, settings, bar.update)
-            for variant in variants:
+            chosen = choose_several(heard, settings, options.variants)
+            say_how_many(source, len(chosen), options)
+            for edit_list in chosen:
                 alone = heard_again(heard)
-                tell(decide(alone, reader, variant), source, None, alone.timings_s, options)
+                tell(fulfil(edit_list, alone, reader, settings), source, None, alone.timings_s, options)
             return
         with Outputs(options.overwrite, inputs) as outputs:
             for spot in spots:
                 open_place(outputs, spot, make_folders)
                 refuse_removed(reader, outputs, spot)
             paths = [[outputs[path] for path in spot.audios] for spot in spots]
-            results = write_audio(reader, variants, paths, bar.update)
+            results = write_audio(reader, settings, paths, bar.update)
+            for spot in spots[len(results) :]:
+                close_place(outputs, spot)
             written = [
                 write_sides(result.edit_list, reader, outputs, spot, settings.render)
-                for result, spot in zip(results, spots, strict=True)
+                for result, spot in zip(results, spots, strict=False)
             ]
+    say_how_many(source, len(results), options)
     for result, spot in zip(results, written, strict=True):
         tell(result.edit_list, source, spot, result.timings_s, options)
 
 
 def write_audio(
     reader: "Reader",
-    variants: Sequence["EditSettings"],
+    settings: "EditSettings",
     paths: Sequence[Sequence[Path]],
     watch: Callable[[int], Any],
 ) -> list["EditResult | TracksResult"]:
-    """Listens once, then decides and renders each variant into its paths, one a track.
+    """Listens once, then decides on an edit for each item of `paths`, or on fewer, and renders them, a path a
+    track.
 
     Formats are refused first.
     """
-    from editjax.editor import decide, heard_again, listen, render_edit
+    from editjax.editor import choose_several, fulfil, heard_again, listen, render_edit
     from editjax.multitrack import render_track_edits
     from editjax.tracks import Mix
 
     results: list[EditResult | TracksResult] = []
     with contextlib.ExitStack() as files:
         writers = [track_writers(reader, tracks, files) for tracks in paths]
-        heard = listen(reader, variants[0], watch)
-        for variant, tracks in zip(variants, writers, strict=True):
+        heard = listen(reader, settings, watch)
+        for edit_list, tracks in zip(choose_several(heard, settings, len(paths)), writers, strict=False):
             alone = heard_again(heard)
-            edit_list = decide(alone, reader, variant)
+            edit_list = fulfil(edit_list, alone, reader, settings)
             if isinstance(reader, Mix):
-                results.append(render_track_edits(edit_list, alone, reader, tracks, variant))
+                results.append(render_track_edits(edit_list, alone, reader, tracks, settings))
             else:
-                results.append(render_edit(edit_list, alone, reader, tracks[0], variant))
+                results.append(render_edit(edit_list, alone, reader, tracks[0], settings))
     return results
 
 
@@ -307,6 +318,13 @@ def track_writers(
         files.enter_context(writer_for(track, path, overwrite=True, expected_frames=expected_frames))
         for track, path in zip(readers, paths, strict=True)
     ]
+
+
+def say_how_many(source: Path, count: int, options: EditOptions) -> None:
+    """Says where there are fewer variants than were asked for."""
+    if count < options.variants and not options.quiet:
+        only = "only 1 variant" if count == 1 else f"only {count} variants"
+        print(f"editjax: {source}: {only}; other likely edits keep the same parts", file=sys.stderr)
 
 
 def refuse_removed(reader: "Reader", outputs: Outputs, place: Place) -> None:

@@ -187,6 +187,12 @@ def open_place(outputs: Outputs, place: Place, make_folders: bool = False) -> No
             outputs.outdate(old)
 
 
+def close_place(outputs: Outputs, place: Place) -> None:
+    """Takes back the files of a place that turned out to have no edit."""
+    for path in place.files():
+        outputs.drop(path)
+
+
 def _is_raw_recording(path: Path, stems: set[str]) -> bool:
     edited = _is_of_another(path.with_name(path.stem + EDITS_SUFFIX), path)
     by_product = EDITED in path.stem and path.stem.rpartition(EDITED)[0] in stems

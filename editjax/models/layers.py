@@ -16,11 +16,21 @@ def rotary(x_BTHK, position_BT):
 
     x: (batch, tokens, heads, head width), positions: (batch or 1, tokens) in frames of the attending level.
     """
-    half = x_BTHK.shape[-1] // 2
+    return turned(x_BTHK, turns(position_BT, x_BTHK.shape[-1]))
+
+
+def turns(position_BT, head_width: int):
+    """Cosines and sines of the angles `rotary` turns by, (B, T, head width / 2) each."""
+    half = head_width // 2
     rate_R = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BTR = position_BT.astype(jnp.float32)[:, :, None] * rate_R[None, None, :]
-    cos, sin = jnp.cos(angle_BTR)[:, :, None, :], jnp.sin(angle_BTR)[:, :, None, :]
-    a, b = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:].astype(jnp.float32)
+    return jnp.cos(angle_BTR), jnp.sin(angle_BTR)
+
+
+def turned(x_BTHK, turns_BTR):
+    """`rotary`, by angles that are shared."""
+    cos, sin = (a_BTR[:, :, None, :] for a_BTR in turns_BTR)
+    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
 
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import Mask, Window, attend
+from editjax.attention.softmax import merged_attention, scores
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
-from editjax.models.layers import Mlp, Norm, frame_mask, rotary
+from editjax.models.layers import Mlp, Norm, frame_mask, rotary, turned, turns
 from editjax.models.match import STEP_FRAMES
 from editjax.models.style import Asked, init_style
 
@@ -72,13 +73,13 @@ class PointerSettings:
 class Keys(NamedTuple):
     """What decoding reads at every step, computed once per recording and loop-invariant.
 
-    `around` and `bars` hold, per decoder layer, keys and values side by side (B, L or V, 2 · width). `hints`
-    are what the dense heads say (see `hints_of`).
+    Per decoder layer, `around` holds keys and values side by side (B, L, 2 · width), and `bars` the two apart
+    and by heads (B, H, V, K). `hints` are what the dense heads say (see `hints_of`).
     """
 
     frames_BTD: jax.Array
     around: tuple[jax.Array, ...]
-    bars: tuple[jax.Array, ...]
+    bars: tuple[tuple[jax.Array, jax.Array], ...]
     bar_keys_BVD: jax.Array
     beat_keys_BUD: jax.Array
     frame_keys_BTD: jax.Array
@@ -147,35 +148,65 @@ class CrossAttention(nn.Module):
 
     def keys(self, encoded: Encoded):
         """Keys and values of landmarks and bars, the bars' keys rotated by their position."""
-        bars = self.bars(encoded.bars_BVD)
-        k, v = jnp.split(bars, 2, -1)
-        position_1V = jnp.arange(bars.shape[1], dtype=jnp.float32)[None, :] + 0.5
-        k = rotary(self._heads(k), position_1V).reshape(k.shape)
-        return self.around(encoded.landmarks_BLD), jnp.concatenate([k, v], -1)
+        k, v = (self._heads(a) for a in jnp.split(self.bars(encoded.bars_BVD), 2, -1))
+        position_1V = jnp.arange(k.shape[1], dtype=jnp.float32)[None, :] + 0.5
+        bars = jnp.swapaxes(rotary(k, position_1V), 1, 2), jnp.swapaxes(v, 1, 2)
+        return self.around(encoded.landmarks_BLD), bars
 
-    def __call__(self, x_BND, pointer_BN, around_BLE, bars_BVE, n_frames_B):
-        s = self.settings
+    def __call__(self, x_BND, pointer_BN, around_BLE, bars, n_frames_B):
+        """Steps with any pointers."""
+        s, (far_k, far_v) = self.settings, bars
         q_BNHK = self._heads(self.query(self.norm(x_BND)))
         offsets_W = jnp.arange(-s.look_back, s.look_ahead + 1)
         place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // s.landmark_frames + offsets_W[None, None, :]
         n_landmarks_B = -(-n_frames_B // s.landmark_frames)
         seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
         near_k, near_v = (self._slices(a, place_BNW[..., 0]) for a in jnp.split(around_BLE, 2, -1))
-        far_k, far_v = (self._heads(a) for a in jnp.split(bars_BVE, 2, -1))
         scale = q_BNHK.shape[-1] ** -0.5
         near_logits = jnp.einsum("bnhk,bnhwk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
         near_logits = near_logits * scale + self.offset[None, None]
         near_logits = jnp.where(seen_BNW[:, :, None, :], near_logits, NEVER)
-        bar_position_BN = jnp.maximum(pointer_BN, 0).astype(jnp.float32) / s.frames_per_bar
-        q_far = rotary(q_BNHK, bar_position_BN)
-        far_logits = jnp.einsum("bnhk,bvhk->bnhv", q_far, far_k, preferred_element_type=jnp.float32) * scale
-        bar_B1V = frame_mask(-(-n_frames_B // s.frames_per_bar), bars_BVE.shape[1])[:, None, None, :]
+        q_far = rotary(q_BNHK, bar_position(pointer_BN, s))
+        far_logits = jnp.einsum("bnhk,bhvk->bnhv", q_far, far_k, preferred_element_type=jnp.float32) * scale
+        bar_B1V = frame_mask(-(-n_frames_B // s.frames_per_bar), far_k.shape[2])[:, None, None, :]
         far_logits = jnp.where(bar_B1V, far_logits, NEVER)
         weights = jax.nn.softmax(jnp.concatenate([near_logits, far_logits], -1), axis=-1).astype(x_BND.dtype)
         span = near_logits.shape[-1]
         out = jnp.einsum("bnhw,bnhwk->bnhk", weights[..., :span], near_v)
-        out = out + jnp.einsum("bnhv,bvhk->bnhk", weights[..., span:], far_v)
+        out = out + jnp.einsum("bnhv,bhvk->bnhk", weights[..., span:], far_v)
         return self.out(out.reshape(x_BND.shape))
+
+    def run(self, x_BND, pointer_BN, bar_turns, around_BLE, bars, n_frames_B):
+        """The same for pointers that advance from step to step: they share one slice of the landmarks."""
+        s, (far_k, far_v) = self.settings, bars
+        q_BNHK = self._heads(self.query(self.norm(x_BND)))
+        q_BHNK, q_far = (jnp.swapaxes(q, 1, 2) for q in (q_BNHK, turned(q_BNHK, bar_turns)))
+        place_BN = jnp.maximum(pointer_BN, 0) // s.landmark_frames
+        near_k, near_v, offset_BNP = self._around(place_BN, around_BLE)
+        place_BNP = place_BN[..., None] + offset_BNP
+        seen_BNP = (place_BNP < -(-n_frames_B[:, None, None] // s.landmark_frames)) & (
+            (offset_BNP >= -s.look_back) & (offset_BNP <= s.look_ahead)
+        )
+        bias_HBNP = jnp.take(self.offset, offset_BNP + s.look_back, axis=1, mode="clip")
+        near = scores(q_BHNK, near_k) + jnp.swapaxes(bias_HBNP, 0, 1)
+        bar_BV = frame_mask(-(-n_frames_B // s.frames_per_bar), far_k.shape[2])
+        groups = [
+            (near, seen_BNP[:, None], near_v),
+            (scores(q_far, far_k), bar_BV[:, None, None, :], far_v),
+        ]
+        out_BHNK = merged_attention(groups)
+        return self.out(jnp.swapaxes(out_BHNK, 1, 2).reshape(x_BND.shape))
+
+    def _around(self, place_BN, around_BLE):
+        """Keys and values (B, H, P, K) of all landmarks a run sees, and how far each is from each step."""
+        s, n_steps = self.settings, place_BN.shape[1]
+        span = s.look_back + 1 + s.look_ahead + -(-(n_steps - 1) // s.landmark_frames)
+        span = min(span, around_BLE.shape[1])
+        first_B = jnp.clip(place_BN[:, 0] - s.look_back, 0, around_BLE.shape[1] - span)
+        cut = jax.vmap(lambda rows_LE, first: jax.lax.dynamic_slice_in_dim(rows_LE, first, span))
+        k, v = (jnp.swapaxes(self._heads(a), 1, 2) for a in jnp.split(cut(around_BLE, first_B), 2, -1))
+        place_BP = first_B[:, None] + jnp.arange(span)[None, :]
+        return k, v, place_BP[:, None, :] - place_BN[..., None]
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.settings.heads, -1)
@@ -206,34 +237,31 @@ class SelfAttention(nn.Module):
         self.out = nn.Dense(self.settings.width, dtype=dtype, name="out")
 
     def __call__(self, x_BND, index_BN, steps_B):
-        q, k, v = self._project(x_BND, index_BN)
+        q, k, v = self._project(x_BND, turns(index_BN, self.settings.width // self.settings.heads))
         mask = Mask(Window(self.settings.decoder_window - 1, 0), steps_B)
         out = attend(q, k, v, mask, kind=self.settings.attention)
         return self.out(out.reshape(x_BND.shape))
 
-    def step(self, x_BND, index_BN, cache_BWE):
-        """The next N steps; the cache holds keys and values of the `decoder_window` steps before them.
+    def step(self, x_BND, index_BN, index_turns, cache_BGWK):
+        """The next N steps; the cache holds keys and values of the `decoder_window` steps before, by heads.
 
-        Returns the branch (B, N, width) and the cache with the N steps after what it held, (B, W + N, E).
+        Returns the branch (B, N, width) and the cache with the N steps after what it held, (B, G, W + N, K).
         """
         window, n_steps = self.settings.decoder_window, x_BND.shape[1]
-        q, k, v = self._project(x_BND, index_BN)
-        new_BNE = jnp.concatenate([k, v], -1).reshape(*x_BND.shape[:2], -1)
-        longer_BLE = jnp.concatenate([cache_BWE, new_BNE], axis=1)
-        k_BLHK, v_BLHK = jnp.split(longer_BLE.reshape(*longer_BLE.shape[:2], self.settings.heads, -1), 2, -1)
-        logits = jnp.einsum("bnhk,blhk->bhnl", q, k_BLHK, preferred_element_type=jnp.float32)
+        q_BHNK, k, v = (jnp.swapaxes(a, 1, 2) for a in self._project(x_BND, index_turns))
+        longer_BGLK = jnp.concatenate([cache_BGWK, jnp.concatenate([k, v], axis=1)], axis=2)
+        k_BHLK, v_BHLK = jnp.split(longer_BGLK, 2, axis=1)
         key_L, query_N = jnp.arange(-window, n_steps), jnp.arange(n_steps)
         near_NL = (key_L[None, :] <= query_N[:, None]) & (key_L[None, :] > query_N[:, None] - window)
         filled_BL = key_L[None, :] + index_BN[:, :1] >= 0
         seen_BNL = near_NL[None] & filled_BL[:, None, :]
-        logits = jnp.where(seen_BNL[:, None], logits * q.shape[-1] ** -0.5, NEVER)
-        out = jnp.einsum("bhnl,blhk->bnhk", jax.nn.softmax(logits, -1).astype(x_BND.dtype), v_BLHK)
-        return self.out(out.reshape(x_BND.shape)), longer_BLE
+        out_BHNK = merged_attention([(scores(q_BHNK, k_BHLK), seen_BNL[:, None], v_BHLK)])
+        return self.out(jnp.swapaxes(out_BHNK, 1, 2).reshape(x_BND.shape)), longer_BGLK
 
-    def _project(self, x_BND, index_BN):
+    def _project(self, x_BND, index_turns):
         qkv = self.qkv(self.norm(x_BND))
         q, k, v = (a.reshape(*a.shape[:-1], self.settings.heads, -1) for a in jnp.split(qkv, 3, -1))
-        return rotary(q, index_BN), rotary(k, index_BN), v
+        return turned(q, index_turns), turned(k, index_turns), v
 
 
 class Decoder(nn.Module):
@@ -293,18 +321,20 @@ class Decoder(nn.Module):
             x = x + mlp(x)
         return self.norm(x)
 
-    def step(self, keys: Keys, step: Step, caches):
-        """The next N steps after those in the caches, (B, decoder_window, E) per layer, zero at the start.
+    def step(self, keys: Keys, step: Step, run_turns, caches):
+        """The next N steps after those in the caches, all but the first of them advances.
 
-        Returns the states (B, N, width) and the caches with N entries more at their end; `decoder_window` of
-        them, up to the last step that is taken, are the next caches.
+        `run_turns` are those of the steps. Caches are (B, 2 · heads, decoder_window, head width) per layer,
+        zero at the start. Returns the states (B, N, width) and the caches with N entries more at their end;
+        `decoder_window` of them, up to the last step that is taken, are the next caches.
         """
-        x, longer = self._inputs(keys, step), []
+        x, longer, (index_turns, bar_turns) = self._inputs(keys, step), [], run_turns
         for i, (attention, mlp) in enumerate(zip(self.selfs, self.mlps, strict=True)):
-            out, cache = attention.step(x, step.index_BN, caches[i])
+            out, cache = attention.step(x, step.index_BN, index_turns, caches[i])
             longer.append(cache)
             x = x + out
-            x = x + self.crosses[i](x, step.pointer_BN, keys.around[i], keys.bars[i], keys.n_frames_B)
+            around = keys.around[i], keys.bars[i], keys.n_frames_B
+            x = x + self.crosses[i].run(x, step.pointer_BN, bar_turns, *around)
             x = x + mlp(x)
         return self.norm(x), tuple(longer)
 
@@ -410,6 +440,17 @@ class Decoder(nn.Module):
         style_BNZ = jnp.broadcast_to(keys.style_BZ[:, None], shape_BNZ)
         numbers = step_features(step), hints_BN2 / 5.0, step.replay_BN2, style_BNZ
         return self.enter(jnp.concatenate([here, following, *(a.astype(dtype) for a in numbers)], -1))
+
+
+def run_turns(settings: PointerSettings, step: Step):
+    """Cosines and sines by which steps are turned: of their indices, and of their pointers among the bars."""
+    positions = step.index_BN, bar_position(step.pointer_BN, settings)
+    return tuple(turns(at, settings.width // settings.heads) for at in positions)
+
+
+def bar_position(pointer_BN, settings: PointerSettings):
+    """Where in the recording a pointer is, in bars."""
+    return jnp.maximum(pointer_BN, 0).astype(jnp.float32) / settings.frames_per_bar
 
 
 def step_features(step: Step):
