@@ -177,7 +177,7 @@ def test_interrupt_leaves_nothing(run, take: Path, monkeypatch) -> None:
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(editjax.editor, "decide", interrupt)
+    monkeypatch.setattr(editjax.editor, "fulfil", interrupt)
     done = run("edit", take)
     assert done.code == 130 and done.err.count("\n") == 1 and list(take.parent.iterdir()) == [take]
 
@@ -186,7 +186,7 @@ def test_internal_errors_show_their_traceback_only_when_debugging(run, take: Pat
     def break_down(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(editjax.editor, "decide", break_down)
+    monkeypatch.setattr(editjax.editor, "fulfil", break_down)
     done = run("edit", take)
     assert done.code == 70 and done.err.count("\n") == 1 and "a bug" in done.err
     done = run("edit", take, "--debug")
