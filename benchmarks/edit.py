@@ -1,15 +1,23 @@
-"""× real time of `editjax edit` on 1, 3 and 10 minutes: a new process, and warm, split into its steps.
+"""× real time of `editjax edit` on 1, 3 and 10 minutes: a new process, and warm, step by step; and start-up.
 
 The recordings are simulated sessions, one after another, as 44.1 kHz stereo 16-bit WAV. Agreement first: the
 command writes the samples that `editjax.edit` returns, Σ(stop − start) of them, and every sample outside the
 fades is the recording's own. `cold` is the wall clock of the whole command in a new process; `warm` that of
 the fastest call of an editor that has been called before, split into `read` (decoding, beside the mel),
 `mel`, `decide` (of which `beats`, `encode`, `decode`), `place` and `render`.
+
+Start-up is the wall clock of the command on a file of five seconds: with an empty cache of compiled code, and
+with the one that the first run filled. Peers, where installed: auto-editor, the best-known silence cutter, on
+the same files; and our network's twin in PyTorch (`torch_twin.py`), which must find the same pointers: its
+seconds, decoding step by step with a cache, in place of the network's in our warm edit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +32,7 @@ import report
 
 from editjax import network
 from editjax.audio import ArrayReader, Reader, Writer
-from editjax.editor import EditSettings, edit
+from editjax.editor import EditSettings, edit, listen
 from editjax.edits import duration_samples
 from editjax.render import faded_spans
 from editjax.session import SimulateSettings
@@ -34,28 +42,60 @@ MINUTES = (1, 3, 10)
 QUICK_MINUTES = (1,)
 RATE_HZ = 44_100
 WARM_CALLS = 3
+START_S = 5
+STARTS = 3
+EDITORS = ("pointer", "silence")
+SILENCE_CUTTER, TWIN = "auto-editor", "PyTorch twin"
+PEER_OF = {TWIN: "pointer", SILENCE_CUTTER: "silence"}
 PACKAGES = ("numpy", "scipy", "soundfile", "soxr", "jax")
 
 
 def main() -> None:
     options = report.options(__doc__)
     minutes = QUICK_MINUTES if options.quick else MINUTES
+    peers = report.installed("torch")
     with tempfile.TemporaryDirectory() as folder:
-        paths = {length: write_recording(Path(folder) / f"{length}.wav", length) for length in minutes}
-        rows = [row for length, path in paths.items() for row in measure(path, length)]
-    ratios = {f"{row['editor']}, {row['minutes']} min, warm": row["× real time, warm"] for row in rows}
-    for editor in dict.fromkeys(row["editor"] for row in rows):
-        of_editor = [row for row in rows if row["editor"] == editor]
+        rows: list[dict[str, Any]] = start_rows(Path(folder))
+        paths = {length: write_recording(Path(folder) / f"{length}.wav", 60 * length) for length in minutes}
+        for length, path in paths.items():
+            rows += measure(path, length, peers)
+    timed = [row for row in rows if "warm s" in row]
+    ratios = start_ratios(rows)
+    ratios |= {f"{row['editor']}, {row['minutes']} min, warm": row["× real time, warm"] for row in timed}
+    longest = {row["editor"]: row["warm s"] for row in timed if row["minutes"] == minutes[-1]}
+    for peer in set(longest) - set(EDITORS):
+        name = f"{peer} / {PEER_OF[peer]}, {minutes[-1]} min"
+        ratios[name] = longest[peer] / longest[PEER_OF[peer]]
+    for editor in EDITORS:
+        of_editor = [row for row in timed if row["editor"] == editor]
         if len(of_editor) > 1:
             sizes, seconds = zip(*((row["minutes"], row["warm s"]) for row in of_editor), strict=True)
             ratios[f"{editor}, growth exponent"] = report.growth_exponent(sizes, seconds)
-    report.finish("edit", rows, ratios, PACKAGES, options.out)
+    report.finish("edit", rows, ratios, (*PACKAGES, *(["torch"] if peers else [])), options.out)
 
 
-def write_recording(path: Path, minutes: int) -> Path:
-    """So many minutes of simulated sessions, the two channels at different levels."""
+def start_rows(folder: Path) -> list[dict[str, Any]]:
+    """Seconds of the command on five seconds of sound: nothing cached, then all that it compiles."""
+    path, out, cache = (
+        write_recording(folder / "start.wav", START_S),
+        folder / "started.wav",
+        folder / "cache",
+    )
+    cold_s, *warm_s = (run_command(path, out, "pointer", cache) for _ in range(1 + STARTS))
+    return [
+        {"editor": "pointer, start-up, nothing cached", "cold s": cold_s},
+        {"editor": "pointer, start-up, cache warm", "cold s": statistics.median(warm_s)},
+    ]
+
+
+def start_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {f"{row['editor']}, s": row["cold s"] for row in rows if "start-up" in row["editor"]}
+
+
+def write_recording(path: Path, seconds: int) -> Path:
+    """So many seconds of simulated sessions, the two channels at different levels."""
     settings = SimulateSettings(sample_rate_hz=RATE_HZ, min_length_s=60.0, max_length_s=120.0)
-    wanted, session = minutes * 60 * RATE_HZ, 0
+    wanted, session = seconds * RATE_HZ, 0
     with Writer(path, sample_rate_hz=RATE_HZ, channels=2, container="WAV", subtype="PCM_16") as writer:
         while writer.frames < wanted:
             raw_S = simulate_session((0, session), settings).raw_S[: wanted - writer.frames]
@@ -64,31 +104,78 @@ def write_recording(path: Path, minutes: int) -> Path:
     return path
 
 
-def measure(path: Path, minutes: int) -> list[dict[str, float | str]]:
-    """A row for each editor."""
-    rows: list[dict[str, float | str]] = []
-    for editor in ("pointer", "silence"):
+def measure(path: Path, minutes: int, peers: bool) -> list[dict[str, Any]]:
+    """A row for each editor, and for each peer that is installed."""
+    rows: list[dict[str, Any]] = []
+    for editor in EDITORS:
         out = path.with_name(f"{editor}_{path.name}")
         cold_s = run_command(path, out, editor)
         require_same(path, out, editor)
         calls = [call(path, out, editor) for _ in range(WARM_CALLS)]
         warm_s, timings_s = min(calls[1:], key=lambda item: item[0])
-        row: dict[str, float | str] = {
-            "editor": editor,
-            "minutes": minutes,
-            "cold s": cold_s,
-            "warm s": warm_s,
-        }
+        row: dict[str, Any] = {"editor": editor, "minutes": minutes, "cold s": cold_s, "warm s": warm_s}
         row |= {f"× real time, {name}": 60 * minutes / s for name, s in (("cold", cold_s), ("warm", warm_s))}
         rows.append(row | {f"{stage} s": seconds for stage, seconds in timings_s.items()})
+    if peers:
+        rows.append(twin_row(path, minutes, rows[0]))
+    if shutil.which(SILENCE_CUTTER):
+        rows.append(cutter_row(path, minutes))
+    else:
+        print(f"{SILENCE_CUTTER} is not installed: left out", file=sys.stderr)
     return rows
 
 
-def run_command(path: Path, out: Path, editor: str) -> float:
-    """Seconds of the whole command in a new process."""
-    command = [sys.executable, "-m", "editjax", "edit", str(path), "-o", str(out), "--editor", editor, "-q"]
+def twin_row(path: Path, minutes: int, ours: dict[str, Any]) -> dict[str, Any]:
+    """Our warm edit with the seconds of the PyTorch twin in place of the network's."""
+    import torch
+    from torch_twin import greedy, twin_of
+
+    model = network.load_model("final")
+    with Reader(path) as reader:
+        mel_TF = listen(reader).mel_TF
+    edited, phase_T3 = model.edit_pointers(mel_TF), model.phases(mel_TF)
+    inputs = (mel_TF[None], np.array([len(mel_TF)]), phase_T3[None], np.zeros(1, np.float32))
+    mel, frames, phase, target = map(torch.from_numpy, inputs)
+    twin = twin_of(model.settings, model.params, "block").eval()
     began = time.perf_counter()
-    subprocess.run(command, check=True)
+    with torch.inference_mode():
+        encoded = twin.encoder(mel, frames, phase.float(), target)
+    encode_s = time.perf_counter() - began
+    pointers_N = greedy(twin, encoded, int(len(mel_TF) * network.LONGEST_STEPS))
+    decode_s = time.perf_counter() - began - encode_s
+    unequal = pointers_N != edited.pointers_N if pointers_N.shape == edited.pointers_N.shape else True
+    report.require_agreement("PyTorch twin: pointers", float(np.sum(unequal)), 0)
+    warm_s = ours["warm s"] - ours["network s"] + encode_s + decode_s
+    return {
+        "editor": TWIN,
+        "minutes": minutes,
+        "warm s": warm_s,
+        "× real time, warm": 60 * minutes / warm_s,
+        "network s": encode_s + decode_s,
+        "encode s": encode_s,
+        "decode s": decode_s,
+    }
+
+
+def cutter_row(path: Path, minutes: int) -> dict[str, Any]:
+    """Seconds of the whole command of the best-known silence cutter, the only way to call it."""
+    command = [SILENCE_CUTTER, str(path), "--no-open", "-o", str(path.with_name(f"cut_{path.name}"))]
+    cold_s = seconds_of(command, dict(os.environ))
+    row = {"editor": SILENCE_CUTTER, "minutes": minutes, "cold s": cold_s, "warm s": cold_s}
+    return row | {f"× real time, {name}": 60 * minutes / cold_s for name in ("cold", "warm")}
+
+
+def run_command(path: Path, out: Path, editor: str, cache: Path | None = None) -> float:
+    """Seconds of the whole command in a new process; without a cache for compiled code, nothing is kept."""
+    command = [sys.executable, "-m", "editjax", "edit", str(path), "-o", str(out), "--editor", editor, "-q"]
+    settings = {"EDITJAX_CACHE": str(cache) if cache else "off"}
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return seconds_of([*command, "--overwrite"], inherited | settings)
+
+
+def seconds_of(command: list[str], environment: dict[str, str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 

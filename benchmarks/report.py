@@ -12,22 +12,34 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def options(description: str | None) -> argparse.Namespace:
-    """The shared command line: `quick` (bool) and `out` (Path or None)."""
+def options(description: str | None, **flags: str) -> argparse.Namespace:
+    """The shared command line: `quick` (bool), `out` (Path or None), and more flags with their help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, for a smoke test")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    for name, help_text in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=help_text)
     return parser.parse_args()
+
+
+def installed(peer: str) -> bool:
+    """Whether an optional peer can be imported; one that cannot is left out, with a line on stderr."""
+    found = find_spec(peer) is not None
+    if not found:
+        print(f"{peer} is not installed: left out", file=sys.stderr)
+    return found
 
 
 def use_one_core() -> None:
@@ -53,6 +65,30 @@ def fastest_seconds(
             case()
             fastest[name] = min(fastest[name], clock() - start)
     return fastest
+
+
+def median_seconds(
+    cases: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """The same, but the median of the rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for case in cases.values():
+        case()
+    for _ in range(rounds):
+        for name, case in cases.items():
+            start = clock()
+            case()
+            seconds[name].append(clock() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def matrix_gflops(size: int = 1024, rounds: int = 5) -> float:
+    """The most that NumPy's float32 matrix product does here, in 10⁹ operations a CPU second."""
+    import numpy as np
+
+    a = np.random.default_rng(0).random((size, size), np.float32)
+    seconds = fastest_seconds({"product": lambda: a @ a}, rounds)["product"]
+    return 2e-9 * size**3 / seconds
 
 
 def require_agreement(name: str, difference: float, tolerance: float) -> None:

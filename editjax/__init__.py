@@ -9,15 +9,21 @@ S sample · W window · G global token · J jump · Z latent.
 Scalar names end in their unit: `_hz _s _db _frames _samples`.
 """
 
+import importlib
+
 __version__ = "0.1.0"
 
-_LAZY = ("edit", "EditResult", "EditSettings")
+_LAZY = {
+    "edit": "editor",
+    "EditResult": "editor",
+    "EditSettings": "editor",
+    "edit_tracks": "multitrack",
+    "TracksResult": "multitrack",
+}
 
 
 def __getattr__(name: str) -> object:
-    """`editjax.edit` and its types; imported on first use, so that importing editjax costs nothing."""
+    """`edit`, `edit_tracks`, their types: imported on first use, so that importing editjax costs nothing."""
     if name in _LAZY:
-        from editjax import editor
-
-        return getattr(editor, name)
+        return getattr(importlib.import_module(f"editjax.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'editjax' has no attribute {name!r}")

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import soundfile
@@ -93,7 +94,7 @@ class Reader:
         if self._counted is not None:
             self._check_count(self._counted)
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ sum never overshoots. Negative r would amplify both pieces; there the equal-powe
 joins are moved to places where r is positive.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,6 +64,19 @@ class Room(NamedTuple):
     after: int
 
 
+class Fade(NamedTuple):
+    """How two pieces meet, whatever they sound like, so that tracks can share it.
+
+    The last `before` samples of one piece and the first `after` of the next are replaced. With a
+    `correlation` both pieces are heard all along, at its `crossfade_gains`; without one the outgoing piece
+    fades to silence at the cut and the incoming one from silence, which needs no handles.
+    """
+
+    before: int
+    after: int
+    correlation: float | None
+
+
 class Join(NamedTuple):
     """`samples_SC` replace the last `before` samples of one piece and the first `after` of the next."""
 
@@ -98,6 +111,18 @@ class Quantum(NamedTuple):
             return samples
         return np.clip(np.rint(samples / self.step) * self.step, self.low, self.high)
 
+    def clips(self, samples: np.ndarray) -> bool:
+        """Whether rounding saturates: moves a sample by more than a step."""
+        return bool(np.abs(self.round(samples) - samples).max(initial=0) > self.step)
+
+
+class Meeting(NamedTuple):
+    """Two pieces about to be joined, and the grid of the number type that the join is written in."""
+
+    outgoing: Cut
+    incoming: Cut
+    grid: Quantum
+
 
 def crossfade_gains(length: int, correlation: float) -> tuple[np.ndarray, np.ndarray]:
     """Gains (S,) of the outgoing and the incoming piece; `correlation` outside [0, 1] is clamped."""
@@ -117,47 +142,47 @@ def correlation_of(out_SC: np.ndarray, in_SC: np.ndarray) -> float:
     return float(np.vdot(out_SC, in_SC)) / energy**0.5 if energy > 0 else 0.0
 
 
-def best_join(outgoing: Cut, incoming: Cut, reach: Room, room: Room, side: int, grid: Quantum) -> Join:
+def best_fade(meeting: Meeting, tracks: Sequence[Meeting], reach: Room, room: Room, side: int) -> Fade:
     """The first fade whose steps and peaks stay within those of its surroundings, else the smoothest of all.
 
     The surroundings are `side` samples of either piece itself. `reach` is the wanted extent of the
     crossfade, `room` what may be replaced at most. Tried in order: the crossfade at the measured correlation,
     with equal gain, twice as long, wholly before or after the cut (where one handle holds something loud),
-    out and in again without any handle, and four times as long (tones below about 27 Hz).
+    out and in again without any handle, and four times as long (tones below about 27 Hz). Where the meeting
+    is that of a sum, none of its `tracks` may leave the range of its own number type either.
     """
+    outgoing, incoming, grid = meeting
     out_C = largest_steps(outgoing.samples_SC[max(outgoing.at - side, 0) : outgoing.at])
     in_C = largest_steps(incoming.samples_SC[incoming.at : incoming.at + side])
     limit_C = np.maximum(np.maximum(out_C, in_C), grid.smallest_step)
     best, best_ratio = None, np.inf
-    for join in _candidates(outgoing, incoming, reach, room):
-        samples_SC = grid.round(join.samples_SC)
-        clipped = np.abs(samples_SC - join.samples_SC).max(initial=0) > grid.step
-        ratio = float((_steps_across(samples_SC, join, outgoing, incoming) / limit_C).max(initial=0))
-        ratio = max(ratio, STEP_LIMIT) if clipped else ratio
+    for fade in _candidates(outgoing, incoming, reach, room):
+        samples_SC = _mixed(fade, outgoing, incoming)
+        rounded_SC = grid.round(samples_SC)
+        ratio = float((_steps_across(rounded_SC, fade, outgoing, incoming) / limit_C).max(initial=0))
+        if grid.clips(samples_SC) or any(
+            track.grid.clips(_mixed(fade, track.outgoing, track.incoming)) for track in tracks
+        ):
+            ratio = max(ratio, STEP_LIMIT)
         if ratio < best_ratio:
-            best, best_ratio = join._replace(samples_SC=samples_SC), ratio
+            best, best_ratio = fade, ratio
         if ratio <= STEP_WANTED:
             break
     assert best is not None
     return best
 
 
-def crossfade(outgoing: Cut, incoming: Cut, extent: Room, correlation: float | None = None) -> Join:
-    """The pieces faded into one another over `extent`; without a correlation the measured one is used."""
+def crossfade(outgoing: Cut, incoming: Cut, extent: Room) -> Fade:
+    """The crossfade over `extent` at the correlation that the pieces have there."""
     out_SC = outgoing.samples_SC[outgoing.at - extent.before : outgoing.at + extent.after]
     in_SC = incoming.samples_SC[incoming.at - extent.before : incoming.at + extent.after]
-    if correlation is None:
-        correlation = correlation_of(out_SC, in_SC)
-    out_S, in_S = crossfade_gains(len(out_SC), correlation)
-    return Join(out_SC * out_S[:, None] + in_SC * in_S[:, None], *extent)
+    return Fade(*extent, correlation_of(out_SC, in_SC))
 
 
-def fade_out_and_in(outgoing: Cut, incoming: Cut, extent: Room) -> Join:
-    """The outgoing piece faded to silence at the cut, the incoming one from silence: needs no handles."""
-    out_SC = outgoing.samples_SC[outgoing.at - extent.before : outgoing.at]
-    in_SC = incoming.samples_SC[incoming.at : incoming.at + extent.after]
-    out_S, in_S = fade_in_gains(extent.before)[::-1], fade_in_gains(extent.after)
-    return Join(np.concatenate([out_SC * out_S[:, None], in_SC * in_S[:, None]]), *extent)
+def join(meeting: Meeting, fade: Fade) -> Join:
+    """What lies between the two pieces: they, mixed as the fade says, in the values of their number type."""
+    samples_SC = _mixed(fade, meeting.outgoing, meeting.incoming)
+    return Join(meeting.grid.round(samples_SC), fade.before, fade.after)
 
 
 def largest_steps(samples_SC: np.ndarray) -> np.ndarray:
@@ -165,25 +190,38 @@ def largest_steps(samples_SC: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(samples_SC.astype(np.float64, copy=False), axis=0)).max(axis=0, initial=0)
 
 
-def _candidates(outgoing: Cut, incoming: Cut, reach: Room, room: Room) -> Iterator[Join]:
+def _mixed(fade: Fade, outgoing: Cut, incoming: Cut) -> np.ndarray:
+    """The samples (S, C) of a fade, `before` + `after` of them, not rounded."""
+    if fade.correlation is None:
+        out_SC = outgoing.samples_SC[outgoing.at - fade.before : outgoing.at]
+        in_SC = incoming.samples_SC[incoming.at : incoming.at + fade.after]
+        out_S, in_S = fade_in_gains(fade.before)[::-1], fade_in_gains(fade.after)
+        return np.concatenate([out_SC * out_S[:, None], in_SC * in_S[:, None]])
+    out_SC = outgoing.samples_SC[outgoing.at - fade.before : outgoing.at + fade.after]
+    in_SC = incoming.samples_SC[incoming.at - fade.before : incoming.at + fade.after]
+    out_S, in_S = crossfade_gains(len(out_SC), fade.correlation)
+    return out_SC * out_S[:, None] + in_SC * in_S[:, None]
+
+
+def _candidates(outgoing: Cut, incoming: Cut, reach: Room, room: Room) -> Iterator[Fade]:
     handles = Room(incoming.at, len(outgoing.samples_SC) - outgoing.at)
     borrowed = Room(min(room.before, handles.before), min(room.after, handles.after))
     near, wide, longest = (_scaled(reach, factor, borrowed) for factor in (1, 2, LONGEST_FACTOR))
     for extent in dict.fromkeys([near, wide, Room(wide.before, 0), Room(0, wide.after)]):
         if sum(extent):
             yield crossfade(outgoing, incoming, extent)
-            yield crossfade(outgoing, incoming, extent, correlation=1.0)
+            yield Fade(*extent, 1.0)
     for factor in (1, 2):
-        yield fade_out_and_in(outgoing, incoming, _scaled(reach, factor, room))
-    yield crossfade(outgoing, incoming, longest, correlation=1.0)
-    yield fade_out_and_in(outgoing, incoming, _scaled(reach, LONGEST_FACTOR, room))
+        yield Fade(*_scaled(reach, factor, room), None)
+    yield Fade(*longest, 1.0)
+    yield Fade(*_scaled(reach, LONGEST_FACTOR, room), None)
 
 
 def _scaled(reach: Room, factor: int, most: Room) -> Room:
     return Room(min(factor * reach.before, most.before), min(factor * reach.after, most.after))
 
 
-def _steps_across(samples_SC: np.ndarray, extent: Join, outgoing: Cut, incoming: Cut) -> np.ndarray:
+def _steps_across(samples_SC: np.ndarray, extent: Fade, outgoing: Cut, incoming: Cut) -> np.ndarray:
     """The largest steps (C,) from the last sample before a join to the first after it."""
     first, last = outgoing.at - extent.before, incoming.at + extent.after
     pieces = [

@@ -221,9 +221,9 @@ def _load(
     max_steps = slot.steps - 1
     if entry.frames > slot.frames or entry.steps > max_steps:
         piece = crop(piece, slot.frames, max_steps, rng)
-    piece = piece._replace(mel_TF=piece.mel_TF.astype(np.float32))
     if settings.augment is None:
         return piece
+    piece = piece._replace(mel_TF=piece.mel_TF.astype(np.float32))
     limits = {"max_frames": slot.frames, "max_steps": max_steps}
     return augment(piece, settings.augment, mel, rng, other_mel=other_mel, **limits)
 

@@ -44,13 +44,18 @@ class Segment(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The recording an edit list cuts: `frames` are samples per channel, `sample_rate` is in Hz."""
+    """The recording an edit list cuts: `frames` are samples per channel, `sample_rate` is in Hz.
+
+    Where it is the sum of several `tracks`, each of them is played as the edit list says; `path` is then
+    their folder, `sha256` that of theirs, `frames` those of the longest.
+    """
 
     path: str
     sha256: str
     sample_rate: int
     channels: int
     frames: int
+    tracks: tuple[Source, ...] = ()
 
 
 class EditList(NamedTuple):
@@ -73,6 +78,11 @@ def read_edits(path: str | Path) -> EditList:
     was moved further than a join ever is (`HAND_MOVED_S`), the nominal follows. Raises NoInputError if the
     file cannot be opened and DataError, naming file, field and remedy, if its content cannot be used.
     """
+    return parse_edits(read_tree(path), str(path))
+
+
+def read_tree(path: str | Path) -> Any:
+    """The content of a JSON file. Raises NoInputError and DataError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -83,10 +93,9 @@ def read_edits(path: str | Path) -> EditList:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text; give an edit list (.edits.json)") from error
     try:
-        tree = json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error}); correct it there") from error
-    return _parse(tree, str(path))
 
 
 def write_edits(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
@@ -95,16 +104,44 @@ def write_edits(edit_list: EditList, path: str | Path, overwrite: bool = False) 
     Raises CannotCreateError if the file exists and `overwrite` is off or the folder cannot be written, and
     DataError if the list breaks the rules `read_edits` checks.
     """
-    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "source": edit_list.source._asdict()}
-    rows = [_dumps(segment._asdict(), path) for segment in edit_list.segments]
-    _parse({**head, "segments": [json.loads(row) for row in rows]}, str(path))
-    lines = [f'  "{key}": {_dumps(value, path)},' for key, value in head.items()]
-    body = "[\n    " + ",\n    ".join(rows) + "\n  ]" if rows else "[]"
-    text = "\n".join(
-        ["{", *lines, f'  "segments": {body},', f'  "editor": {_dumps(edit_list.editor, path)}', "}\n"]
-    )
+    rows = [segment._asdict() for segment in edit_list.segments]
+    tree = {"format": FORMAT, "version": VERSION, **source_tree(edit_list.source), "segments": rows}
+    parse_edits(json.loads(_dumps(tree, path)), str(path))
+    lines = [
+        f'  "{key}": {_rows(value, path) if isinstance(value, list) else _dumps(value, path)}'
+        for key, value in {**tree, "editor": edit_list.editor}.items()
+    ]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
     with atomic_path(path, overwrite) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+def source_tree(source: Source) -> dict[str, Any]:
+    """A source as it stands in a file: under `source`, and under `tracks` those it is the sum of, if any."""
+    whole, *tracks = (
+        {key: value for key, value in one._asdict().items() if key != "tracks"}
+        for one in (source, *source.tracks)
+    )
+    return {"source": whole, "tracks": tracks} if tracks else {"source": whole}
+
+
+def parse_source(tree: dict, name: str) -> Source:
+    """What `source_tree` made; `name` is the file that errors speak of."""
+    source = _parse_source(tree.get("source"), "source", name)
+    rows = tree.get("tracks", [])
+    if not isinstance(rows, list):
+        raise DataError(f"{name}: tracks is {type(rows).__name__}; give a list of recordings")
+    tracks = tuple(_parse_source(row, f"tracks[{i}]", name) for i, row in enumerate(rows))
+    for i, track in enumerate(tracks):
+        fits = track.channels in (1, source.channels) and track.frames <= source.frames
+        if track.sample_rate != source.sample_rate or not fits:
+            raise DataError(f"{name}: tracks[{i}] does not fit the source, which is their sum; correct it")
+    return source._replace(tracks=tracks)
+
+
+def _rows(rows: list[Any], path: str | Path) -> str:
+    """A list with an item a line."""
+    return "[\n    " + ",\n    ".join(_dumps(row, path) for row in rows) + "\n  ]" if rows else "[]"
 
 
 def _dumps(value: Any, path: str | Path) -> str:
@@ -118,7 +155,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def _parse(tree: Any, name: str) -> EditList:
+def parse_edits(tree: Any, name: str) -> EditList:
     """Checks a decoded JSON tree and builds the edit list; `name` is the file the errors speak of."""
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
@@ -127,8 +164,8 @@ def _parse(tree: Any, name: str) -> EditList:
         raise DataError(
             f"{name}: version is {reprlib.repr(tree.get('version'))}; this editjax reads version {VERSION}"
         )
-    _refuse_unknown(tree, ("format", "version", "source", "segments", "editor"), "the file", name)
-    source = _parse_source(tree.get("source"), name)
+    refuse_unknown(tree, ("format", "version", "source", "tracks", "segments", "editor"), "the file", name)
+    source = parse_source(tree, name)
     rows, editor = tree.get("segments"), tree.get("editor", {})
     if not isinstance(rows, list):
         raise DataError(f"{name}: segments is {type(rows).__name__}; give a list of segments")
@@ -139,36 +176,32 @@ def _parse(tree: Any, name: str) -> EditList:
     return EditList(source, segments, editor)
 
 
-def _parse_source(row: Any, name: str) -> Source:
+def _parse_source(row: Any, where: str, name: str) -> Source:
+    fields = Source._fields[:-1]
     if not isinstance(row, dict):
-        raise DataError(
-            f"{name}: source is {type(row).__name__}; give path, sha256, sample_rate, channels, frames"
-        )
-    _refuse_unknown(row, Source._fields, "source", name)
+        raise DataError(f"{name}: {where} is {type(row).__name__}; give {', '.join(fields)}")
+    refuse_unknown(row, fields, where, name)
     texts = {key: row.get(key, "") for key in ("path", "sha256")}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise DataError(f"{name}: source.{key} is {reprlib.repr(text)}; give a text")
-    rate = _integer(row, "sample_rate", "source", name, low=1)
-    channels = _integer(row, "channels", "source", name, low=1)
-    return Source(
-        texts["path"], texts["sha256"], rate, channels, _integer(row, "frames", "source", name, low=0)
-    )
+            raise DataError(f"{name}: {where}.{key} is {reprlib.repr(text)}; give a text")
+    rate = integer(row, "sample_rate", where, name, low=1)
+    channels = integer(row, "channels", where, name, low=1)
+    return Source(texts["path"], texts["sha256"], rate, channels, integer(row, "frames", where, name, low=0))
 
 
 def _parse_segment(row: Any, source: Source, where: str, name: str) -> Segment:
     if not isinstance(row, dict):
         raise DataError(f"{name}: {where} is {type(row).__name__}; give an object with start and stop")
-    _refuse_unknown(row, Segment._fields, where, name)
-    start = _integer(row, "start", where, name, low=0, high=source.frames)
-    stop = _integer(row, "stop", where, name, low=start + 1, high=source.frames)
+    refuse_unknown(row, Segment._fields, where, name)
+    start = integer(row, "start", where, name, low=0, high=source.frames)
+    stop = integer(row, "stop", where, name, low=start + 1, high=source.frames)
     span = _nominal(row, start, stop, source, where, name)
     fades = [
-        _integer(row, key, where, name, low=0, high=stop - start, default=0)
-        for key in ("fade_in", "fade_out")
+        integer(row, key, where, name, low=0, high=stop - start, default=0) for key in ("fade_in", "fade_out")
     ]
-    gain_db = _number(row, "gain_db", where, name, default=0.0)
-    score = None if row.get("score") is None else _number(row, "score", where, name, default=0.0)
+    gain_db = number(row, "gain_db", where, name, default=0.0)
+    score = None if row.get("score") is None else number(row, "score", where, name, default=0.0)
     reason = row.get("reason", "")
     if not isinstance(reason, str):
         raise DataError(f"{name}: {where}.reason is {reprlib.repr(reason)}; give a text")
@@ -178,8 +211,8 @@ def _parse_segment(row: Any, source: Source, where: str, name: str) -> Segment:
 def _nominal(row: dict, start: int, stop: int, source: Source, where: str, name: str) -> tuple[int, int]:
     """The nominal span, or where it is missing or start and stop were moved by hand, start and stop
     themselves."""
-    first = _integer(row, "nominal_start", where, name, low=0, high=source.frames, default=start)
-    last = _integer(row, "nominal_stop", where, name, low=0, high=source.frames, default=stop)
+    first = integer(row, "nominal_start", where, name, low=0, high=source.frames, default=start)
+    last = integer(row, "nominal_stop", where, name, low=0, high=source.frames, default=stop)
     allowed = HAND_MOVED_S * source.sample_rate
     first = start if abs(first - start) > allowed else first
     last = stop if abs(last - stop) > allowed else last
@@ -196,7 +229,8 @@ def _check_unaligned(rows: Any, n_segments: int, name: str) -> None:
             )
 
 
-def _refuse_unknown(row: dict, known: Sequence[str], where: str, name: str) -> None:
+def refuse_unknown(row: dict, known: Sequence[str], where: str, name: str) -> None:
+    """Raises DataError, suggesting the nearest, for a field that is not known."""
     for key in row:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -204,9 +238,10 @@ def _refuse_unknown(row: dict, known: Sequence[str], where: str, name: str) -> N
             raise DataError(f"{name}: {where} has an unknown field {key!r}; {remedy}")
 
 
-def _integer(
+def integer(
     row: dict, key: str, where: str, name: str, low: int, high: int | None = None, default: int | None = None
 ) -> int:
+    """The whole number in a field, checked. Raises DataError."""
     value = row.get(key, default)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -219,7 +254,8 @@ def _integer(
     return value
 
 
-def _number(row: dict, key: str, where: str, name: str, default: float) -> float:
+def number(row: dict, key: str, where: str, name: str, default: float) -> float:
+    """The number in a field, checked. Raises DataError."""
     value = row.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
         raise DataError(f"{name}: {where}.{key} is {reprlib.repr(value)}; give a number")

@@ -148,14 +148,8 @@ def edit(
     `EditSettings`, as in `edit("session.wav", max_pause_s=0.5)`. Raises the errors of `errors.py`; nothing
     half-written is left.
     """
-    settings = ready(_changed(settings, changes))
-    if isinstance(source, np.ndarray) and sample_rate_hz is None:
-        raise UsageError("samples need their sample_rate_hz")
-    reader = (
-        ArrayReader(source, int(sample_rate_hz or 0))
-        if isinstance(source, np.ndarray)
-        else Reader(source, settings.limits, settings.allow_truncated)
-    )
+    settings = ready(changed(settings, changes))
+    reader = reader_of(source, sample_rate_hz, settings)
     with reader, contextlib.ExitStack() as stack:
         writer = None
         if out is not None:  # opened first: what cannot be written is refused before the work
@@ -176,9 +170,9 @@ def ready(settings: EditSettings) -> EditSettings:
 def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
     """Reads a recording once and computes its mel; `watch` is told the samples of every block read."""
     timings_s = {"read": 0.0}
-    with _timed(timings_s, "mel"):
+    with timed(timings_s, "mel"):
         mel_TF, _ = mel_of(_Watched(reader, timings_s, watch), settings.mel)
-    with _timed(timings_s, "read"):
+    with timed(timings_s, "read"):
         source = source_of(reader)
     return Heard(source, settings.mel.grid(source.sample_rate), mel_TF, timings_s)
 
@@ -194,23 +188,23 @@ def decide(heard: Heard, reader: Reader, settings: EditSettings = EditSettings()
     Raises UsageError for times that make no sense for this recording and DataError when nothing would be
     left or the edit cannot have the wanted length.
     """
-    with _timed(heard.timings_s, "decide"):
+    with timed(heard.timings_s, "decide"):
         edit_list = choose(heard, settings)
     return fulfil(edit_list, heard, reader, settings)
 
 
 def fulfil(edit_list: EditList, heard: Heard, reader: Reader, settings: EditSettings) -> EditList:
     """An editor's edit list adjusted to what the user asked for, its joins placed; raises as `decide`."""
-    with _timed(heard.timings_s, "decide"):
+    with timed(heard.timings_s, "decide"):
         edit_list = adjust(edit_list, heard, settings)
     if not edit_list.segments:
         raise DataError(
             f"{reader.info.path}: the edit would be empty; say what must stay (--keep) or try another editor"
         )
     if settings.target_s is not None:
-        with _timed(heard.timings_s, "decide"):
+        with timed(heard.timings_s, "decide"):
             edit_list = bring_to_length(edit_list, heard, settings.target_s, settings)
-    with _timed(heard.timings_s, "place"):
+    with timed(heard.timings_s, "place"):
         return place_joins(edit_list, reader, settings.render)
 
 
@@ -227,7 +221,7 @@ def choose_several(heard: Heard, settings: EditSettings, count: int) -> list[Edi
 
     The likeliest differ in what they keep (see `PointerNetwork.variants`), and there may be fewer.
     """
-    with _timed(heard.timings_s, "decide"):
+    with timed(heard.timings_s, "decide"):
         if count == 1:
             return [choose(heard, settings)]
         if settings.temperature or settings.style == ANY:
@@ -305,13 +299,23 @@ def render_edit(
 ) -> EditResult:
     """Renders a decided edit into a writer, or into memory without one."""
     timings_s = dict(heard.timings_s)
-    with _timed(timings_s, "render"):
+    with timed(timings_s, "render"):
         samples_SC = render(edit_list, reader, writer, settings.render)
     path = writer.path if writer else None
     return EditResult(edit_list, summary(edit_list), reader.info.sample_rate_hz, samples_SC, path, timings_s)
 
 
-def _changed(settings: EditSettings, changes: dict[str, Any]) -> EditSettings:
+def reader_of(source: str | Path | np.ndarray, sample_rate_hz: int | None, settings: EditSettings) -> Reader:
+    """Opens a path, or samples with their rate."""
+    if not isinstance(source, np.ndarray):
+        return Reader(source, settings.limits, settings.allow_truncated)
+    if sample_rate_hz is None:
+        raise UsageError("samples need their sample_rate_hz")
+    return ArrayReader(source, sample_rate_hz)
+
+
+def changed(settings: EditSettings, changes: dict[str, Any]) -> EditSettings:
+    """The settings with some fields changed. Raises UsageError, suggesting the nearest, for unknown ones."""
     known = [field.name for field in fields(settings)]
     for name in changes:
         if name not in known:
@@ -329,7 +333,7 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
     played cannot be brought back.
     """
     network, phase_T3 = _network(settings.model), _phases(heard, settings)
-    with _timed(heard.timings_s, "network"):
+    with timed(heard.timings_s, "network"):
         edited = network.edit_pointers(
             heard.mel_TF,
             phase_T3,
@@ -345,13 +349,13 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
 def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[EditList]:
     """The likeliest edits of the network that differ."""
     network, phase_T3 = _network(settings.model), _phases(heard, settings)
-    with _timed(heard.timings_s, "network"):
+    with timed(heard.timings_s, "network"):
         found = network.variants(heard.mel_TF, phase_T3, count, style=_style(settings))
     return [_listed(edited, heard, settings, {"variant": k}) for k, edited in enumerate(found, 1)]
 
 
 def _phases(heard: Heard, settings: EditSettings) -> np.ndarray:
-    with _timed(heard.timings_s, "beats"):
+    with timed(heard.timings_s, "beats"):
         return _network(settings.model).phases(heard.mel_TF)
 
 
@@ -414,7 +418,8 @@ def _musical_samples(heard: Heard, settings: EditSettings) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _timed(timings_s: dict[str, float], stage: str) -> Iterator[None]:
+def timed(timings_s: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the wall clock of a block to a stage's."""
     began = time.perf_counter()
     yield
     timings_s[stage] = timings_s.get(stage, 0.0) + time.perf_counter() - began
@@ -429,7 +434,7 @@ class _Watched:
     def blocks(self) -> Iterator[np.ndarray]:
         blocks = self._reader.blocks()
         while True:
-            with _timed(self._timings_s, "read"):
+            with timed(self._timings_s, "read"):
                 samples_SC = next(blocks, None)
             if samples_SC is None:
                 return

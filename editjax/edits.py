@@ -1,4 +1,4 @@
-"""What an edit list says: pointers, operations, labels and figures of one edit.
+"""What an edit list says: pointers, labels and figures of one edit.
 
 In come pointers (the raw frame each edited frame plays) or an `EditList`; out goes the same edit in another
 view. Pointers survive the round trip exactly: the nominal fields carry them, whatever the renderer does to
@@ -8,7 +8,7 @@ view. Pointers survive the round trip exactly: the nominal fields carry them, wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from editjax.edit_list import EditList, Segment, Source, read_edits, write_edits
 from editjax.errors import DataError
 from editjax.files import sha256_of
 from editjax.mel import FrameGrid
+from editjax.tracks import Mix
 
 __all__ = [
     "PAD",
@@ -27,18 +28,15 @@ __all__ = [
     "UNALIGNED",
     "EditLabel",
     "EditList",
-    "Operation",
     "Segment",
     "Source",
     "Summary",
     "beat_labels",
     "cut_spans",
     "duration_samples",
-    "from_operations",
     "from_pointers",
     "identity",
     "kept_mask_frames",
-    "operations",
     "played_spans",
     "pointers_by_time",
     "read_edits",
@@ -68,20 +66,6 @@ class EditLabel(IntEnum):
     EFFECT = 5
     TRANSITION = 6
     PAD = 7
-
-
-class Operation(NamedTuple):
-    """One step of an edit: `kind` acts on source samples [start, stop) at output sample `at`.
-
-    COPY plays new material, LOOP plays what was heard before, REORDER plays new material from before the
-    furthest point reached. CUT is never played; `at` is where it would have followed. FADE_IN and FADE_OUT
-    span the fade. A TRANSITION leaves the source at `start` and enters it at `stop`.
-    """
-
-    kind: str
-    start: int
-    stop: int
-    at: int
 
 
 class Summary(NamedTuple):
@@ -208,14 +192,19 @@ def cut_spans(edit_list: EditList) -> list[tuple[int, int]]:
 def source_of(reader: Reader) -> Source:
     """A recording as an edit list names it; samples in memory have a fingerprint but no path."""
     info = reader.info
-    if not isinstance(reader, ArrayReader):
+    tracks: tuple[Source, ...] = ()
+    if isinstance(reader, Mix):
+        tracks = tuple(source_of(track) for track in reader.readers)
+        path = str(info.path.absolute()) if all(track.path for track in tracks) else ""
+        sha256 = hashlib.sha256("".join(track.sha256 for track in tracks).encode()).hexdigest()
+    elif not isinstance(reader, ArrayReader):
         path, sha256 = str(info.path.absolute()), sha256_of(info.path)
     else:
         path, digest = "", hashlib.sha256()
         for samples_SC in reader.blocks():
             digest.update(samples_SC.tobytes())
         sha256 = digest.hexdigest()
-    return Source(path, sha256, info.sample_rate_hz, info.channels, reader.frames)
+    return Source(path, sha256, info.sample_rate_hz, info.channels, reader.frames, tracks)
 
 
 def summary(edit_list: EditList) -> Summary:
@@ -282,32 +271,6 @@ def beat_labels(
     return np.append(winners, np.full(n_beats, EditLabel.PAD, np.uint8))[:n_beats]
 
 
-def operations(edit_list: EditList) -> list[Operation]:
-    """The edit as operations in output order, in nominal samples: a view, `from_operations` inverts it."""
-    plays = _plays(edit_list)
-    cuts = _cuts(edit_list)
-    fades = _fades(edit_list)
-    rank = {"CUT": 0, "TRANSITION": 1, "COPY": 2, "LOOP": 2, "REORDER": 2, "FADE_IN": 3, "FADE_OUT": 3}
-    return sorted([*plays, *cuts, *fades], key=lambda operation: (operation.at, rank[operation.kind]))
-
-
-def from_operations(
-    steps: Iterable[Operation], source: Source, editor: dict[str, Any] | None = None
-) -> EditList:
-    """The edit list whose COPY, LOOP and REORDER operations are `steps`; contiguous ones are one segment.
-
-    CUT follows from what is not played. Fades, transitions and gains are the segments' own and not restored.
-    """
-    spans: list[tuple[int, int]] = []
-    plays = (step for step in steps if step.kind in ("COPY", "LOOP", "REORDER"))
-    for step in sorted(plays, key=lambda step: step.at):
-        if spans and spans[-1][1] == step.start:
-            spans[-1] = (spans[-1][0], step.stop)
-        else:
-            spans.append((step.start, step.stop))
-    return EditList(source, tuple(Segment(*span, *span) for span in spans), dict(editor or {}))
-
-
 def _check_pointers(pointers_N: np.ndarray, n_frames: int) -> None:
     if pointers_N.ndim != 1 or pointers_N.dtype.kind not in "iu":
         raise DataError(
@@ -363,53 +326,3 @@ def _runs(pointers_N: np.ndarray) -> list[slice]:
 
 def _spread(lengths_s: list[float]) -> tuple[float, float, float]:
     return (min(lengths_s), max(lengths_s), float(np.median(lengths_s))) if lengths_s else (0.0, 0.0, 0.0)
-
-
-def _plays(edit_list: EditList) -> list[Operation]:
-    """COPY, LOOP and REORDER: each segment split where what it plays begins or ceases to be heard before."""
-    spans = [(segment.nominal_start, segment.nominal_stop) for segment in edit_list.segments]
-    edges = sorted({edge for span in spans for edge in span})
-    index = {edge: i for i, edge in enumerate(edges)}
-    heard = np.zeros(len(edges), bool)
-    plays, at, furthest = [], 0, 0
-    for start, stop in spans:
-        first, last = index[start], index[stop]
-        pieces = heard[first:last]
-        turns = [0, *(np.flatnonzero(pieces[1:] != pieces[:-1]) + 1).tolist(), last - first]
-        for left, right in pairwise(turns):
-            a, b = edges[first + left], edges[first + right]
-            kind = "LOOP" if pieces[left] else "REORDER" if a < furthest else "COPY"
-            plays.append(Operation(kind, a, b, at + a - start))
-            furthest = max(furthest, b)
-        heard[first:last] = True
-        at += stop - start
-    return plays
-
-
-def _cuts(edit_list: EditList) -> list[Operation]:
-    nominal = edit_list._replace(
-        segments=tuple(s._replace(start=s.nominal_start, stop=s.nominal_stop) for s in edit_list.segments)
-    )
-    ends: dict[int, int] = {0: 0}
-    at = 0
-    for segment in nominal.segments:
-        at += segment.stop - segment.start
-        ends.setdefault(segment.stop, at)
-    return [Operation("CUT", start, stop, ends[start]) for start, stop in cut_spans(nominal)]
-
-
-def _fades(edit_list: EditList) -> list[Operation]:
-    fades, at, fading = [], 0, False
-    segments = edit_list.segments
-    for i, segment in enumerate(segments):
-        following = segments[i + 1] if i + 1 < len(segments) else None
-        start, stop = segment.nominal_start, segment.nominal_stop
-        if segment.fade_in and not fading:
-            fades.append(Operation("FADE_IN", start, start + segment.fade_in, at))
-        at += stop - start
-        fading = bool(segment.fade_out and following and following.fade_in)
-        if fading and following:
-            fades.append(Operation("TRANSITION", stop, following.nominal_start, at))
-        elif segment.fade_out:
-            fades.append(Operation("FADE_OUT", stop - segment.fade_out, stop, at - segment.fade_out))
-    return fades

@@ -144,7 +144,7 @@ def load_bundle(model: str | Path) -> Bundle:
     Raises NoInputError for an unknown name (listing the known ones) or a missing file, and DataError when the
     folder is not a bundle, is of a newer version, or was changed since it was written.
     """
-    import jax.numpy as jnp
+    import jax
 
     path = find_bundle(model)
     config = read_config(path)
@@ -154,7 +154,8 @@ def load_bundle(model: str | Path) -> Bundle:
     mel = from_json(MelSettings, config["mel"], f"{where}: mel")
     if config["editjax"] != __version__:  # tracing takes a second: spared where nothing was upgraded
         refuse_misfit(path, settings, config["tensors"])
-    params = unflatten({name: jnp.asarray(array, jnp.float32) for name, array in tensors.items()})
+    # Cast on the host: on the device every shape would be a program of its own to compile.
+    params = jax.device_put(unflatten({name: a.astype(np.float32) for name, a in tensors.items()}))
     return Bundle(settings, params, mel, config, path)
 
 

@@ -119,11 +119,16 @@ def sequence_nll(settings: PointerSettings, params, keys, t: Targets, steps_B, m
 
     Jumps beyond `max_jumps` in an example are left out of the target parts.
     """
+    h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
+    return nll_of_states(settings, params, keys, t, h_BND, max_jumps)
+
+
+def nll_of_states(settings: PointerSettings, params, keys, t: Targets, h_BND, max_jumps: int) -> SequenceNll:
+    """The same from the decoder's states."""
 
     def ask(method, *args):
         return decoder_call(settings, params, method, *args)
 
-    h_BND = ask("states", keys, t.step, steps_B)
     mode_logits = ask("mode_logits", h_BND, t.step.pointer_BN, keys)
     mode_BN = jnp.where(t.counted_BN, _nll(mode_logits, t.mode_BN), 0.0)
     joins_BN = jnp.where(t.counted_BN, jax.nn.softmax(mode_logits, -1)[..., JUMP], 0.0)

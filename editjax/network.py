@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from editjax.beam import beam_search
 from editjax.beats import BeatSettings, beat_phases, track_beats
@@ -21,6 +22,7 @@ from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
 from editjax.mel import MelSettings, layout_error
 from editjax.metrics import kept_iou
+from editjax.models.encoder import Encoded
 from editjax.models.pointer import PointerSettings
 from editjax.models.style import Asked, Example, Gaussian, posterior, prior
 from editjax.styles import STYLES
@@ -82,7 +84,8 @@ class PointerNetwork:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
         out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style)
-        return _edited(out.pointers_BN[0], out.log_p_BN[0], encoded, len(mel_TF))
+        heard, (pointers_BN, log_p_BN) = _heard(encoded), jax.device_get(out[:2])
+        return _edited(pointers_BN[0], log_p_BN[0], heard, len(mel_TF))
 
     def variants(
         self,
@@ -103,9 +106,10 @@ class PointerNetwork:
         width = max(BEAM_WIDTH, BEAM_WIDTH_EACH * count)
         apart = round(SAME_SECONDS * self.mel.frames_per_second)
         found = beam_search(self.settings, self.params, keys, asked.target_B, max_steps, width, apart)
+        heard, found = _heard(encoded), jax.device_get(found)
         held = int(np.isfinite(found.log_p_W).sum())
         edits = [
-            _edited(pointers_N, log_p_N, encoded, len(mel_TF))
+            _edited(pointers_N, log_p_N, heard, len(mel_TF))
             for pointers_N, log_p_N in zip(found.pointers_WN[:held], found.log_p_WN[:held], strict=True)
         ]
         return _different(edits, len(mel_TF))[:count]
@@ -258,16 +262,26 @@ def load_model(model: str | Path) -> PointerNetwork:
     return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=trained)
 
 
-def _edited(pointers_N, log_p_N, encoded, n_frames: int) -> EditedPointers:
-    pointers = np.asarray(pointers_N)
-    steps = int((pointers >= 0).sum())
-    structure_T3 = np.asarray(jax.nn.softmax(encoded.structure_BTS[0, :n_frames], -1))
+def _heard(encoded: Encoded) -> tuple[np.ndarray, float]:
+    """Structure logits (T, 3) and length of the first recording, on the host.
+
+    On the device every small operation on them would be a program of its own to compile.
+    """
+    structure_BTS, log_length_B = jax.device_get((encoded.structure_BTS, encoded.log_length_B))
+    return structure_BTS[0], float(np.exp(log_length_B[0]))
+
+
+def _edited(
+    pointers_N: np.ndarray, log_p_N: np.ndarray, heard: tuple[np.ndarray, float], n_frames: int
+) -> EditedPointers:
+    structure_TS, length_frames = heard
+    steps = int((pointers_N >= 0).sum())
     return EditedPointers(
-        pointers[:steps],
-        np.asarray(log_p_N[:steps]),
-        structure_T3[:, 1:].sum(-1),
-        float(np.exp(encoded.log_length_B[0])),
-        bool((pointers == STOP).any()),
+        pointers_N[:steps],
+        log_p_N[:steps],
+        softmax(structure_TS[:n_frames], axis=-1)[:, 1:].sum(-1),
+        length_frames,
+        bool((pointers_N == STOP).any()),
     )
 
 

@@ -15,6 +15,9 @@ from typing import Self
 from editjax.errors import CannotCreateError, EditjaxError
 from editjax.files import atomic_path, check_target
 
+EDITED = "_edited"
+"""What the name of an edit adds to its recording's."""
+
 
 class Outputs:
     """Files that appear together: named before the work, so that what cannot be written is refused first.

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from editjax.edits import UNALIGNED, EditList, duration_samples, operations, structure_of, summary
+from editjax.edits import UNALIGNED, EditList, duration_samples, structure_of, summary
 from editjax.errors import UsageError
 from editjax.files import atomic_path
 from editjax.formats import to_float
+from editjax.operations import operations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,13 @@ type, Σ(stop − start) of them, block by block: outside fades and gains they a
 At a join the crossfade is centred on the cut and borrows handles from beyond it (material that is not played
 otherwise), so that it costs no length. Segments contiguous in the source, with equal gain and no fades, have
 no join at all. Memory: one block, whatever the length of the recording or of the edit.
+
+The tracks of a sum (`tracks.Mix`) are played alike, each at the fades that suit the sum: they add up to the
+rendered sum.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,24 +23,27 @@ from editjax.crossfade import (
     DEFAULT_SETTINGS,
     LONGEST_FACTOR,
     Cut,
+    Fade,
     Join,
+    Meeting,
     Quantum,
     RenderSettings,
     Room,
-    best_join,
+    best_fade,
     crossfade,
     fade_in_gains,
-    fade_out_and_in,
+    join,
     largest_steps,
 )
 from editjax.edit_list import EditList, Segment
 from editjax.edits import cut_spans, duration_samples
-from editjax.formats import INTEGER_BITS, output_format
+from editjax.formats import INTEGER_BITS, output_format, to_float
 from editjax.joins import check_fits, place_joins
+from editjax.tracks import Mix
 
 __all__ = [
     "RenderSettings", "faded_spans", "join_instants", "largest_join_step_ratio", "place_joins",
-    "preview_joins", "render", "render_blocks", "write_removed",
+    "preview_joins", "render", "render_blocks", "render_tracks", "write_removed",
 ]  # fmt: skip
 
 PREVIEW_S = 2.0
@@ -55,7 +62,11 @@ class _Piece(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """The settings in samples of one recording: crossfade to either side, edge fades, measured sides."""
+    """The settings in samples of one recording: crossfade to either side, edge fades, measured sides.
+
+    `grid` is what joins are judged by: the recording's own, or for a sum what the rounding of its tracks can
+    make of it.
+    """
 
     reach: Room
     edge: int
@@ -78,16 +89,28 @@ def render(
 
     Raises DataError when the edit list does not fit the recording, and what reading and writing raise.
     """
-    blocks = render_blocks(edit_list, reader, settings)
-    if writer is not None:
-        for samples_SC in blocks:
-            writer.write(samples_SC)
-        return None
-    rendered_SC, at = np.empty((duration_samples(edit_list), reader.info.channels), reader.dtype), 0
-    for samples_SC in blocks:
-        rendered_SC[at : at + len(samples_SC)] = samples_SC
-        at += len(samples_SC)
-    return rendered_SC
+    return _take(render_blocks(edit_list, reader, settings), duration_samples(edit_list), reader, writer)
+
+
+def render_tracks(
+    edit_list: EditList,
+    mix: Mix,
+    writers: Sequence[Writer | None],
+    settings: RenderSettings = DEFAULT_SETTINGS,
+) -> list[np.ndarray | None]:
+    """Plays an edit list of a sum on every track: as `render`, once a track, in the order of `mix.tracks`.
+
+    The fades are chosen once, on the sum, and are the same for all. So the rendered tracks add up to the
+    rendered sum, except that a track of integers rounds inside fades and gains (by at most half a step) and
+    saturates where a gain makes it louder than its number type holds.
+    """
+    check_fits(edit_list, mix)
+    pieces, scale, length = _pieces(edit_list), _scale(mix, settings), duration_samples(edit_list)
+    fades = [_fade(*place, mix, scale) for place in _joins(pieces, mix.frames, scale)]
+    return [
+        _take(_play(pieces, track, scale, fades), length, track, writer)
+        for track, writer in zip(mix.tracks, writers, strict=True)
+    ]
 
 
 def render_blocks(
@@ -95,8 +118,7 @@ def render_blocks(
 ) -> Iterator[np.ndarray]:
     """The edit in order as (S, C) blocks in the reader's dtype; the edit list is checked before the first."""
     check_fits(edit_list, reader)
-    blocks = _play(_pieces(edit_list), reader, _scale(reader, settings))
-    return (samples_SC for samples_SC in blocks if len(samples_SC))
+    return _play(_pieces(edit_list), reader, _scale(reader, settings))
 
 
 def faded_spans(
@@ -135,7 +157,7 @@ def largest_join_step_ratio(
         reach = Room(max(scale.most.before, before.fade_out), max(scale.most.after, after.fade_in))
         first, instant, last = bounds[index : index + 3].tolist()
         inside = slice(max(first, instant - reach.before - 1), min(last, instant + reach.after + 1))
-        outgoing, incoming = _around(reader, before, after, Room(0, 0), scale.side)
+        outgoing, incoming, _ = _around(reader, before, after, Room(0, 0), scale.side)
         beside_C = np.maximum(largest_steps(outgoing.samples_SC), largest_steps(incoming.samples_SC))
         beside_C = np.maximum(beside_C, scale.grid.smallest_step)
         worst = max(worst, float((largest_steps(rendered_SC[inside]) / beside_C).max()))
@@ -172,15 +194,34 @@ def write_removed(
     render(edit_list._replace(segments=spans), reader, writer, settings)
 
 
-def _play(pieces: list[_Piece], reader: Reader, scale: _Scale) -> Iterator[np.ndarray]:
-    seams = _seams(pieces, reader, scale)
-    opened = next(seams, None)
+def _take(
+    blocks: Iterator[np.ndarray], length: int, reader: Reader, writer: Writer | None
+) -> np.ndarray | None:
+    """Writes blocks, or returns them as one array (length, C) without a writer."""
+    if writer is not None:
+        for samples_SC in blocks:
+            writer.write(samples_SC)
+        return None
+    rendered_SC, at = np.empty((length, reader.info.channels), reader.dtype), 0
+    for samples_SC in blocks:
+        rendered_SC[at : at + len(samples_SC)] = samples_SC
+        at += len(samples_SC)
+    return rendered_SC
+
+
+def _play(
+    pieces: list[_Piece], reader: Reader, scale: _Scale, fades: Sequence[Fade] | None = None
+) -> Iterator[np.ndarray]:
+    seams = _seams(pieces, reader, scale, fades)
+    opened, grid = next(seams, None), _grid(reader)
     if opened is None:
         return
-    yield opened.samples_SC.astype(reader.dtype)
+    if len(opened.samples_SC):
+        yield opened.samples_SC.astype(reader.dtype)
     for piece, closing in zip(pieces, seams, strict=True):
-        yield from _copy(piece, piece.start + opened.after, piece.stop - closing.before, reader, scale.grid)
-        yield closing.samples_SC.astype(reader.dtype)
+        yield from _copy(piece, piece.start + opened.after, piece.stop - closing.before, reader, grid)
+        if len(closing.samples_SC):
+            yield closing.samples_SC.astype(reader.dtype)
         opened = closing
 
 
@@ -193,49 +234,65 @@ def _copy(piece: _Piece, start: int, stop: int, reader: Reader, grid: Quantum) -
         yield samples_SC
 
 
-def _seams(pieces: list[_Piece], reader: Reader, scale: _Scale) -> Iterator[Join]:
-    """What lies before the first piece, between each two and after the last: one more than pieces."""
+def _seams(
+    pieces: list[_Piece], reader: Reader, scale: _Scale, fades: Sequence[Fade] | None = None
+) -> Iterator[Join]:
+    """What lies before the first piece, between each two and after the last: one more than pieces.
+
+    Without the `fades` of all joins each is the one that suits the reader's own material.
+    """
     if not pieces:
         return
-    rooms = _rooms(pieces, reader.frames, scale)
+    grid, rooms = _grid(reader), _rooms(pieces, reader.frames, scale)
     first, last = pieces[0], pieces[-1]
     opening_SC = _read_float(reader, first, first.start, first.start + rooms[0].before)
     opening_SC *= fade_in_gains(len(opening_SC))[:, None]
-    yield Join(scale.grid.round(opening_SC), 0, len(opening_SC))
-    for before, after, room_before, room_after in zip(pieces, pieces[1:], rooms, rooms[1:], strict=False):
-        yield _join(before, after, Room(room_before.after, room_after.before), reader, scale)
+    yield Join(grid.round(opening_SC), 0, len(opening_SC))
+    for number, (before, after, room) in enumerate(_joins(pieces, reader.frames, scale)):
+        meeting = _around(reader, before, after, room, scale.side)
+        fade = _fade(before, after, room, reader, scale, meeting) if fades is None else fades[number]
+        yield join(meeting, fade)
     closing_SC = _read_float(reader, last, last.stop - rooms[-1].after, last.stop)
     closing_SC *= fade_in_gains(len(closing_SC))[::-1, None]
-    yield Join(scale.grid.round(closing_SC), len(closing_SC), 0)
+    yield Join(grid.round(closing_SC), len(closing_SC), 0)
 
 
-def _join(before: _Piece, after: _Piece, room: Room, reader: Reader, scale: _Scale) -> Join:
+def _joins(pieces: list[_Piece], frames: int, scale: _Scale) -> Iterator[tuple[_Piece, _Piece, Room]]:
+    """The pieces that meet at each join, and how much of them may be replaced."""
+    rooms = _rooms(pieces, frames, scale)
+    for (before, after), (room_before, room_after) in zip(pairwise(pieces), pairwise(rooms), strict=True):
+        yield before, after, Room(room_before.after, room_after.before)
+
+
+def _fade(
+    before: _Piece, after: _Piece, room: Room, reader: Reader, scale: _Scale, meeting: Meeting | None = None
+) -> Fade:
     """The crossfade the edit list asks for, its two separate fades, or the one that suits the material."""
-    outgoing, incoming = _around(reader, before, after, room, scale.side)
+    meeting = meeting or _around(reader, before, after, room, scale.side)
+    outgoing, incoming = meeting.outgoing, meeting.incoming
     if before.fade_out and after.fade_in:
         handles = Room(incoming.at, len(outgoing.samples_SC) - outgoing.at)
         extent = Room(
             min(before.fade_out, room.before, handles.before), min(after.fade_in, room.after, handles.after)
         )
-        join = crossfade(outgoing, incoming, extent)
-    elif before.fade_out or after.fade_in:
-        extent = Room(
-            min(before.fade_out or scale.edge, room.before), min(after.fade_in or scale.edge, room.after)
-        )
-        join = fade_out_and_in(outgoing, incoming, extent)
-    else:
-        return best_join(outgoing, incoming, scale.reach, room, scale.side, scale.grid)
-    return join._replace(samples_SC=scale.grid.round(join.samples_SC))
+        return crossfade(outgoing, incoming, extent)
+    if before.fade_out or after.fade_in:
+        fade_out, fade_in = before.fade_out or scale.edge, after.fade_in or scale.edge
+        return Fade(min(fade_out, room.before), min(fade_in, room.after), None)
+    tracks = reader.tracks if isinstance(reader, Mix) else ()
+    beneath = [_around(track, before, after, room, scale.side) for track in tracks]
+    return best_fade(meeting._replace(grid=scale.grid), beneath, scale.reach, room, scale.side)
 
 
-def _around(reader: Reader, before: _Piece, after: _Piece, room: Room, side: int) -> tuple[Cut, Cut]:
+def _around(reader: Reader, before: _Piece, after: _Piece, room: Room, side: int) -> Meeting:
     """The source around a cut at the pieces' gains: `side` of what is played, handles as far as `room`."""
     out_first, in_first = max(before.stop - max(side, room.before), 0), max(after.start - room.before, 0)
     out_last = min(before.stop + room.after, reader.frames)
     in_last = min(after.start + max(side, room.after), reader.frames)
-    return (
+    return Meeting(
         Cut(_read_float(reader, before, out_first, out_last), before.stop - out_first),
         Cut(_read_float(reader, after, in_first, in_last), after.start - in_first),
+        _grid(reader),
     )
 
 
@@ -295,12 +352,21 @@ def _excerpt(edit_list: EditList, first: int, last: int) -> EditList:
 
 
 def _scale(reader: Reader, settings: RenderSettings) -> _Scale:
-    rate_hz, dtype = reader.info.sample_rate_hz, reader.dtype
+    rate_hz = reader.info.sample_rate_hz
     length = round(settings.crossfade_ms * rate_hz / 1000)
-    bits = INTEGER_BITS.get(reader.info.subtype, 16)
-    grid = Quantum.of(dtype, bits)
+    grid = _rounding_of_tracks(reader) if isinstance(reader, Mix) else _grid(reader)
     edge = round(settings.fade_edges_ms * rate_hz / 1000)
     return _Scale(Room(length // 2, length - length // 2), edge, round(SIDE_S * rate_hz), grid)
+
+
+def _grid(reader: Reader) -> Quantum:
+    return Quantum.of(reader.dtype, INTEGER_BITS.get(reader.info.subtype, 16))
+
+
+def _rounding_of_tracks(mix: Mix) -> Quantum:
+    """The coarsest grid of the tracks, in the units of the sum, which has no range."""
+    steps = [np.array(_grid(track).step, track.dtype) for track in mix.readers]
+    return Quantum(max(float(to_float(step, np.float64)) for step in steps), -np.inf, np.inf)
 
 
 def _read_float(reader: Reader, piece: _Piece, start: int, stop: int) -> np.ndarray:

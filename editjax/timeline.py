@@ -1,9 +1,12 @@
-"""An edit list as a timeline for other programs: the segments on one audio track, none rendered.
+"""An edit list as a timeline for other programs: the segments on an audio track a recording, none rendered.
 
 In comes an `EditList`, out goes a file: OpenTimelineIO, Audacity labels, LosslessCut CSV, a Reaper project, a
 CMX 3600 EDL, FCPXML, or auto-editor's v1 cut list. All but the last can play material twice or out of order.
 Sample positions are exact except in EDL and v1, which count picture frames; both say so below. The EDL writer
 exists because OpenTimelineIO's own EDL and FCPXML adapters refuse audio-only timelines (tried with 0.18).
+
+An edit of several tracks has the same segments on each of theirs, up to where the track ends. Labels and CSV
+name no recording and hold for all; EDL and v1 name one and refuse.
 
 Sources: Audacity manual, "Importing and exporting labels"; LosslessCut, "Import/export"; Reaper's own
 projects; SMPTE 258M (EDL); Apple's FCPXML 1.9 DTD; https://auto-editor.com/docs/v1.
@@ -22,7 +25,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from editjax.edits import EditList, Segment, duration_samples
+from editjax.edits import EditList, Segment, Source, duration_samples
 from editjax.errors import DataError, UsageError
 from editjax.files import atomic_path
 
@@ -40,6 +43,7 @@ EDL_START_S = 3600  # programmes begin at 01:00:00:00 by custom
 AUTO_EDITOR_FRAMES_PER_S = 30  # what auto-editor assumes of a source without picture
 AUTO_EDITOR_CUT = 99999.0
 FCPXML_FRAME = Fraction(1, 25)
+ONE_RECORDING = ("edl", "auto-editor")
 REAPER_SOURCES = {".mp3": "MP3", ".flac": "FLAC", ".ogg": "VORBIS", ".oga": "VORBIS", ".opus": "OPUS"}
 
 
@@ -49,7 +53,7 @@ def export(edit_list: EditList, kind: str, path: str | Path, overwrite: bool = F
     Raises UsageError for an unknown kind, DataError if the edit plays nothing or the kind cannot express it,
     and CannotCreateError if the file exists and `overwrite` is off.
     """
-    match check_kind(kind):
+    match check_kind(kind, bool(edit_list.source.tracks)):
         case "otio":
             write_otio(edit_list, path, overwrite)
         case "audacity":
@@ -66,7 +70,7 @@ def export(edit_list: EditList, kind: str, path: str | Path, overwrite: bool = F
             write_auto_editor_v1(edit_list, path, overwrite)
 
 
-def check_kind(kind: str) -> str:
+def check_kind(kind: str, multitrack: bool = False) -> str:
     """The kind itself; raises UsageError, suggesting the nearest, if it is unknown or cannot be written."""
     if kind not in SUFFIX_OF_KIND:
         near = difflib.get_close_matches(kind, SUFFIX_OF_KIND, 1)
@@ -74,32 +78,45 @@ def check_kind(kind: str) -> str:
         raise UsageError(f"timeline {kind!r}: there is no such kind; {remedy}")
     if kind == "otio" and importlib.util.find_spec("opentimelineio") is None:
         raise UsageError("timeline 'otio': needs OpenTimelineIO; pip install editjax[timeline]")
+    if multitrack and kind in ONE_RECORDING:
+        raise UsageError(
+            f"timeline {kind!r}: names one recording only; for tracks use otio, rpp, fcpxml, audacity or csv"
+        )
     return kind
 
 
 def write_otio(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
-    """OpenTimelineIO: a clip a segment, sample-exact; fades, gain, score and reason are metadata
-    `editjax`."""
+    """OpenTimelineIO: a clip a segment, sample-exact; fades, gain, score and reason are metadata `editjax`.
+
+    Where a track has ended there is a gap.
+    """
     import opentimelineio as otio
 
-    source, rate = edit_list.source, float(edit_list.source.sample_rate)
+    rate = float(edit_list.source.sample_rate)
 
     def span(start: int, length: int) -> Any:
         return otio.opentime.TimeRange(
             otio.opentime.RationalTime(start, rate), otio.opentime.RationalTime(length, rate)
         )
 
-    track = otio.schema.Track(name="editjax", kind=otio.schema.TrackKind.Audio)
-    for number, segment in enumerate(edit_list.segments, 1):
-        media = otio.schema.ExternalReference(_absolute(edit_list).as_uri(), span(0, source.frames))
-        extra = {key: value for key, value in segment._asdict().items() if key not in ("start", "stop")}
-        length = segment.stop - segment.start
-        track.append(
-            otio.schema.Clip(
-                _label(segment, number), media, span(segment.start, length), metadata={"editjax": extra}
-            )
-        )
-    timeline = otio.schema.Timeline(name=_absolute(edit_list).stem, tracks=[track])
+    tracks = []
+    for source in _recordings(edit_list):
+        name = _absolute(source).stem if edit_list.source.tracks else "editjax"
+        track = otio.schema.Track(name=name, kind=otio.schema.TrackKind.Audio)
+        tracks.append(track)
+        for number, segment in enumerate(edit_list.segments, 1):
+            media = otio.schema.ExternalReference(_absolute(source).as_uri(), span(0, source.frames))
+            extra = {key: value for key, value in segment._asdict().items() if key not in ("start", "stop")}
+            length = _sounding(segment, source)
+            clip = span(segment.start, length)
+            silence = segment.stop - segment.start - length
+            if length:
+                track.append(
+                    otio.schema.Clip(_label(segment, number), media, clip, metadata={"editjax": extra})
+                )
+            if silence:
+                track.append(otio.schema.Gap(source_range=span(0, silence)))
+    timeline = otio.schema.Timeline(name=_absolute(edit_list.source).stem, tracks=tracks)
     _save(edit_list, path, overwrite, timeline.to_json_string(indent=2))
 
 
@@ -130,22 +147,25 @@ def write_csv(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
 
 
 def write_rpp(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
-    """A Reaper project: one track, an item a segment with its fades and gain.
+    """A Reaper project: a track a recording, an item a segment with its fades and gain.
 
-    The recording is named relative to the project where it lies in or below the project's folder, so that
-    both can be moved together; absolutely elsewhere.
+    The items of one segment on several tracks are grouped: Reaper moves and trims them together. A recording
+    is named relative to the project where it lies in or below the project's folder, so that both can be moved
+    together; absolutely elsewhere.
     """
-    source, rate = _absolute(edit_list), edit_list.source.sample_rate
     folder = Path(os.path.abspath(path)).parent
-    named = source.relative_to(folder).as_posix() if source.is_relative_to(folder) else str(source)
-    kind = REAPER_SOURCES.get(source.suffix.lower(), "WAVE")
-    lines = [
-        '<REAPER_PROJECT 0.1 "7.0" 0',
-        f"  SAMPLERATE {rate} 0 0",
-        "  <TRACK",
-        f"    NAME {_quoted(source.stem)}",
-    ]
-    lines.append(f"    NCHAN {max(2, edit_list.source.channels + edit_list.source.channels % 2)}")
+    tracks = [line for source in _recordings(edit_list) for line in _rpp_track(edit_list, source, folder)]
+    head = ['<REAPER_PROJECT 0.1 "7.0" 0', f"  SAMPLERATE {edit_list.source.sample_rate} 0 0"]
+    _save(edit_list, path, overwrite, "\n".join([*head, *tracks, ">", ""]))
+
+
+def _rpp_track(edit_list: EditList, source: Source, folder: Path) -> list[str]:
+    recording, rate = _absolute(source), source.sample_rate
+    inside = recording.is_relative_to(folder)
+    named = recording.relative_to(folder).as_posix() if inside else str(recording)
+    kind = REAPER_SOURCES.get(recording.suffix.lower(), "WAVE")
+    lines = ["  <TRACK", f"    NAME {_quoted(recording.stem)}"]
+    lines.append(f"    NCHAN {max(2, source.channels + source.channels % 2)}")
     at = 0
     for number, segment in enumerate(edit_list.segments, 1):
         length = segment.stop - segment.start
@@ -156,6 +176,7 @@ def write_rpp(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
             "      LOOP 0",
             f"      FADEIN 1 {segment.fade_in / rate:.12f} 0 1 0 0 0",
             f"      FADEOUT 1 {segment.fade_out / rate:.12f} 0 1 0 0 0",
+            *([f"      GROUP {number}"] if edit_list.source.tracks else []),
             f"      NAME {_quoted(_label(segment, number))}",
             f"      VOLPAN {10 ** (segment.gain_db / 20):.12f} 0 1 -1",
             f"      SOFFS {segment.start / rate:.12f}",
@@ -165,7 +186,7 @@ def write_rpp(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
             "    >",
         ]
         at += length
-    _save(edit_list, path, overwrite, "\n".join([*lines, "  >", ">", ""]))
+    return [*lines, "  >"]
 
 
 def write_edl(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
@@ -177,7 +198,7 @@ def write_edl(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
     """
     source, rate = edit_list.source, edit_list.source.sample_rate
     channels = {1: "A", 2: "AA"}.get(source.channels, "AA")
-    name = " ".join(_absolute(edit_list).name.split())  # a line break would end the comment
+    name = " ".join(_absolute(source).name.split())  # a line break would end the comment
     last = source.frames * EDL_FRAMES_PER_S // rate
     events, at, number, dropped = [], 0, 0, 0
     for segment in edit_list.segments:
@@ -214,10 +235,10 @@ def write_fcpxml(edit_list: EditList, path: str | Path, overwrite: bool = False)
     """FCPXML 1.9, sample-exact in rational seconds, with gain and fades.
 
     Final Cut Pro wants primary clips on picture frames; audio attached to a gap may lie between them, so the
-    clips hang in lane −1 of one gap as long as the edit.
+    clips hang below one gap as long as the edit, those of the first recording in lane −1, of the next in −2.
     """
     source, rate = edit_list.source, edit_list.source.sample_rate
-    name, total = _absolute(edit_list).stem, duration_samples(edit_list)
+    name, total = _absolute(source).stem, duration_samples(edit_list)
     pictures = -(-Fraction(total, rate) // FCPXML_FRAME) * FCPXML_FRAME
     root = ElementTree.Element("fcpxml", version="1.9")
     resources = ElementTree.SubElement(root, "resources")
@@ -230,19 +251,20 @@ def write_fcpxml(edit_list: EditList, path: str | Path, overwrite: bool = False)
         width="1920",
         height="1080",
     )
-    asset = ElementTree.SubElement(
-        resources,
-        "asset",
-        id="r2",
-        name=name,
-        start="0s",
-        duration=_rational(Fraction(source.frames, rate)),
-        hasAudio="1",
-        audioSources="1",
-        audioChannels=str(source.channels),
-        audioRate=str(rate),
-    )
-    ElementTree.SubElement(asset, "media-rep", kind="original-media", src=_absolute(edit_list).as_uri())
+    for lane, recording in enumerate(_recordings(edit_list), 1):
+        asset = ElementTree.SubElement(
+            resources,
+            "asset",
+            id=f"r{lane + 1}",
+            name=_absolute(recording).stem,
+            start="0s",
+            duration=_rational(Fraction(recording.frames, rate)),
+            hasAudio="1",
+            audioSources="1",
+            audioChannels=str(recording.channels),
+            audioRate=str(rate),
+        )
+        ElementTree.SubElement(asset, "media-rep", kind="original-media", src=_absolute(recording).as_uri())
     event = ElementTree.SubElement(ElementTree.SubElement(root, "library"), "event", name="editjax")
     project = ElementTree.SubElement(event, "project", name=f"{name} edited")
     sequence = ElementTree.SubElement(
@@ -259,10 +281,13 @@ def write_fcpxml(edit_list: EditList, path: str | Path, overwrite: bool = False)
     gap = ElementTree.SubElement(
         spine, "gap", name="Gap", offset="0s", start="0s", duration=_rational(pictures)
     )
-    at = 0
-    for number, segment in enumerate(edit_list.segments, 1):
-        gap.append(_fcpxml_clip(segment, number, at, rate))
-        at += segment.stop - segment.start
+    for lane, recording in enumerate(_recordings(edit_list), 1):
+        at = 0
+        for number, segment in enumerate(edit_list.segments, 1):
+            length = _sounding(segment, recording)
+            if length:
+                gap.append(_fcpxml_clip(segment, number, at, length, rate, lane))
+            at += segment.stop - segment.start
     ElementTree.indent(root)
     body = ElementTree.tostring(root, encoding="unicode")
     _save(edit_list, path, overwrite, f'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n{body}\n')
@@ -295,21 +320,31 @@ def write_auto_editor_v1(edit_list: EditList, path: str | Path, overwrite: bool 
         add(_rounded(segment.start, rate, fps), AUTO_EDITOR_CUT)
         add(_rounded(segment.stop, rate, fps), 1.0)
     add(_rounded(edit_list.source.frames, rate, fps), AUTO_EDITOR_CUT)
-    tree = {"version": "1", "source": str(_absolute(edit_list)), "chunks": chunks}
+    tree = {"version": "1", "source": str(_absolute(edit_list.source)), "chunks": chunks}
     _save(edit_list, path, overwrite, json.dumps(tree, ensure_ascii=False, indent=1) + "\n")
 
 
 def _save(edit_list: EditList, path: str | Path, overwrite: bool, text: str) -> None:
     if not edit_list.segments:
         raise DataError(f"{path}: the edit keeps nothing; a timeline needs at least one segment")
-    source = edit_list.source.path
-    with atomic_path(path, overwrite, (source,) if source else ()) as temporary:
+    sources = [source.path for source in _recordings(edit_list) if source.path]
+    with atomic_path(path, overwrite, sources) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _absolute(edit_list: EditList) -> Path:
+def _recordings(edit_list: EditList) -> tuple[Source, ...]:
+    """The recording, or the tracks it is the sum of."""
+    return edit_list.source.tracks or (edit_list.source,)
+
+
+def _sounding(segment: Segment, source: Source) -> int:
+    """How many samples of a segment come before the end of a track."""
+    return max(0, min(segment.stop, source.frames) - segment.start)
+
+
+def _absolute(source: Source) -> Path:
     """The recording's place, absolute, without following links: the name its user knows it by."""
-    return Path(os.path.abspath(edit_list.source.path or "recording"))
+    return Path(os.path.abspath(source.path or "recording"))
 
 
 def _label(segment: Segment, number: int) -> str:
@@ -346,15 +381,17 @@ def _rational(seconds: Fraction) -> str:
     )
 
 
-def _fcpxml_clip(segment: Segment, number: int, at: int, rate_hz: int) -> ElementTree.Element:
+def _fcpxml_clip(
+    segment: Segment, number: int, at: int, length: int, rate_hz: int, lane: int
+) -> ElementTree.Element:
     clip = ElementTree.Element(
         "asset-clip",
-        ref="r2",
-        lane="-1",
+        ref=f"r{lane + 1}",
+        lane=str(-lane),
         offset=_rational(Fraction(at, rate_hz)),
         name=_label(segment, number),
         start=_rational(Fraction(segment.start, rate_hz)),
-        duration=_rational(Fraction(segment.stop - segment.start, rate_hz)),
+        duration=_rational(Fraction(length, rate_hz)),
         audioRole="dialogue",
     )
     if segment.gain_db or segment.fade_in or segment.fade_out:

@@ -1,6 +1,6 @@
 """Strict JAX for every test: no silent rank or dtype promotion, several CPU devices, no accelerator.
 
-Hypothesis keeps no time: a busy machine is no failure.
+It keeps no compiled code. Hypothesis keeps no time: a busy machine is no failure.
 """
 
 import os
@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("EDITJAX_CACHE", "off")
 
 settings.register_profile("editjax", deadline=None, print_blob=True)
 settings.load_profile("editjax")

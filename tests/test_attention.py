@@ -1,132 +1,94 @@
-"""Windowed attention: block equals dense float64 in values and gradients, padding is inert, cost linear."""
+"""Attention in XLA: equal to float64 in values and gradients, padding inert, cost linear."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import draw, reference, value_and_gradients
 
-from editjax.attention import Window, attend
+from editjax.attention import Mask, Tokens, Window, attend
 
-
-def inputs(frames, batch=2, heads=2, head=8, tokens=5, seed=0, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    q, k, v = (rng.normal(size=(batch, frames, heads, head)).astype(dtype) for _ in range(3))
-    gk, gv = (rng.normal(size=(batch, tokens, heads, head)).astype(dtype) for _ in range(2))
-    valid = np.arange(tokens)[None] < np.array([[tokens], [2]])[:batch]
-    return q, k, v, gk, gv, valid
-
-
-def run(kind, window, frames_B, q, k, v, gk, gv, valid):
-    return attend(
-        q, k, v, window=window, frames_B=jnp.asarray(frames_B), kind=kind,
-        global_k_BGHK=gk, global_v_BGHK=gv, global_valid_BG=valid,
-    )  # fmt: skip
-
-
-def float64_dense(window, frames_B, q, k, v, gk, gv, valid):
-    """Plain NumPy in float64: an independent reference."""
-    q, k, v, gk, gv = (np.asarray(a, np.float64) for a in (q, k, v, gk, gv))
-    out = np.zeros_like(q)
-    for b in range(q.shape[0]):
-        for t in range(q.shape[1]):
-            near = [s for s in range(max(0, t - window.left), t + window.right + 1) if s < frames_B[b]]
-            keys = np.concatenate([k[b, near], gk[b, valid[b]]])
-            values = np.concatenate([v[b, near], gv[b, valid[b]]])
-            for h in range(q.shape[2]):
-                logits = keys[:, h] @ q[b, t, h] / np.sqrt(q.shape[-1])
-                weights = np.exp(logits - logits.max())
-                out[b, t, h] = weights / weights.sum() @ values[:, h]
-    return out
+KINDS = ["dense", "block"]
+CASES = {
+    "one frame": draw(1, Window(7, 7)),
+    "two-sided": draw(130, Window(7, 7)),
+    "blocks": draw(300, Window(20, 9)),
+    "causal": draw(300, Window(15, 0)),
+    "ahead": draw(130, Window(0, 3)),
+    "no tokens": draw(131, Window(9, 9), tokens=0),
+    "everything": draw(140, Window(999, 999)),
+    "packed": draw(257, Window(40, 40), packed=True),
+    "packed, no tokens": draw(150, Window(40, 0), packed=True, tokens=0),
+    "places": draw(150, Window(6, 9), queries=201),
+    "places, packed": draw(150, Window(30, 9), queries=77, packed=True),
+}
 
 
-@pytest.mark.parametrize("kind", ["dense", "block"])
-@pytest.mark.parametrize("window", [Window(7, 7), Window(15, 0), Window(0, 3)])
-@pytest.mark.parametrize("frames", [1, 130, 300])
-def test_values_equal_float64_dense(kind, window, frames):
-    args = inputs(frames)
-    frames_B = np.array([frames, max(1, frames - 40)])
-    out = run(kind, window, frames_B, *args)
-    expected = float64_dense(window, frames_B, *args)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_equal_float64(kind, name):
+    """Though padding is NaN, and though some queries see nothing: those give zero, and zero gradients."""
+    case = CASES[name]
+    d_out = np.random.default_rng(1).normal(size=case.q.shape).astype(np.float32)
+    out, gradients = value_and_gradients(case, kind, d_out)
+    expected, expected_gradients = reference(case, d_out)
     np.testing.assert_allclose(out, expected, atol=2e-6)
-
-
-def test_block_gradients_equal_dense():
-    args = inputs(300)
-    frames_B = np.array([300, 201])
-    weights = np.random.default_rng(1).normal(size=args[0].shape).astype(np.float32)
-
-    def gradients(kind):
-        def total(q, k, v, gk, gv):
-            return (run(kind, Window(20, 9), frames_B, q, k, v, gk, gv, args[-1]) * weights).sum()
-
-        return jax.grad(total, (0, 1, 2, 3, 4))(*args[:-1])
-
-    for block, dense in zip(gradients("block"), gradients("dense"), strict=True):
-        np.testing.assert_allclose(block, dense, atol=2e-5)
-
-
-@pytest.mark.parametrize("kind", ["dense", "block"])
-def test_gradients_equal_float64_differences(kind):
-    """Along a random direction of every input in turn."""
-    *args, valid = inputs(140)
-    window, frames_B = Window(20, 9), np.array([140, 101])
-    rng = np.random.default_rng(2)
-    weights = rng.normal(size=args[0].shape)
-
-    def total(*args):
-        return (run(kind, window, frames_B, *args, valid) * weights.astype(np.float32)).sum()
-
-    gradients = jax.grad(total, (0, 1, 2, 3, 4))(*args)
-    for i, gradient in enumerate(gradients):
-        direction, values = rng.normal(size=args[i].shape), []
-        for step in (1e-5, -1e-5):
-            moved = [a.astype(np.float64) for a in args]
-            moved[i] = moved[i] + step * direction
-            values.append((float64_dense(window, frames_B, *moved, valid) * weights).sum())
-        numeric = (values[0] - values[1]) / 2e-5
-        found = (np.asarray(gradient, np.float64) * direction).sum()
-        assert found == pytest.approx(numeric, rel=1e-3, abs=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["dense", "block"])
-def test_nan_in_the_padding_never_leaks(kind):
-    q, k, v, gk, gv, valid = inputs(200)
-    frames_B = np.array([200, 100])
-    clean = run(kind, Window(9, 9), frames_B, q, k, v, gk, gv, valid)
-    k[1, 100:] = v[1, 100:] = np.nan
-    poisoned = run(kind, Window(9, 9), frames_B, q, k, v, gk, gv, valid)
-    np.testing.assert_array_equal(poisoned[1, :100], clean[1, :100])
-
-
-@pytest.mark.parametrize("kind", ["dense", "block"])
-def test_a_query_that_sees_nothing_gives_zero(kind):
-    q, k, v, *_ = inputs(200)
-    out = attend(q, k, v, window=Window(3, 3), frames_B=jnp.array([200, 50]), kind=kind)
-    np.testing.assert_array_equal(out[1, 60:], 0.0)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=2e-5)
 
 
 def test_frames_outside_the_window_have_no_influence():
-    q, k, v, gk, gv, valid = inputs(300)
+    case = draw(300, Window(10, 4))
 
     def frame(k):
-        return run("block", Window(10, 4), np.array([300, 300]), q, k, v, gk, gv, valid)[0, 150].sum()
+        return case.attend("block", case.q, k, *case.arrays[2:])[0, 150].sum()
 
-    reached = np.flatnonzero(np.abs(jax.grad(frame)(k)[0]).sum((-1, -2)))
+    reached = np.flatnonzero(np.abs(jax.grad(frame)(case.k)[0]).sum((-1, -2)))
     assert (reached.min(), reached.max()) == (140, 154)
 
 
-def test_unknown_kind_is_refused():
-    q, k, v, *_ = inputs(10)
-    with pytest.raises(ValueError, match="block, dense"):
-        attend(q, k, v, window=Window(1, 1), frames_B=jnp.array([10, 10]), kind="flash")
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_examples_are_what_they_are_alone(kind):
+    """Three examples in one row, each with tokens of its own, against each by itself."""
+    rng = np.random.default_rng(0)
+    lengths, window = (130, 40, 88), Window(33, 12)
+    q, k, v = (rng.normal(size=(1, sum(lengths), 2, 8)).astype(np.float32) for _ in range(3))
+    global_k, global_v = (rng.normal(size=(1, 6, 2, 8)).astype(np.float32) for _ in range(2))
+    valid_16, owner_16 = np.ones((1, 6), bool), np.repeat(np.arange(3), 2)[None].astype(np.int32)
+    segment_1S = np.repeat(np.arange(3), lengths)[None].astype(np.int32)
+    mask = Mask(window, np.array([sum(lengths)]), segment_1S)
+    packed = attend(q, k, v, mask, Tokens(global_k, global_v, valid_16, owner_16), kind=kind)
+    for i, (stop, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
+        own, two = np.s_[:, stop - length : stop], np.s_[:, 2 * i : 2 * i + 2]
+        tokens = Tokens(global_k[two], global_v[two], valid_16[two])
+        alone = attend(q[own], k[own], v[own], Mask(window, np.array([length])), tokens, kind="dense")
+        np.testing.assert_allclose(packed[own], alone, atol=2e-6)
+
+
+def test_bfloat16_sums_in_float32():
+    case = draw(200, Window(30, 30), dtype=jnp.bfloat16, head=64)
+    d_out = np.random.default_rng(1).normal(size=case.q.shape).astype(jnp.bfloat16)
+    expected, expected_gradients = reference(case, d_out)
+    out, gradients = value_and_gradients(case, "block", d_out)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.02)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        error = np.linalg.norm(np.asarray(gradient, np.float64) - wanted) / np.linalg.norm(wanted)
+        assert error < 0.01
+
+
+def test_what_is_not_known_is_refused():
+    case = draw(10, Window(1, 1))
+    with pytest.raises(ValueError, match="block, cudnn, dense, mosaic, splash"):
+        case.attend("flash")
+    with pytest.raises(ValueError, match="10 queries among 9 keys: give the frame"):
+        attend(case.q, case.k[:, :9], case.v[:, :9], case.mask)
 
 
 def attention_of(frames):
     def total(q, k, v, gk, gv):
-        return attend(
-            q, k, v, window=Window(64, 64), frames_B=jnp.array([frames]), kind="block",
-            global_k_BGHK=gk, global_v_BGHK=gv, global_valid_BG=jnp.ones((1, 64), bool),
-        ).sum()  # fmt: skip
+        tokens = Tokens(gk, gv, jnp.ones((1, 64), bool))
+        return attend(q, k, v, Mask(Window(64, 64), jnp.array([frames])), tokens).sum()
 
     shape = jax.ShapeDtypeStruct((1, frames, 2, 32), jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, 64, 2, 32), jnp.float32)

@@ -89,6 +89,27 @@ def test_json_says_the_same(run, take: Path) -> None:
     assert {"read", "mel", "decide", "place", "render"} <= set(tree["timings_s"])
 
 
+def test_an_edit_can_be_told_as_operations(run, take: Path) -> None:
+    out = run("edit", take, "--dry-run", "--as-ops").out
+    rows = [line.split() for line in out.splitlines() if line.split()[1:2] in (["COPY"], ["CUT"])]
+    assert [row[1] for row in rows] == ["COPY", "CUT", "COPY"]
+    ends = [float(row[3]) for row in rows]
+    assert ends == sorted(ends) and [int(row[6]) / RATE_HZ for row in rows] == pytest.approx(ends, abs=1e-3)
+    assert "keep " not in out
+
+
+def test_operations_as_json_are_rendered_like_the_edit_list(run, take: Path) -> None:
+    written = json.loads(run("edit", take, "--as-ops", "--json").out)
+    assert "segments" not in written and written["output"].endswith("take_edited.wav")
+    first = written["operations"][0]
+    assert first["kind"] == "COPY" and first["stop_s"] == pytest.approx(first["stop"] / RATE_HZ, abs=1e-6)
+    (ops := take.with_name("ops.json")).write_text(json.dumps(written))
+    again = run("render", take, ops, "-o", take.with_name("again.wav"), "--as-ops", "--json")
+    assert again.code == 0 and json.loads(again.out)["operations"] == written["operations"]
+    edited = take.with_name("take_edited.wav")
+    assert take.with_name("again.wav").read_bytes() == edited.read_bytes()
+
+
 def test_dry_run_writes_nothing(run, take: Path) -> None:
     done = run("edit", take, "--dry-run", "--plot", take.with_name("p.png"))
     assert done.code == 0 and "nothing written" in done.out
@@ -247,8 +268,8 @@ def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     network = SimpleNamespace(
         mel=MelSettings(),
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
+        some_style=lambda style, seed: np.zeros(4),
         edit_pointers=edit_pointers,
-        some_style=lambda style, seed: np.zeros(1),
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
     words = [
@@ -451,6 +472,8 @@ def test_align_recovers_an_edit_from_its_sound(run, take: Path) -> None:
     true, found = (read_edits(path / "take_edited.edits.json").segments for path in (take.parent, folder))
     for a, b in zip(true, found, strict=True):
         assert abs(a.start - b.start) < 512 and abs(a.stop - b.stop) < 512
+    ops = run("align", take, edited, "-o", take.with_name("ops"), "--as-ops").out
+    assert "COPY" in ops and "CUT" in ops
     assert run("align", take, edited, "-o", folder).code == 73
     assert run("align", take, edited, "-o", folder, "--overwrite", "-q").out == ""
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editjax.edit_list import EditList, Segment, Source, read_edits, write_edits
+from editjax.edit_list import EditList, Segment, Source, read_edits, source_tree, write_edits
 from editjax.errors import CannotCreateError, DataError, NoInputError
 
 SOURCE = Source("Aufnähme «1».wav", "ab" * 32, 44_100, 2, 441_000)
+TRACK = source_tree(SOURCE)["source"]
 EDITS = EditList(
     SOURCE,
     (
@@ -25,7 +26,7 @@ def tree_of(**changes) -> dict:
     tree = {
         "format": "editjax.edits",
         "version": 1,
-        "source": SOURCE._asdict(),
+        **source_tree(SOURCE),
         "segments": [segment._asdict() for segment in EDITS.segments],
         "editor": EDITS.editor,
     }
@@ -68,6 +69,15 @@ def test_any_list_is_read_back(tmp_path_factory, rows):
     edit_list = EditList(SOURCE, tuple(rows), {"name": "any"})
     write_edits(edit_list, path)
     assert read_edits(path) == edit_list
+
+
+def test_a_list_for_several_tracks_names_each_on_a_line(tmp_path):
+    tracks = (SOURCE._replace(path="bass.wav", channels=1, frames=99_000), SOURCE._replace(path="keys.wav"))
+    edit_list = EDITS._replace(source=SOURCE._replace(path="stems", tracks=tracks))
+    write_edits(edit_list, tmp_path / "a.edits.json")
+    assert read_edits(tmp_path / "a.edits.json") == edit_list
+    lines = (tmp_path / "a.edits.json").read_text(encoding="utf-8").splitlines()
+    assert [sum(name in line for line in lines) for name in ("bass.wav", "keys.wav", "stems")] == [1, 1, 1]
 
 
 def test_a_segment_is_a_line_for_those_who_edit_by_hand(tmp_path):
@@ -139,8 +149,13 @@ def test_the_nominal_follows_a_hand_but_not_a_placed_join(tmp_path):
         (tree_of(editor={"unaligned": [[3, 1]]}), "editor.unaligned", "segment 0 to 2"),
         (tree_of(editor={"unaligned": 5}), "editor.unaligned", "delete"),
         (tree_of(source=[]), "source", "sample_rate"),
-        (tree_of(source={**SOURCE._asdict(), "path": 3}), "source.path", "text"),
-        (tree_of(source={**SOURCE._asdict(), "sample_rate": 0}), "source.sample_rate", "at least 1"),
+        (tree_of(tracks=3), "tracks is int", "list"),
+        (tree_of(tracks=[TRACK, {**TRACK, "sample_rate": 8_000}]), "tracks[1]", "correct"),
+        (tree_of(tracks=[{**TRACK, "channels": 3}]), "tracks[0]", "correct"),
+        (tree_of(tracks=[{**TRACK, "frames": 441_001}]), "tracks[0]", "correct"),
+        (tree_of(tracks=[{**TRACK, "tracks": []}]), "tracks[0]", "known"),
+        (tree_of(source={**TRACK, "path": 3}), "source.path", "text"),
+        (tree_of(source={**TRACK, "sample_rate": 0}), "source.sample_rate", "at least 1"),
         (tree_of(source={"path": "a.wav", "sample_rate": 1, "channels": 1}), "source.frames", "whole number"),
         (tree_of(segments=segments_of(start=-1)), "segments[0].start", "from 0"),
         (tree_of(segments=segments_of(start="1:30")), "segments[0].start", "whole number"),

@@ -1,6 +1,4 @@
-"""Pointers, edit lists and operations are three views of one edit; labels and figures on planted edits."""
-
-from itertools import pairwise
+"""Pointers and edit lists are two views of one edit; labels and figures on planted edits."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editjax import edits
-from editjax.edits import PAD, STOP, UNALIGNED, EditLabel, EditList, Operation, Segment, Source
+from editjax.edits import PAD, STOP, UNALIGNED, EditLabel, EditList, Segment, Source
 from editjax.errors import DataError
 from editjax.mel import FrameGrid
 
@@ -69,27 +67,6 @@ def test_segments_play_what_the_pointers_point_at(case):
     ]
     assert edits.duration_samples(edit_list) == sum(played[1::2]) - sum(played[::2])
     assert all(0 <= s.start < s.stop <= source.frames for s in edit_list.segments)
-
-
-@given(edits_of_recordings(unaligned=False))
-@settings(max_examples=200, deadline=None)
-def test_operations_survive_the_edit_list(case):
-    grid, source, pointers_N = case
-    edit_list = edits.from_pointers(pointers_N, source, grid)
-    steps = edits.operations(edit_list)
-    assert edits.from_operations(steps, source) == edit_list
-    np.testing.assert_array_equal(edits.to_pointers(edits.from_operations(steps, source), grid), pointers_N)
-
-
-@given(edits_of_recordings(unaligned=False))
-@settings(max_examples=100, deadline=None)
-def test_operations_say_once_of_every_sample_what_becomes_of_it(case):
-    grid, source, pointers_N = case
-    steps = edits.operations(edits.from_pointers(pointers_N, source, grid))
-    first_heard = [step for step in steps if step.kind in ("COPY", "REORDER", "CUT")]
-    spans = sorted((step.start, step.stop) for step in first_heard)
-    assert spans[0][0] == 0 and spans[-1][1] == source.frames
-    assert all(left[1] == right[0] for left, right in pairwise(spans))
 
 
 @given(edits_of_recordings(unaligned=False))
@@ -157,34 +134,6 @@ def test_the_last_frame_is_clipped_to_the_source():
     assert whole.segments == edits.identity(source).segments
 
 
-def test_operations_name_the_loop_the_reorder_and_the_cut():
-    spans = [(0, 100), (50, 150), (300, 400), (200, 250)]
-    edit_list = EditList(source_of(8000, 500), tuple(Segment(*s, *s) for s in spans), {})
-    assert edits.operations(edit_list) == [
-        Operation("COPY", 0, 100, 0),
-        Operation("LOOP", 50, 100, 100),
-        Operation("COPY", 100, 150, 150),
-        Operation("CUT", 150, 200, 200),
-        Operation("COPY", 300, 400, 200),
-        Operation("CUT", 400, 500, 300),
-        Operation("REORDER", 200, 250, 300),
-        Operation("CUT", 250, 300, 350),
-    ]
-
-
-def test_operations_derive_fades_and_transitions():
-    segments = (
-        Segment(0, 100, 0, 100, fade_in=10, fade_out=20),
-        Segment(200, 300, 200, 300, fade_in=20, fade_out=30),
-    )
-    steps = edits.operations(EditList(source_of(8000, 300), segments, {}))
-    assert [step for step in steps if step.kind not in ("COPY", "CUT")] == [
-        Operation("FADE_IN", 0, 10, 0),
-        Operation("TRANSITION", 100, 200, 100),
-        Operation("FADE_OUT", 270, 300, 170),
-    ]
-
-
 def test_structure_and_mask_count_playings():
     pointers_N = np.array([1, 2, 2, 2, 3, UNALIGNED, PAD, STOP, 0])
     assert edits.structure_of(pointers_N, 6).tolist() == [0, 1, 2, 1, 0, 0]
@@ -239,5 +188,4 @@ def test_an_edit_without_segments_is_silent_in_every_view():
     assert edits.duration_samples(nothing) == 0
     assert edits.to_pointers(nothing, FrameGrid(8000)).size == 0
     assert edits.pointers_by_time(nothing, FrameGrid(8000)).size == 0
-    assert edits.operations(nothing) == [Operation("CUT", 0, 800, 0)]
     assert edits.summary(nothing).clips == 0

@@ -1,8 +1,10 @@
 """What is committed and quoted: results that keep the promises, and a README that quotes them."""
 
+import importlib
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program that makes the tables; benchmarks are programs beside the package, not a part of it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("tables")
 
 
 def result(name: str) -> dict[str, Any]:
@@ -20,8 +29,27 @@ def result(name: str) -> dict[str, Any]:
 def test_every_result_has_the_common_form(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     assert set(found) == {"bench", "device", "versions", "rows", "ratios"} and found["rows"]
-    script = ROOT / "benchmarks" / f"{path.stem.partition('-')[0]}.py"
-    assert found["bench"] == path.stem and script.exists()
+    assert found["bench"] == path.name.split(".")[0]
+    assert (ROOT / "benchmarks" / f"{found['bench'].partition('-')[0]}.py").exists()
+
+
+def test_the_tables_are_those_of_the_results(tables: ModuleType) -> None:
+    committed = tables.README.read_text(encoding="utf-8")
+    assert committed == tables.readme(), "run python benchmarks/tables.py"
+    plots = {tables.plot_path(path) for path in RESULTS if tables.bench_of(path) in tables.PLOTS}
+    assert plots == set(tables.README.parent.glob("plots/*"))
+
+
+def test_a_second_machine_gets_its_own_table(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [ROOT / "benchmarks" / "results" / name for name in ("mel.json", "mel.other.json")]
+    monkeypatch.setattr(tables, "result_paths", lambda: paths)
+    rows = [{"case": "a | b", "audio_s": 10, "cpu_ms": 1234.0}, {"case": "c", "other": 0.12345}]
+    found = {"device": "abacus", "versions": {"wood": "1"}, "rows": rows, "ratios": {}}
+    monkeypatch.setattr(tables, "read", lambda path: found)
+    lines = tables.readme().splitlines()
+    assert lines.count("## mel") == 1 and lines.count("abacus; wood 1.") == 2
+    assert "| a \\| b | 10 | 1,234 |  |" in lines and "| c |  |  | 0.1235 |" in lines
+    assert any("plots/mel.other.svg" in line for line in lines)
 
 
 def test_the_bundled_model_keeps_its_promises() -> None:

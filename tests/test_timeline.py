@@ -311,6 +311,77 @@ def test_auto_editor_refuses_loops_and_names_who_can(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def tracks_of(folder: Path) -> EditList:
+    """LOOPED on a long stereo and a mono track that ends a second into the third segment."""
+    edit_list = edit_of(LOOPED, folder)
+    short = edit_list.source._replace(path=str(folder / "short.wav"), channels=1, frames=91 * RATE_HZ)
+    whole = edit_list.source._replace(path=str(folder), tracks=(edit_list.source, short))
+    return edit_list._replace(source=whole)
+
+
+def test_otio_has_a_track_a_recording_with_gaps_where_one_has_ended(tmp_path):
+    timeline.export(tracks_of(tmp_path), "otio", tmp_path / "t.otio")
+    long, short = otio.adapters.read_from_file(str(tmp_path / "t.otio")).tracks
+    assert (long.name, short.name) == (Path(NAME).stem, "short")
+    assert [clip.media_reference.target_url.rpartition("/")[2] for clip in short.find_clips()] == [
+        "short.wav"
+    ] * 4
+    assert long.duration() == short.duration() and len(long.find_clips()) == len(long) == 4
+    (gap,) = (item for item in short if isinstance(item, otio.schema.Gap))
+    assert gap.duration().value == 29 * RATE_HZ
+    starts = [[clip.range_in_parent().start_time.value for clip in t.find_clips()] for t in (long, short)]
+    assert starts[0] == starts[1]
+    for clip in short.find_clips():
+        assert clip.source_range.end_time_exclusive() <= clip.available_range().end_time_exclusive()
+
+
+def test_reaper_has_a_track_a_recording_and_groups_what_belongs_together(tmp_path):
+    timeline.export(tracks_of(tmp_path), "rpp", tmp_path / "t.rpp")
+    project = rpp.loads((tmp_path / "t.rpp").read_text(encoding="utf-8"))
+    tracks = project.findall("TRACK")
+    files = [{item.find("SOURCE")[0][1] for item in track.findall("ITEM")} for track in tracks]
+    assert files == [{NAME}, {"short.wav"}]
+    rows = [
+        [{field[0]: field[1] for field in item if isinstance(field, list)} for item in track.findall("ITEM")]
+        for track in tracks
+    ]
+    assert [row["GROUP"] for row in rows[0]] == ["1", "2", "3", "4"]
+    assert rows[0] == rows[1]
+    timeline.export(edit_of(LOOPED, tmp_path), "rpp", tmp_path / "one.rpp")
+    assert "GROUP" not in (tmp_path / "one.rpp").read_text(encoding="utf-8")
+
+
+def test_fcpxml_has_a_lane_a_recording_and_no_clip_beyond_its_end(tmp_path):
+    timeline.export(tracks_of(tmp_path), "fcpxml", tmp_path / "t.fcpxml")
+    root = ElementTree.parse(tmp_path / "t.fcpxml").getroot()
+    assets = {asset.get("id"): asset for asset in root.findall("resources/asset")}
+    assert [asset.get("name") for asset in assets.values()] == [Path(NAME).stem, "short"]
+    assert [asset.get("audioChannels") for asset in assets.values()] == ["2", "1"]
+    clips = root.findall("library/event/project/sequence/spine/gap/asset-clip")
+    assert [clip.get("lane") for clip in clips] == ["-1"] * 4 + ["-2"] * 4
+    offsets = [clip.get("offset") for clip in clips]
+    assert offsets[:4] == offsets[4:]
+    for clip in clips:
+        end = seconds(clip.get("start")) + seconds(clip.get("duration"))
+        assert end <= seconds(assets[clip.get("ref")].get("duration"))
+
+
+def test_kinds_that_name_one_recording_refuse_tracks(tmp_path):
+    for kind in ("edl", "auto-editor"):
+        with pytest.raises(UsageError, match="names one recording only"):
+            timeline.export(tracks_of(tmp_path), kind, tmp_path / "t")
+    for kind in ("audacity", "csv"):
+        timeline.export(tracks_of(tmp_path), kind, tmp_path / kind)
+        timeline.export(edit_of(LOOPED, tmp_path), kind, tmp_path / f"one.{kind}")
+        assert (tmp_path / kind).read_text() == (tmp_path / f"one.{kind}").read_text()
+
+
+def test_a_track_is_never_written_over(tmp_path):
+    (tmp_path / "short.wav").write_bytes(b"mine")
+    with pytest.raises(CannotCreateError):
+        timeline.export(tracks_of(tmp_path), "rpp", tmp_path / "short.wav", overwrite=True)
+
+
 def test_labels_carry_the_order_and_no_line_breaks(tmp_path):
     edit_list = edit_of(LOOPED)
     broken = edit_list._replace(

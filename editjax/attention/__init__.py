@@ -1,49 +1,52 @@
-"""Attention over long recordings: a window of frames plus a fixed number of global tokens, one signature.
+"""Attention over long recordings: a window of frames plus global tokens, one signature, masks as data.
 
-`dense` is the reference every other kind is tested against; `block` is O(n) in plain XLA.
+`dense` is the reference every other kind is tested against; `block` is O(n) in plain XLA; `mosaic` is our
+kernel for Hopper GPUs, `cudnn` and `splash` are NVIDIA's and the TPU's, for the masks which they know.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from editjax.attention.block import attend_block
 from editjax.attention.dense import attend_dense
-from editjax.attention.mask import Window
+from editjax.attention.mask import Mask, Tokens, Window
 
-KINDS = ("block", "dense")
+KINDS = ("block", "cudnn", "dense", "mosaic", "splash")
 
 
-def attend(
-    q_BTHK,
-    k_BTHK,
-    v_BTHK,
-    *,
-    window: Window,
-    frames_B,
-    global_k_BGHK=None,
-    global_v_BGHK=None,
-    global_valid_BG=None,
-    kind: str = "block",
-):
-    """Scaled dot-product attention of every frame to its window and to all valid global tokens.
+def attend(q_BTHK, k_BSHK, v_BSHK, mask: Mask, tokens: Tokens | None = None, *, kind: str = "block"):
+    """Scaled dot-product attention of every query to the frames around its place and to the global tokens.
 
-    q, k, v: (batch, frames, heads, head width); `frames_B` int32 counts each example's valid frames, what
-    lies beyond is padding and may hold anything. Globals: (batch, tokens, heads, head width) with a boolean
-    validity (batch, tokens). Returns (batch, frames, heads, head width); a query that sees no key gives zero.
-    Raises ValueError for an unknown kind: a kernel is never replaced silently.
+    q: (batch, queries, heads, head width); k, v: (batch, keys, heads, head width). Returns what q is; a query
+    that sees nothing, padding for example, gives zero, and NaN in the padding reaches neither results nor
+    gradients. Raises ValueError for an unknown kind, and for a mask, type or shape which the kind cannot
+    do: a kernel is never replaced silently.
     """
-    q, k, v, global_k, global_v = (
-        None if a is None else jnp.swapaxes(a, 1, 2)
-        for a in (q_BTHK, k_BTHK, v_BTHK, global_k_BGHK, global_v_BGHK)
-    )
-    args = (q, k, v, window, frames_B, global_k, global_v, global_valid_BG)
+    tokens = _no_tokens(k_BSHK) if tokens is None else tokens
+    arrays = (q_BTHK, k_BSHK, v_BSHK), mask[1:], tokens
+    qkv, who, tokens = jax.tree.map(jnp.asarray, arrays)
     match kind:
         case "block":
-            out_BHTK = attend_block(*args)
+            body: Callable[..., Any] = attend_block
         case "dense":
-            out_BHTK = attend_dense(*args)
+            body = attend_dense
+        case "cudnn":
+            from editjax.attention.cudnn import attend_cudnn as body
+        case "mosaic":
+            from editjax.attention.mosaic import attend_mosaic as body
+        case "splash":
+            from editjax.attention.splash import attend_splash as body
         case _:
             raise ValueError(f"attention kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
-    return jnp.swapaxes(out_BHTK, 1, 2)
+    return body(*qkv, Mask(mask.window, *who), tokens)
 
 
-__all__ = ["KINDS", "Window", "attend"]
+def _no_tokens(k_BSHK) -> Tokens:
+    nothing_B0HK = k_BSHK[:, :0]
+    return Tokens(nothing_B0HK, nothing_B0HK, jnp.zeros(nothing_B0HK.shape[:2], bool))
+
+
+__all__ = ["KINDS", "Mask", "Tokens", "Window", "attend"]

@@ -29,6 +29,8 @@ class AlignOptions(InputOptions):
     """Replace results that exist."""
     json: bool = False
     """Print the report as one JSON object."""
+    as_ops: bool = False
+    """Report the edit as operations: COPY, LOOP, REORDER, CUT, fades; `editjax render` takes their JSON."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
     """Print errors only."""
 
@@ -53,9 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     edits = folder / f"{options.edited.stem}.edits.json"
     if options.json:
         files = {"edits": str(edits), "alignment_ratio": found.alignment_ratio}
-        report.say(report.for_programs(found.edit_list, options.raw, files, {}))
+        report.say(report.for_programs(found.edit_list, options.raw, files, {}, options.as_ops))
     elif not options.quiet:
-        report.say(report.for_people(found.edit_list, options.raw, edits))
+        report.say(report.for_people(found.edit_list, options.raw, edits, options.as_ops))
         unaligned = "; the rest occurs nowhere in it" if found.alignment_ratio < 0.9995 else ""
         report.say(f"  {found.alignment_ratio:.1%} of {options.edited} found in the recording{unaligned}")
     return 0

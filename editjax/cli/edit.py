@@ -20,15 +20,18 @@ from editjax.cli.outputs import (
     close_place,
     open_place,
     place_of,
+    place_of_tracks,
     recordings,
+    tracks_named,
 )
 from editjax.errors import EditjaxError, UsageError
-from editjax.outputs import Outputs
+from editjax.outputs import EDITED, Outputs
 
 if TYPE_CHECKING:
-    from editjax.audio import Reader
+    from editjax.audio import Reader, Writer
     from editjax.editor import EditResult, EditSettings
     from editjax.edits import EditList
+    from editjax.multitrack import TracksResult
     from editjax.render import RenderSettings
 
 
@@ -38,6 +41,8 @@ class OutputOptions:
 
     out: Annotated[str, named("OUT", "-o")] = ""
     """Output file, or a folder for several inputs; default: beside the input."""
+    multitrack: bool = False
+    """The recordings are tracks of one session: one edit, decided on their sum, for all; OUT is a folder."""
     crossfade_ms: Annotated[float, arg(metavar="MS")] = 10.0
     """Length of the crossfade at each join."""
     export: Annotated[str, named("KIND,KIND")] = ""
@@ -52,6 +57,8 @@ class OutputOptions:
     """Replace outputs that exist; the input is never overwritten."""
     json: bool = False
     """Print the report as one JSON object a recording."""
+    as_ops: bool = False
+    """Report the edit as operations: COPY, LOOP, REORDER, CUT, fades; `editjax render` takes their JSON."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
     """Print errors only."""
 
@@ -59,7 +66,7 @@ class OutputOptions:
         """The outputs the options name. Raises UsageError for a timeline that cannot be written."""
         from editjax.timeline import SUFFIX_OF_KIND, check_kind
 
-        kinds = [check_kind(kind.strip()) for kind in self.export.split(",") if kind.strip()]
+        kinds = [check_kind(kind.strip(), self.multitrack) for kind in self.export.split(",") if kind.strip()]
         return Wanted(
             path_of(self.out),
             path_of(edits),
@@ -122,6 +129,9 @@ def run(arguments: Sequence[str]) -> int:
     if not options.inputs:
         raise UsageError("edit what? name a recording or a folder, as in: editjax edit IN.wav")
     settings = ready(settings_of(options))
+    if options.multitrack:
+        edit_session(options, settings)
+        return 0
     several = len(options.inputs) > 1 or os.path.isdir(options.inputs[0])
     if not several:
         (source,) = recordings(options.inputs)
@@ -159,8 +169,12 @@ def complaining(codes: list[int]) -> Iterator[None]:
 def places_of(source: Path, options: EditOptions, several: bool) -> list[Place]:
     """Where each variant of a recording's edit goes."""
     wanted = options.wanted(options.edits)
-    endings = ["", *(f"_{k}" for k in range(2, options.variants + 1))]
-    return [place_of(source, wanted, several, ending) for ending in endings]
+    return [place_of(source, wanted, several, ending) for ending in endings(options)]
+
+
+def endings(options: EditOptions) -> list[str]:
+    """What tells the names of variants apart."""
+    return ["", *(f"_{k}" for k in range(2, options.variants + 1))]
 
 
 def settings_of(options: EditOptions) -> "EditSettings":
@@ -202,15 +216,42 @@ def edit_file(
     spots: Sequence[Place],
     make_folders: bool = False,
 ) -> None:
-    """One recording: outputs that cannot be written are refused, then all is computed, then all appears."""
+    """One recording; see `edit_opened`."""
     from editjax.audio import Reader
-    from editjax.editor import choose_several, fulfil, heard_again, listen
 
     check_name(source)
-    with (
-        Reader(source, settings.limits, settings.allow_truncated) as reader,
-        progress(reader, options.quiet) as bar,
-    ):
+    with Reader(source, settings.limits, settings.allow_truncated) as reader:
+        edit_opened(reader, [source], options, settings, spots, make_folders)
+
+
+def edit_session(options: EditOptions, settings: "EditSettings") -> None:
+    """The tracks of one session, edited alike; see `edit_opened`."""
+    from editjax.audio import Reader
+    from editjax.tracks import Mix
+
+    tracks, folder = tracks_named(options.inputs)
+    name = f"{os.path.basename(os.path.abspath(folder))}{EDITED}"
+    default = Path(os.path.abspath(folder)).with_name(name)
+    wanted = options.wanted(options.edits)
+    spots = [place_of_tracks(tracks, default, name, wanted, ending) for ending in endings(options)]
+    readers = [Reader(track, settings.limits, settings.allow_truncated) for track in tracks]
+    with Mix(readers, folder) as mix:
+        edit_opened(mix, tracks, options, settings, spots, make_folders=True)
+
+
+def edit_opened(
+    reader: "Reader",
+    inputs: Sequence[Path],
+    options: EditOptions,
+    settings: "EditSettings",
+    spots: Sequence[Place],
+    make_folders: bool,
+) -> None:
+    """One edit: outputs that cannot be written are refused, then all is computed, then all appears."""
+    from editjax.editor import choose_several, fulfil, heard_again, listen
+
+    source = reader.info.path
+    with progress(reader, options.quiet) as bar:
         if options.dry_run:
             heard = listen(reader, settings, bar.update)
             chosen = choose_several(heard, settings, options.variants)
@@ -219,11 +260,12 @@ def edit_file(
                 alone = heard_again(heard)
                 tell(fulfil(edit_list, alone, reader, settings), source, None, alone.timings_s, options)
             return
-        with Outputs(options.overwrite, [source]) as outputs:
+        with Outputs(options.overwrite, inputs) as outputs:
             for spot in spots:
                 open_place(outputs, spot, make_folders)
                 refuse_removed(reader, outputs, spot)
-            results = write_audio(reader, settings, [outputs[spot.audio] for spot in spots], bar.update)
+            paths = [[outputs[path] for path in spot.audios] for spot in spots]
+            results = write_audio(reader, settings, paths, bar.update)
             for spot in spots[len(results) :]:
                 close_place(outputs, spot)
             written = [
@@ -236,21 +278,46 @@ def edit_file(
 
 
 def write_audio(
-    reader: "Reader", settings: "EditSettings", paths: Sequence[Path], watch: Callable[[int], Any]
-) -> list["EditResult"]:
-    """Listens once, then decides on an edit for each path, or on fewer, and renders them; formats are refused
-    first."""
-    from editjax.editor import choose_several, fulfil, heard_again, listen, render_edit, writer_for
+    reader: "Reader",
+    settings: "EditSettings",
+    paths: Sequence[Sequence[Path]],
+    watch: Callable[[int], Any],
+) -> list["EditResult | TracksResult"]:
+    """Listens once, then decides on an edit for each item of `paths`, or on fewer, and renders them, a path a
+    track.
 
+    Formats are refused first.
+    """
+    from editjax.editor import choose_several, fulfil, heard_again, listen, render_edit
+    from editjax.multitrack import render_track_edits
+    from editjax.tracks import Mix
+
+    results: list[EditResult | TracksResult] = []
     with contextlib.ExitStack() as files:
-        writers = [files.enter_context(writer_for(reader, path, overwrite=True)) for path in paths]
+        writers = [track_writers(reader, tracks, files) for tracks in paths]
         heard = listen(reader, settings, watch)
-        results = []
-        for edit_list, writer in zip(choose_several(heard, settings, len(paths)), writers, strict=False):
+        for edit_list, tracks in zip(choose_several(heard, settings, len(paths)), writers, strict=False):
             alone = heard_again(heard)
             edit_list = fulfil(edit_list, alone, reader, settings)
-            results.append(render_edit(edit_list, alone, reader, writer, settings))
+            if isinstance(reader, Mix):
+                results.append(render_track_edits(edit_list, alone, reader, tracks, settings))
+            else:
+                results.append(render_edit(edit_list, alone, reader, tracks[0], settings))
     return results
+
+
+def track_writers(
+    reader: "Reader", paths: Sequence[Path], files: contextlib.ExitStack, expected_frames: int = 0
+) -> list["Writer"]:
+    """Opens a writer a track, or the one of a single recording, each in its own format."""
+    from editjax.editor import writer_for
+    from editjax.tracks import Mix
+
+    readers = reader.readers if isinstance(reader, Mix) else (reader,)
+    return [
+        files.enter_context(writer_for(track, path, overwrite=True, expected_frames=expected_frames))
+        for track, path in zip(readers, paths, strict=True)
+    ]
 
 
 def say_how_many(source: Path, count: int, options: EditOptions) -> None:
@@ -313,9 +380,10 @@ def tell(
     from editjax.cli import report
 
     if options.json:
-        report.say(report.for_programs(edit_list, source, place.named() if place else {}, timings_s))
+        files = place.named() if place else {}
+        report.say(report.for_programs(edit_list, source, files, timings_s, options.as_ops))
     elif not options.quiet:
-        report.say(report.for_people(edit_list, source, place.audio if place else None))
+        report.say(report.for_people(edit_list, source, place.audio if place else None, options.as_ops))
 
 
 def progress(reader: "Reader", quiet: bool) -> Any:

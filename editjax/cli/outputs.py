@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from editjax.errors import CannotCreateError, NoInputError, UsageError
-from editjax.outputs import Outputs
+from editjax.outputs import EDITED, Outputs
 
 EDITS_SUFFIX = ".edits.json"
-EDITED = "_edited"
 PREVIEWS = "join_*.wav"
 
 
@@ -26,7 +25,7 @@ class Wanted(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The files of one edit; those not wanted are None."""
+    """The files of one edit; those not wanted are None. With `tracks`, `audio` is their folder."""
 
     audio: Path
     edits: Path | None
@@ -34,16 +33,24 @@ class Place(NamedTuple):
     removed: Path | None
     previews: Path | None  # a folder
     timelines: dict[str, Path]
+    tracks: tuple[Path, ...] = ()
+
+    @property
+    def audios(self) -> tuple[Path, ...]:
+        """The edited tracks, or the one edited recording."""
+        return self.tracks or (self.audio,)
 
     def files(self) -> list[Path]:
         """Every file that is known before the edit is."""
-        named = (self.audio, self.edits, self.plot, self.removed, *self.timelines.values())
+        named = (*self.audios, self.edits, self.plot, self.removed, *self.timelines.values())
         return [path for path in named if path is not None]
 
     def named(self) -> dict[str, str | list[str]]:
         """The files by what they are, for the report."""
         names = {"output": self.audio, "edits": self.edits, "plot": self.plot, "removed": self.removed}
         files: dict[str, str | list[str]] = {name: str(path) for name, path in names.items() if path}
+        if self.tracks:
+            files["outputs"] = [str(path) for path in self.tracks]
         if self.previews:
             files["previews"] = str(self.previews)
         if self.timelines:
@@ -82,6 +89,20 @@ def recordings(words: Iterable[str]) -> list[Path]:
     return found
 
 
+def tracks_named(words: Sequence[str]) -> tuple[list[Path], Path]:
+    """The tracks of one session, and their folder. Raises UsageError for more than one folder."""
+    if len(words) > 1 and any(map(os.path.isdir, words)):
+        raise UsageError(
+            "--multitrack takes one folder of tracks, or the tracks by name; edit folders one by one"
+        )
+    from editjax.tracks import folder_of
+
+    tracks = recordings(words)
+    for track in tracks:
+        check_name(track)
+    return tracks, Path(words[0]) if os.path.isdir(words[0]) else folder_of(tracks)
+
+
 def check_name(path: Path) -> None:
     """Raises NoInputError for a name that is not text: neither libsndfile nor an edit list could hold it."""
     try:
@@ -96,6 +117,19 @@ def place_of(source: Path, wanted: Wanted, several: bool, ending: str = "") -> P
     return place_beside(
         source.with_name(f"{source.stem}{EDITED}{ending}{source.suffix}"), wanted, several, ending
     )
+
+
+def place_of_tracks(
+    tracks: Sequence[Path], folder: Path, name: str, wanted: Wanted, ending: str = ""
+) -> Place:
+    """The outputs of one edit of several tracks: each as NAME_edited in a folder, the rest there as `name`.
+
+    The folder is `folder` unless another is wanted. Raises as `place_beside`.
+    """
+    folder = folder if wanted.out is None else _folder(wanted.out)
+    beside = place_beside(folder / f"{name}{ending}.wav", wanted._replace(out=None), ending=ending)
+    edited = (folder / f"{track.stem}{EDITED}{ending}{track.suffix}" for track in tracks)
+    return beside._replace(audio=folder, tracks=tuple(edited))
 
 
 def check_apart(places: Mapping[Path, Sequence[Place]]) -> None:
@@ -180,12 +214,14 @@ def _named(path: Path | None, name: str, ending: str, several: bool) -> Path | N
     if path is None:
         return None
     if several or os.path.isdir(path):
-        if path.suffix and not os.path.isdir(path):
-            raise UsageError(
-                f"{path}: with several inputs this names a folder; use a name without {path.suffix}"
-            )
-        return path / name
+        return _folder(path) / name
     return path.with_name(f"{path.stem.removesuffix('.edits')}{ending}{_suffix(path)}") if ending else path
+
+
+def _folder(path: Path) -> Path:
+    if path.suffix and not os.path.isdir(path):
+        raise UsageError(f"{path}: with several inputs this names a folder; use a name without {path.suffix}")
+    return path
 
 
 def _suffix(path: Path) -> str:

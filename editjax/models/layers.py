@@ -6,7 +6,7 @@ Linen in its pure style: parameters only, no other collections; randomness and c
 import flax.linen as nn
 import jax.numpy as jnp
 
-from editjax.attention import Window, attend
+from editjax.attention import Mask, Tokens, Window, attend
 
 ROTARY_BASE = 10_000.0
 
@@ -88,21 +88,11 @@ class WindowAttention(nn.Module):
         )
         position_1T = jnp.arange(x_BTD.shape[1])[None, :]
         q, k = rotary(q, position_1T), rotary(k, position_1T)
-        global_k = global_v = None
+        tokens = None
         if globals_BGD is not None:
             g = Norm(self.dtype, name="global_norm")(globals_BGD)
             g = nn.Dense(2 * self.width, dtype=self.dtype, name="global_kv")(g)
             global_k, global_v = (split(a) for a in jnp.split(g, 2, -1))
-            global_k = rotary(global_k, global_position_BG)
-        out = attend(
-            q,
-            k,
-            v,
-            window=self.window,
-            frames_B=frames_B,
-            global_k_BGHK=global_k,
-            global_v_BGHK=global_v,
-            global_valid_BG=global_valid_BG,
-            kind=self.kind,
-        )
+            tokens = Tokens(rotary(global_k, global_position_BG), global_v, global_valid_BG)
+        out = attend(q, k, v, Mask(self.window, frames_B), tokens, kind=self.kind)
         return nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(x_BTD.shape))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from editjax.attention import Window, attend
+from editjax.attention import Mask, Window, attend
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary, turned, turns
@@ -181,10 +181,9 @@ class CrossAttention(nn.Module):
         place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // s.landmark_frames + offsets_W[None, None, :]
         n_landmarks_B = -(-n_frames_B // s.landmark_frames)
         seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
-        near = take(around_BLE, place_BNW.reshape(place_BNW.shape[0], -1)).reshape(*place_BNW.shape, -1)
-        near_k, near_v = (a.reshape(*a.shape[:-1], s.heads, -1) for a in jnp.split(near, 2, -1))
+        near_k, near_v = (self._slices(a, place_BNW[..., 0]) for a in jnp.split(around_BLE, 2, -1))
         scale = q_BNHK.shape[-1] ** -0.5
-        near_logits = jnp.einsum("bnhk,bnwhk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
+        near_logits = jnp.einsum("bnhk,bnhwk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
         near_logits = near_logits * scale + self.offset[None, None]
         near_logits = jnp.where(seen_BNW[:, :, None, :], near_logits, NEVER)
         q_far = rotary(q_BNHK, bar_position(pointer_BN, s))
@@ -193,7 +192,7 @@ class CrossAttention(nn.Module):
         far_logits = jnp.where(bar_B1V, far_logits, NEVER)
         weights = jax.nn.softmax(jnp.concatenate([near_logits, far_logits], -1), axis=-1).astype(x_BND.dtype)
         span = near_logits.shape[-1]
-        out = jnp.einsum("bnhw,bnwhk->bnhk", weights[..., :span], near_v)
+        out = jnp.einsum("bnhw,bnhwk->bnhk", weights[..., :span], near_v)
         out = out + jnp.einsum("bnhv,bhvk->bnhk", weights[..., span:], far_v)
         return self.out(out.reshape(x_BND.shape))
 
@@ -230,6 +229,19 @@ class CrossAttention(nn.Module):
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.settings.heads, -1)
 
+    def _slices(self, x_BLD, first_BN):
+        """Heads of what is seen from `first` on, (B, N, H, W, K), zero outside the recording: slices, and in
+        the order in which products read them, or XLA would turn them round in memory."""
+        s = self.settings
+        around = ((0, 0), (0, 0), (s.look_back, s.look_ahead), (0, 0))
+        x_BHLK = jnp.pad(jnp.swapaxes(self._heads(x_BLD), 1, 2), around)
+        size = (s.heads, s.look_back + 1 + s.look_ahead, x_BHLK.shape[-1])
+
+        def cut(x_HLK, first):
+            return jax.lax.dynamic_slice(x_HLK, (0, first + s.look_back, 0), size)
+
+        return jax.vmap(jax.vmap(cut, (None, 0)))(x_BHLK, first_BN)
+
 
 class SelfAttention(nn.Module):
     """Residual branch over the last `decoder_window` steps; `step` reads the earlier of them from a cache."""
@@ -244,8 +256,8 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x_BND, index_BN, steps_B):
         q, k, v = self._project(x_BND, turns(index_BN, self.settings.width // self.settings.heads))
-        window = Window(self.settings.decoder_window - 1, 0)
-        out = attend(q, k, v, window=window, frames_B=steps_B, kind=self.settings.attention)
+        mask = Mask(Window(self.settings.decoder_window - 1, 0), steps_B)
+        out = attend(q, k, v, mask, kind=self.settings.attention)
         return self.out(out.reshape(x_BND.shape))
 
     def step(self, x_BND, index_BN, index_turns, cache_BGWK):

@@ -58,14 +58,13 @@ class MatchAttention(nn.Module):
         h = Norm(self.dtype, name="norm")(x_BLD)
         q_BLHK = nn.Dense(inner, dtype=self.dtype, name="query")(h).reshape(*h.shape[:2], self.heads, head)
         kv_BLE = nn.Dense(2 * inner, dtype=self.dtype, name="key_value")(h)
-        seen_BLJE = jnp.take_along_axis(kv_BLE[:, :, None], places_BLJ[..., None], axis=1)
-        k, v = (a.reshape(*a.shape[:-1], self.heads, head) for a in jnp.split(seen_BLJE, 2, -1))
+        k, v = (self._rows(a, places_BLJ) for a in jnp.split(kv_BLE, 2, -1))
 
         def product(subscripts, *operands):
             return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
 
         asked_BLHC = product("blhk,hck->blhc", q_BLHK, key_map_HCK).astype(self.dtype)
-        logits_BLHJ = product("blhk,bljhk->blhj", q_BLHK, k) + product(
+        logits_BLHJ = product("blhk,blhjk->blhj", q_BLHK, k) + product(
             "blhc,bljc->blhj", asked_BLHC, features_BLJC
         )
         logits_BLHJ = jnp.where(valid_BLJ[:, :, None, :], logits_BLHJ * head**-0.5, -1e9)
@@ -74,10 +73,20 @@ class MatchAttention(nn.Module):
             self.dtype
         )
         read_BLHC = jnp.einsum("blhj,bljc->blhc", weights, features_BLJC)
-        out = jnp.einsum("blhj,bljhk->blhk", weights, v) + jnp.einsum(
+        out = jnp.einsum("blhj,blhjk->blhk", weights, v) + jnp.einsum(
             "blhc,hck->blhk", read_BLHC, value_map_HCK
         )
         return nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(*h.shape[:2], inner))
+
+    def _rows(self, x_BLE, places_BLJ):
+        """Heads of the rows at each landmark's places, (B, L, H, J, K): in the order in which products read
+        them, or XLA would turn them round in memory."""
+        batch, n_landmarks, n_places = places_BLJ.shape
+        x_BHLK = jnp.swapaxes(x_BLE.reshape(batch, n_landmarks, self.heads, -1), 1, 2)
+        first_H1 = n_landmarks * jnp.arange(self.heads)[:, None]
+        row_BX1 = (places_BLJ[:, :, None, :] + first_H1[None, None]).reshape(batch, -1, 1)
+        rows = jnp.take_along_axis(x_BHLK.reshape(batch, self.heads * n_landmarks, -1), row_BX1, axis=1)
+        return rows.reshape(batch, n_landmarks, self.heads, n_places, -1)
 
 
 class LandmarkLayer(nn.Module):

@@ -1,0 +1,183 @@
+"""The pointer loss from decoder states: ours against a softmax over all frames at all steps, time and memory.
+
+Forward and backward for 10,240 steps over 25,840 frames (ten minutes), one core, width of the base model.
+`ours` evaluates modes at every step, and bars, beats, frames at the jumps alone (`losses.nll_of_states`);
+`flat` is `log_softmax(h @ frames.T)`; `flat, chunked` the same for 256 steps at a time under a checkpoint,
+the usual remedy; `torch, flat` that of PyTorch, where installed. Agreement first: the flat losses agree with
+each other, and ours is a distribution over the same frames: it sums to one. Memory is what XLA allocates
+beside arguments and results; torch's is the three matrices that its backward holds at once, computed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from report import finish, installed, median_seconds, options, require_agreement, use_one_core
+
+use_one_core()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from editjax.edits import STOP  # noqa: E402
+from editjax.losses import LossSettings, Targets, nll_of_states, targets  # noqa: E402
+from editjax.models import pointer  # noqa: E402
+from editjax.models.encoder import encode  # noqa: E402
+from editjax.models.pointer import ADVANCE, STOP_MODE, PointerSettings, Step, decoder_call  # noqa: E402
+
+SETTINGS = PointerSettings(width=256, heads=4)
+STEPS, FRAMES = 10_240, 25_840
+RUN_FRAMES = 200  # a jump every five seconds
+MAX_JUMPS = LossSettings().max_jumps
+CHUNK = 256
+TOLERANCE = 1e-4
+
+
+def main() -> None:
+    """Prove what can be proved of different losses, then time them."""
+    chosen = options(__doc__)
+    n_steps, n_frames, rounds = (512, 1024, 1) if chosen.quick else (STEPS, FRAMES, 5)
+    params = jax.jit(pointer.init, static_argnums=0)(SETTINGS, jax.random.key(0))
+    prove_sum(params)
+    h_BND, keys, t = planted(params, n_steps, n_frames)
+    decoder = {"decoder": params["decoder"]}
+    followed_N = jnp.asarray(t.pointer_BN[0, :-1])
+    flat_args = h_BND[0, :-1], keys.frame_keys_BTD[0]
+    losses = {
+        "ours": (partial(ours, t), (h_BND, decoder, keys)),
+        "flat": (partial(flat, followed_N), flat_args),
+        "flat, chunked": (partial(chunked, followed_N), flat_args),
+    }
+    compiled = {name: with_gradient(loss, args) for name, (loss, args) in losses.items()}
+    cases = {name: run for name, (run, _) in compiled.items()}
+    memory_mb = {name: size / 1e6 for name, (_, size) in compiled.items()}
+    if peers := installed("torch"):
+        cases["torch, flat"] = torch_flat(np.asarray(followed_N), *map(np.asarray, flat_args))
+        memory_mb["torch, flat"] = 3 * 4e-6 * len(followed_N) * n_frames
+    wanted = cases["flat"]()
+    for name in ("flat, chunked", *(["torch, flat"] if peers else [])):
+        require_agreement(f"{name}: loss", abs(cases[name]() / wanted - 1), TOLERANCE)
+    seconds = median_seconds(cases, rounds)
+    rows = [
+        {"case": name, "steps": n_steps, "frames": n_frames, "s": seconds[name], "MB": memory_mb[name]}
+        for name in cases
+    ]
+    others = [name for name in cases if name != "ours"]
+    ratios = {f"{name} / ours, time": seconds[name] / seconds["ours"] for name in others}
+    ratios |= {f"{name} / ours, memory": memory_mb[name] / memory_mb["ours"] for name in others}
+    packages = ("jax", "flax", *(["torch"] if peers else []))
+    finish("pointer_loss", rows, ratios, packages, chosen.out)
+
+
+def planted(params: Any, n_steps: int, n_frames: int) -> tuple[jax.Array, pointer.Keys, Targets]:
+    """Random states, the keys of a recording of noise, and an edit that jumps on after every run."""
+    rng = np.random.default_rng(0)
+    mel_BTF = rng.random((1, n_frames, SETTINGS.n_mels), np.float32)
+    frames_B, phase_BT3 = np.array([n_frames], np.int32), rng.random((1, n_frames, 3), np.float32)
+    encoded = jax.jit(encode, static_argnums=0)(
+        SETTINGS, params["encoder"], mel_BTF, frames_B, phase_BT3, np.zeros(1, np.float32)
+    )
+    keys = decoder_call(SETTINGS, params, "keys", encoded)
+    step_N = np.arange(n_steps)
+    pointers_BN = (step_N + step_N // RUN_FRAMES * RUN_FRAMES).astype(np.int32)[None] % n_frames
+    pointers_BN[0, -1] = STOP
+    t = targets(pointers_BN, np.array([n_steps], np.int32), np.zeros(1, np.float32))
+    h_BND = rng.standard_normal((1, n_steps, SETTINGS.width), np.float32)
+    return jnp.asarray(h_BND), keys, t
+
+
+def ours(t: Targets, h_BND: jax.Array, decoder: Any, keys: pointer.Keys) -> jax.Array:
+    nll = nll_of_states(SETTINGS, decoder, keys, t, h_BND, MAX_JUMPS)
+    return (nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B).sum()
+
+
+def flat(followed_N: jax.Array, h_ND: jax.Array, frames_TD: jax.Array) -> jax.Array:
+    log_p_NT = jax.nn.log_softmax(h_ND @ frames_TD.T * SETTINGS.width**-0.5, axis=-1)
+    return -jnp.take_along_axis(log_p_NT, followed_N[:, None], axis=1).sum()
+
+
+def chunked(followed_N: jax.Array, h_ND: jax.Array, frames_TD: jax.Array) -> jax.Array:
+    tail = -len(h_ND) % CHUNK
+    h_CND = jnp.pad(h_ND, ((0, tail), (0, 0))).reshape(-1, CHUNK, h_ND.shape[1])
+    followed_CN = jnp.pad(followed_N, (0, tail)).reshape(-1, CHUNK)
+    real_CN = (jnp.arange(h_CND.shape[0] * CHUNK) < len(h_ND)).reshape(-1, CHUNK)
+
+    @jax.checkpoint
+    def one(h_ND: jax.Array, followed_N: jax.Array, real_N: jax.Array) -> jax.Array:
+        logits_NT = h_ND @ frames_TD.T * SETTINGS.width**-0.5
+        chosen_N = jnp.take_along_axis(logits_NT, followed_N[:, None], axis=1)[:, 0]
+        return jnp.where(real_N, jax.nn.logsumexp(logits_NT, axis=-1) - chosen_N, 0.0).sum()
+
+    return jax.lax.map(lambda parts: one(*parts), (h_CND, followed_CN, real_CN)).sum()
+
+
+def torch_flat(followed_N: np.ndarray, h_ND: np.ndarray, frames_TD: np.ndarray) -> Callable[[], float]:
+    """The flat loss and its gradients in PyTorch, ready to call."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(1)
+    h, frames = (torch.tensor(a, requires_grad=True) for a in (h_ND, frames_TD))
+    followed = torch.tensor(followed_N, dtype=torch.long)
+
+    def run() -> float:
+        h.grad = frames.grad = None
+        loss = F.cross_entropy(h @ frames.T * SETTINGS.width**-0.5, followed, reduction="sum")
+        loss.backward()
+        return loss.item()
+
+    return run
+
+
+def with_gradient(loss: Callable[..., jax.Array], args: tuple) -> tuple[Callable[[], float], int]:
+    """The loss with the gradients of all floating arguments, ready to call, and the bytes it allocates."""
+    floats, rebuild = _floats_of(args)
+    compiled = jax.jit(jax.value_and_grad(lambda parts: loss(*rebuild(parts)))).lower(floats).compile()
+    return lambda: float(compiled(floats)[0]), compiled.memory_analysis().temp_size_in_bytes
+
+
+def _floats_of(args: tuple) -> tuple[list[jax.Array], Callable[[list[jax.Array]], tuple]]:
+    leaves, tree = jax.tree.flatten(args)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def rebuild(parts: list[jax.Array]) -> tuple:
+        whole = list(leaves)
+        for place, part in zip(places, parts, strict=True):
+            whole[place] = part
+        return jax.tree.unflatten(tree, whole)
+
+    return [leaves[i] for i in places], rebuild
+
+
+def prove_sum(params: Any) -> None:
+    """Over every raw frame, and the stop, the probabilities of one step must sum to one."""
+    n_frames, before = 4 * SETTINGS.frames_per_bar - 50, 300
+    _, keys, _ = planted(params, 4, n_frames)
+    index_BN = jnp.zeros((1, 1), jnp.int32)
+    step = Step(index_BN + before, index_BN, index_BN, jnp.zeros(1))
+    h_BND = jax.random.normal(jax.random.key(1), (1, 1, SETTINGS.width))
+
+    def log_p(method: str, *args: Any) -> jax.Array:
+        return jax.nn.log_softmax(decoder_call(SETTINGS, params, method, *args), -1)[0]
+
+    jumps = jnp.array([f for f in range(n_frames) if f != before + 1])[None]
+    ask = jnp.broadcast_to(h_BND, (1, jumps.shape[1], SETTINGS.width))
+    befores = jnp.full_like(jumps, before)
+    bar, beat, frame = (jumps // size for size in (SETTINGS.frames_per_bar, SETTINGS.frames_per_beat, 1))
+    per_bar = SETTINGS.frames_per_bar // SETTINGS.frames_per_beat
+    played = jnp.zeros((1, jumps.shape[1], keys.bars_BVD.shape[1]))
+    parts = (
+        (log_p("bar_logits", ask, befores, befores, played, keys), bar),
+        (log_p("beat_logits", ask, bar, befores, keys), beat % per_bar),
+        (log_p("frame_logits", ask, beat, befores, keys), frame % SETTINGS.frames_per_beat),
+    )
+    jump_p = jnp.exp(sum(jnp.take_along_axis(p, at[0][:, None], axis=1)[:, 0] for p, at in parts)).sum()
+    mode_p = jnp.exp(log_p("mode_logits", h_BND, step.pointer_BN, keys))[0]
+    total = mode_p[ADVANCE] + mode_p[STOP_MODE] + (1 - mode_p[ADVANCE] - mode_p[STOP_MODE]) * jump_p
+    require_agreement("ours: sum of all probabilities − 1", abs(float(total) - 1), TOLERANCE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Compiled code is kept where the user's caches are, unless they say otherwise, and never gets in the way."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from editjax.cli.cache import JAX_FOLDER, JAX_LEAST_S, keep_compiled_code
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (JAX_FOLDER, JAX_LEAST_S, "EDITJAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that what the test sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_it_is_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keep_compiled_code()
+    assert os.environ[JAX_FOLDER] == str(tmp_path / ".cache" / "editjax" / "compiled")
+    assert os.environ[JAX_LEAST_S] == "0" and Path(os.environ[JAX_FOLDER]).stat().st_mode & 0o777 == 0o700
+    monkeypatch.delenv(JAX_FOLDER)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    keep_compiled_code()
+    assert os.environ[JAX_FOLDER] == str(tmp_path / "xdg" / "editjax" / "compiled")
+
+
+def test_the_user_decides_where_and_whether(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDITJAX_CACHE", "off")
+    keep_compiled_code()
+    assert JAX_FOLDER not in os.environ
+    monkeypatch.setenv("EDITJAX_CACHE", str(tmp_path / "here"))
+    keep_compiled_code()
+    assert os.environ[JAX_FOLDER] == str(tmp_path / "here")
+    monkeypatch.setenv("EDITJAX_CACHE", str(tmp_path / "there"))
+    keep_compiled_code()  # JAX's own variable comes first
+    assert os.environ[JAX_FOLDER] == str(tmp_path / "here") and not (tmp_path / "there").exists()
+
+
+def test_a_folder_that_cannot_be_ours_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDITJAX_CACHE", str(tmp_path / "file" / "folder"))
+    keep_compiled_code()
+    monkeypatch.setenv("EDITJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    keep_compiled_code()
+    assert JAX_FOLDER not in os.environ

@@ -1,0 +1,112 @@
+"""The PyTorch peer of the benchmarks is our model: the same loss, gradients and edits from our parameters."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import numpy as np
+import pytest
+
+from editjax.data import IGNORE, Batch
+from editjax.decode import decode, encode
+from editjax.edits import PAD, STOP, UNALIGNED
+from editjax.losses import LossSettings, pointer_loss
+from editjax.models import pointer
+from editjax.models.pointer import PointerSettings
+
+torch = pytest.importorskip("torch", reason="PyTorch is an optional peer of the benchmarks")
+
+SETTINGS = PointerSettings(landmark_layers=2, frame_layers=2, decoder_layers=2, width=64, look_back=2)
+WEIGHTS = LossSettings(structure=2.0, max_jumps=8)  # fewer than the jumps there are
+TOLERANCE = 1e-4
+FRAMES_B = np.array([700, 520], np.int32)
+
+
+@pytest.fixture(scope="module")
+def twin() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        return importlib.import_module("torch_twin")
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    fresh = jax.device_get(jax.jit(pointer.init, static_argnums=0)(SETTINGS, jax.random.key(0)))
+    noise = np.random.default_rng(1)  # zeros would hide what reads the wrong place
+    return jax.tree.map(lambda a: (a + 0.05 * noise.standard_normal(a.shape)).astype(np.float32), fresh)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Two examples with padding, frames that are not aligned, loops, and one with a wanted length."""
+    rng = np.random.default_rng(0)
+    pointers_BN = np.full((2, 400), PAD, np.int32)
+    structure_BT = np.full((2, 700), IGNORE, np.int32)
+    for row, frames in enumerate(FRAMES_B):
+        runs = [np.arange(start, start + 30) for start in rng.integers(0, frames - 40, 10 + row)]
+        played = np.concatenate(runs)
+        played[20:24] = UNALIGNED
+        pointers_BN[row, : len(played)], pointers_BN[row, len(played)] = played, STOP
+        structure_BT[row, :frames] = rng.integers(0, 3, frames)
+    return Batch(
+        mel_BTF=rng.random((2, 700, 128), np.float32),
+        frames_B=FRAMES_B,
+        phase_BT3=rng.random((2, 700, 3), np.float32),
+        pointers_BN=pointers_BN,
+        steps_B=(pointers_BN != PAD).sum(1).astype(np.int32),
+        structure_BT=structure_BT,
+        target_B=np.array([0, 200], np.float32),
+        style_B=np.zeros(2, np.int32),
+        ids_B=np.arange(2, dtype=np.int32),
+    )
+
+
+def test_loss_and_gradients_are_ours(twin: ModuleType, params: dict, batch: Batch) -> None:
+    ours = jax.jit(jax.value_and_grad(pointer_loss, has_aux=True), static_argnums=(2, 3))
+    (loss, metrics), gradient = jax.device_get(ours(params, batch, SETTINGS, WEIGHTS))
+    wanted = twin.converted(gradient)
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    for kind in ("dense", "block"):
+        theirs = twin.twin_of(SETTINGS, params, kind)
+        their_loss, parts = theirs(twin.tensors(batch), WEIGHTS)
+        their_loss.backward()
+        assert float(their_loss.detach()) == pytest.approx(float(loss), abs=TOLERANCE)
+        for name, part in parts.items():
+            assert float(part.detach()) == pytest.approx(float(metrics[name]), abs=TOLERANCE), name
+        for name, parameter in theirs.named_parameters():
+            assert parameter.grad is not None, name
+            assert float((parameter.grad - wanted[name]).abs().max()) <= TOLERANCE * largest, name
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_sees_what_dense_sees(twin: ModuleType, params: dict, batch: Batch) -> None:
+    tensors = twin.tensors(batch)
+    with torch.no_grad():
+        dense, flex = (
+            twin.twin_of(SETTINGS, params, kind)(tensors, WEIGHTS)[0] for kind in ("dense", "flex")
+        )
+    assert float(flex) == pytest.approx(float(dense), abs=TOLERANCE)
+
+
+def test_every_parameter_has_its_place(twin: ModuleType, params: dict) -> None:
+    without = {**params, "decoder": {k: v for k, v in params["decoder"].items() if k != "trust"}}
+    for wrong in (without, {**params, "style": np.zeros(3, np.float32)}):
+        with pytest.raises(RuntimeError, match=r"trust|style"):
+            twin.twin_of(SETTINGS, wrong, "block")
+
+
+def test_greedy_steps_are_those_of_our_decoder(twin: ModuleType, params: dict, batch: Batch) -> None:
+    jumpy = {**params["decoder"]["mode"], "bias": np.array([-2.0, 0.0, -9.0], np.float32)}
+    params = {**params, "decoder": {**params["decoder"], "mode": jumpy}}
+    mel, phase = batch.mel_BTF[:1], batch.phase_BT3[:1]
+    inputs = mel, FRAMES_B[:1], phase, np.zeros(1, np.float32)
+    _, keys = encode(SETTINGS, params, *inputs)
+    out = decode(SETTINGS, params, keys, inputs[3], 1000, np.float32(0), jax.random.key(0))
+    wanted_N = np.asarray(out.pointers_BN[0, : int(out.steps_B[0])])
+    theirs = twin.twin_of(SETTINGS, params, "block")
+    with torch.inference_mode():
+        tensors = [torch.from_numpy(a) for a in inputs]
+        encoded = theirs.encoder(tensors[0], tensors[1].long(), *tensors[2:])
+    np.testing.assert_array_equal(twin.greedy(theirs, encoded, 1000), wanted_N)
+    assert (np.diff(wanted_N) != 1).any(), "an edit without a jump shows little"
