@@ -135,7 +135,7 @@ def test_termination_leaves_nothing(take: Path) -> None:
     """SIGTERM while the outputs are open: the process ends in order, without its temporary files."""
     program = (
         "import os, signal, sys, editjax.editor as e\n"
-        "e.decide = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "e.fulfil = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "from editjax.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import Mask, Window, attend
-from editjax.attention.softmax import merged_attention, scores
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, frame_mask, rotary, turned, turns
@@ -130,6 +129,27 @@ def _avoid(key, shape, dtype=jnp.float32):
     return jnp.full(shape, AVOID_BIAS, dtype)
 
 
+def scores(q_BHNK, k_BHSK):
+    """Scaled dot products, (B, H, N, S) float32."""
+    products = jnp.einsum("bhnk,bhsk->bhns", q_BHNK, k_BHSK, preferred_element_type=jnp.float32)
+    return products * q_BHNK.shape[-1] ** -0.5
+
+
+def weighted(groups):
+    """Values weighted by one softmax over several groups of keys, (B, H, N, K).
+
+    Groups are pairs of logits (B, H, N, S) and values (B, H, S, K), which are not concatenated.
+    """
+    peak = jnp.stack([jnp.max(logits, axis=-1) for logits, _ in groups]).max(0)[..., None]
+    weights = [jnp.exp(logits - peak) for logits, _ in groups]
+    total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+    out = sum(
+        jnp.einsum("bhns,bhsk->bhnk", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        for w, (_, v) in zip(weights, groups, strict=True)
+    )
+    return (out / total).astype(groups[0][1].dtype)
+
+
 class CrossAttention(nn.Module):
     """Residual branch: the landmarks around the pointer and all bars of the recording."""
 
@@ -189,12 +209,10 @@ class CrossAttention(nn.Module):
         )
         bias_HBNP = jnp.take(self.offset, offset_BNP + s.look_back, axis=1, mode="clip")
         near = scores(q_BHNK, near_k) + jnp.swapaxes(bias_HBNP, 0, 1)
+        near = jnp.where(seen_BNP[:, None], near, NEVER)
         bar_BV = frame_mask(-(-n_frames_B // s.frames_per_bar), far_k.shape[2])
-        groups = [
-            (near, seen_BNP[:, None], near_v),
-            (scores(q_far, far_k), bar_BV[:, None, None, :], far_v),
-        ]
-        out_BHNK = merged_attention(groups)
+        far = jnp.where(bar_BV[:, None, None, :], scores(q_far, far_k), NEVER)
+        out_BHNK = weighted([(near, near_v), (far, far_v)])
         return self.out(jnp.swapaxes(out_BHNK, 1, 2).reshape(x_BND.shape))
 
     def _around(self, place_BN, around_BLE):
@@ -255,7 +273,8 @@ class SelfAttention(nn.Module):
         near_NL = (key_L[None, :] <= query_N[:, None]) & (key_L[None, :] > query_N[:, None] - window)
         filled_BL = key_L[None, :] + index_BN[:, :1] >= 0
         seen_BNL = near_NL[None] & filled_BL[:, None, :]
-        out_BHNK = merged_attention([(scores(q_BHNK, k_BHLK), seen_BNL[:, None], v_BHLK)])
+        logits_BHNL = jnp.where(seen_BNL[:, None], scores(q_BHNK, k_BHLK), NEVER)
+        out_BHNK = weighted([(logits_BHNL, v_BHLK)])
         return self.out(jnp.swapaxes(out_BHNK, 1, 2).reshape(x_BND.shape)), longer_BGLK
 
     def _project(self, x_BND, index_turns):
