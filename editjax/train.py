@@ -40,7 +40,7 @@ from editjax.shards import MANIFEST, read_manifest, write_json
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
 """Settings without a say in the result: a run may go on with others."""
 
-NO_SHAPE = ("dtype", "attention")
+NO_SHAPE = ("dtype", "attention", "match_reach")
 """Settings of a model that its parameters do not depend on."""
 
 

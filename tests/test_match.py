@@ -99,7 +99,7 @@ def test_landmarks_read_the_same_places_whatever_the_padding(landmark_frames):
         )
         found = find(u_BMG, jnp.array([steps]), COUNT)
         shape_BLG = jnp.zeros((1, n_landmarks, 32)).at[:, :landmarks].set(shape_LG)
-        matches = landmark_matches(found, shape_BLG, jnp.array([landmarks]), landmark_frames)
+        matches = landmark_matches(found, shape_BLG, jnp.array([landmarks]), landmark_frames, 3)
         results.append([np.asarray(a)[:, :landmarks] for a in matches])
         places, _, valid = results[-1]
         assert places[valid].max() < landmarks

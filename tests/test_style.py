@@ -10,7 +10,7 @@ from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
 from editjax.losses import LossSettings, infer_style, pointer_loss, targets
 from editjax.models import pointer, style
-from editjax.models.match import REACH, refine
+from editjax.models.match import refine
 from editjax.models.pointer import PointerSettings
 from editjax.network import PointerNetwork
 from editjax.styles import STYLES
@@ -178,10 +178,10 @@ def test_a_match_is_settled_to_the_landmark_and_says_what_is_louder():
     shape[0, 15, 4:8] += 3.0  # a foreign note, in the second of eight bands
     place = jnp.asarray(np.clip(np.arange(60) + away + off, 0, 59))[None, :, None]
     valid = jnp.asarray((np.arange(60) >= 10) & (np.arange(60) < 25))[None, :, None]
-    settled, details = refine(jnp.asarray(shape), jnp.array([60]), jnp.where(valid, place, 0), valid)
+    settled, details = refine(jnp.asarray(shape), jnp.array([60]), jnp.where(valid, place, 0), valid, 3)
     np.testing.assert_array_equal(settled[0, 10:25, 0], np.arange(10, 25) + away)
     alike, way, louder = details[0, 10:25, 0, 0], details[0, 10:25, 0, 1], details[0, 10:25, 0, 2:]
-    np.testing.assert_allclose(way, -off / REACH, rtol=1e-6)
+    np.testing.assert_allclose(way, -off / 3, rtol=1e-6)
     expected = np.zeros((15, 8))
     expected[5, 1] = 3.0
     np.testing.assert_allclose(louder, expected, atol=1e-6)

@@ -123,7 +123,7 @@ def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked
     """Landmarks (B, L, width) that know the whole recording and what is asked of the edit."""
     n_landmarks, landmarks_B = shape_BLG.shape[1], -(-frames_B // settings.landmark_frames)
     found = find_matches(fingerprints(shape_BMG), -(-frames_B // STEP_FRAMES), settings.matches)
-    matches = landmark_matches(found, shape_BLG, landmarks_B, settings.landmark_frames)
+    matches = landmark_matches(found, shape_BLG, landmarks_B, settings.landmark_frames, settings.match_reach)
     entry = LandmarkEntry(settings).apply(
         {"params": params["entry"]},
         x_BTD,

@@ -23,7 +23,6 @@ APART_STEPS = 16  # a match is at least this far away
 STRIDE = 2  # every second step is searched; the one after it continues the diagonal
 ROW_BLOCK = 128
 NOT_A_MATCH = -2.0
-REACH = 3  # landmarks on either side of a match that may match better
 SMOOTH = 5  # landmarks whose likeness counts together
 DIFFERENCE_BANDS = 8
 DETAIL_CHANNELS = DIFFERENCE_BANDS + 2
@@ -65,15 +64,16 @@ def fingerprints(shape_BMG):
     return shape_BMG / (jnp.linalg.norm(shape_BMG, axis=-1, keepdims=True) + 0.05)
 
 
-def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ):
-    """Of the landmarks around each match the most alike one, (B, L, J), and how it is heard there.
+def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ, reach: int):
+    """Of the landmarks around each match, `reach` on either side, the most alike one (B, L, J), and how it is
+    heard there.
 
     The details (B, L, J, DETAIL_CHANNELS) are the likeness, the way from the match that was given, and in
     which bands this landmark is louder than that one, in the units of the shapes.
     """
     last_B111 = landmarks_B[:, None, None, None] - 1
     u_BLG = fingerprints(shape_BLG)
-    offset_R = jnp.arange(-REACH, REACH + 1)
+    offset_R = jnp.arange(-reach, reach + 1)
     near_BLJR = place_BLJ[..., None] + offset_R[None, None, None]
     inside_BLJR = (near_BLJR >= 0) & (near_BLJR <= last_B111) & valid_BLJ[..., None]
     near_BLJR = jnp.clip(near_BLJR, 0, last_B111)
@@ -92,7 +92,7 @@ def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ):
     louder_BLJG = shape_BLG[:, :, None] - rows(shape_BLG, place_BLJ)
     louder_BLJD = louder_BLJG.reshape(*place_BLJ.shape, DIFFERENCE_BANDS, -1).mean(-1)
     alike_BLJ1 = jnp.take_along_axis(alike_BLJR, best_BLJ1, axis=-1)
-    details = jnp.concatenate([alike_BLJ1, (best_BLJ1 - REACH) / REACH, louder_BLJD], axis=-1)
+    details = jnp.concatenate([alike_BLJ1, (best_BLJ1 - reach) / max(reach, 1), louder_BLJD], axis=-1)
     return jnp.where(valid_BLJ, place_BLJ, 0), jnp.where(valid_BLJ[..., None], details, 0.0)
 
 

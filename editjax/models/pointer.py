@@ -33,8 +33,9 @@ AFTER_FLOOR = 1e-2
 class PointerSettings:
     """Architecture of the pointer network; mel and beat settings as it was trained with.
 
-    Window sizes are in units of their level: landmarks, frames, decoder steps. `max_globals`
-    bounds the encoder's pooled bar tokens, so that its cost grows with the length, not with its square.
+    Window sizes are in units of their level: landmarks, frames, decoder steps. A match is settled within
+    `match_reach` landmarks of where it was found. `max_globals` bounds the encoder's pooled bar tokens, so
+    that its cost grows with the length, not with its square.
     """
 
     n_mels: int = 128
@@ -54,6 +55,7 @@ class PointerSettings:
     expansion: int = 2
     max_globals: int = 256
     matches: int = 4
+    match_reach: int = 3
     decoder_layers: int = 1
     decoder_window: int = 64
     look_back: int = 1

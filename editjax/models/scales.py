@@ -132,7 +132,7 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
     return tokens_BGD, position_BG, valid_BG
 
 
-def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: int):
+def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: int, reach: int):
     """Matches of steps settled for their landmarks: places (B, L, J), features (B, L, J, C), validity."""
     n_landmarks = shape_BLG.shape[1]
     ratio = STEP_FRAMES // landmark_frames
@@ -145,7 +145,7 @@ def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: 
     place_BLJ = place * ratio + landmark_1L1 % ratio
     last_B11 = landmarks_B[:, None, None] - 1  # a step may end beyond the recording
     valid = valid & (place_BLJ <= last_B11) & (landmark_1L1 <= last_B11)
-    place_BLJ, details = refine(shape_BLG, landmarks_B, jnp.where(valid, place_BLJ, 0), valid)
+    place_BLJ, details = refine(shape_BLG, landmarks_B, jnp.where(valid, place_BLJ, 0), valid, reach)
     away = (place_BLJ - landmark_1L1).astype(jnp.float32)
     distance = jnp.log1p(jnp.abs(away) / 100.0)
     direction = jnp.sign(away)
