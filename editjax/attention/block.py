@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from editjax.attention.mask import NOBODY, Sight, sees_frames, sees_tokens, sight, wide
 
-QUERY_BLOCK = 128
+NARROW_BLOCK, BLOCK = 64, 128  # queries of a step, below and from NARROW_FRAMES seen; measured on one core
+NARROW_FRAMES = 256
 
 
 def attend_block(q_BTHK, k_BSHK, v_BSHK, mask, tokens):
@@ -111,7 +112,7 @@ def _forward_head(window, head: _Head, seen: _Seen):
         return at.put(out_BTK, out_BQK / total_BQ1), at.put(lse_BT1, peak_BQ1 + jnp.log(total_BQ1))
 
     start = jnp.zeros_like(head.q), jnp.zeros((*head.q.shape[:2], 1), sums)
-    return jax.lax.fori_loop(0, _n_steps(head.q.shape[1]), step, start)
+    return jax.lax.fori_loop(0, -(-head.q.shape[1] // _block(window, head.q.shape[1])), step, start)
 
 
 def _backward_head(window, head: _Head, seen: _Seen, d_out_BTK, lse_BT1, delta_BT1):
@@ -139,12 +140,14 @@ def _backward_head(window, head: _Head, seen: _Seen, d_out_BTK, lse_BT1, delta_B
 
     start = (head.q, *(jnp.swapaxes(x, 1, 2) for x in head[1:]))
     start = tuple(jnp.zeros_like(x, sums) for x in start)
-    dq_BTK, *d_keys = jax.lax.fori_loop(0, _n_steps(head.q.shape[1]), step, start)
+    dq_BTK, *d_keys = jax.lax.fori_loop(
+        0, -(-head.q.shape[1] // _block(window, head.q.shape[1])), step, start
+    )
     return dq_BTK, *(jnp.swapaxes(x, 1, 2) for x in d_keys)
 
 
-def _n_steps(n_queries: int) -> int:
-    return -(-n_queries // min(QUERY_BLOCK, n_queries))
+def _block(window, n_queries: int) -> int:
+    return min(NARROW_BLOCK if window.left + window.right < NARROW_FRAMES else BLOCK, n_queries)
 
 
 def _dot(pattern, a, b):
@@ -175,7 +178,7 @@ class _Step:
 
     def __init__(self, index, window, seen: _Seen):
         n_queries, n_keys = seen.sight.stop_BT.shape[1], seen.valid_BS.shape[1]
-        self.size = min(QUERY_BLOCK, n_queries)
+        self.size = _block(window, n_queries)
         self.first = jnp.minimum(index * self.size, n_queries - self.size)
         self.fresh_1Q1 = (self.first + jnp.arange(self.size) >= index * self.size)[None, :, None]
         self.sight, self.owner_BG = Sight(*(self.rows(x) for x in seen.sight)), seen.owner_BG
