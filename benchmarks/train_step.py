@@ -38,6 +38,7 @@ from editjax import losses  # noqa: E402
 from editjax.config import load_config  # noqa: E402
 from editjax.data import Batch  # noqa: E402
 from editjax.edits import PAD, STOP  # noqa: E402
+from editjax.events import UNKNOWN  # noqa: E402
 from editjax.family import family_of  # noqa: E402
 from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.layers import frame_mask  # noqa: E402
@@ -273,6 +274,7 @@ def planted(n_frames: int, examples: int) -> Batch:
         pointers_BN=pointers_BN,
         steps_B=count_B * (len(kept) + 1),
         structure_BT=np.tile(structure_T, (examples, 1)),
+        kind_BT=np.full((examples, n_frames), UNKNOWN, np.int32),
         target_B=np.zeros(examples, np.float32),
         style_B=count_B * 0,
         ids_B=np.arange(examples, dtype=np.int32),

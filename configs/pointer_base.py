@@ -31,6 +31,7 @@ def config() -> TrainConfig:
             look_back=4,
             look_ahead=12,
             style_width=64,
+            kinds=True,
             dtype="bfloat16",
         ),
         loss=LossSettings(structure=2.0),

@@ -18,7 +18,7 @@ from editjax.train import TrainConfig
 
 def config() -> TrainConfig:
     return TrainConfig(
-        model=PointerSettings(landmark_frames=4, landmark_window=48, look_back=4, look_ahead=12),
+        model=PointerSettings(landmark_frames=4, landmark_window=48, look_back=4, look_ahead=12, kinds=True),
         loss=LossSettings(structure=2.0),
         data=DataSettings(
             target_ask_probability=0.25,

@@ -46,11 +46,15 @@ class AugmentSettings:
 
 
 class Piece(NamedTuple):
-    """A recording and its edit while they are varied; pointers without STOP and PAD."""
+    """A recording and its edit while they are varied; pointers without STOP and PAD.
+
+    `kind_T` is what every frame is (`events.kinds_of`).
+    """
 
     mel_TF: np.ndarray
     phase_T3: np.ndarray
     pointers_N: np.ndarray
+    kind_T: np.ndarray
 
 
 def augment(
@@ -97,8 +101,9 @@ def stretch(piece: Piece, ratio: float) -> Piece:
     mel_TF -= piece.mel_TF[before_T]
     mel_TF *= weight_T1
     mel_TF += piece.mel_TF[before_T]
-    phase_T3 = piece.phase_T3[np.minimum(np.rint(at_T).astype(np.int64), n_frames - 1)]
-    return Piece(mel_TF, phase_T3, _stretch_pointers(piece.pointers_N, ratio, stretched))
+    nearest_T = np.minimum(np.rint(at_T).astype(np.int64), n_frames - 1)
+    pointers_N = _stretch_pointers(piece.pointers_N, ratio, stretched)
+    return Piece(mel_TF, piece.phase_T3[nearest_T], pointers_N, piece.kind_T[nearest_T])
 
 
 def shift_pitch(mel_TF: np.ndarray, semitones: float, mel: MelSettings) -> np.ndarray:
@@ -179,7 +184,7 @@ def crop(piece: Piece, max_frames: int, max_steps: int, rng: np.random.Generator
             break
         length = max(1, int(length * SHORTEST_CROP))
     window = slice(end - length, end)
-    return Piece(piece.mel_TF[window], piece.phase_T3[window], pointers_N[:max_steps])
+    return Piece(piece.mel_TF[window], piece.phase_T3[window], pointers_N[:max_steps], piece.kind_T[window])
 
 
 def _stretch_ratio(

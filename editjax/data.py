@@ -19,6 +19,7 @@ import numpy as np
 from editjax.augment import AugmentSettings, Piece, augment, crop
 from editjax.edits import PAD, STOP, structure_of
 from editjax.errors import DataError, UsageError
+from editjax.events import UNKNOWN, kinds_of
 from editjax.mel import MelSettings
 from editjax.shards import Entry, Source, read
 from editjax.styles import STYLES
@@ -74,7 +75,8 @@ class Batch(NamedTuple):
     """What the models train on; every array starts with B and has its bucket's static shape.
 
     `steps_B` counts STOP. `pointers_BN` are raw frames or UNALIGNED, then STOP once, then PAD. `structure_BT`
-    is 0 cut, 1 kept, 2 looped, IGNORE in the padding. `target_B` is the wanted edit length in frames, 0 where
+    is 0 cut, 1 kept, 2 looped, IGNORE in the padding. `kind_BT` numbers what the frames are (`events.KINDS`),
+    UNKNOWN where nobody says. `target_B` is the wanted edit length in frames, 0 where
     none was asked for. `ids_B` number the manifest's examples.
     """
 
@@ -84,6 +86,7 @@ class Batch(NamedTuple):
     pointers_BN: np.ndarray
     steps_B: np.ndarray
     structure_BT: np.ndarray
+    kind_BT: np.ndarray
     target_B: np.ndarray
     style_B: np.ndarray
     ids_B: np.ndarray
@@ -217,7 +220,8 @@ def _load(
 
     settings, entry = plan.settings, source.entries[number]
     recording = source.recording(entry.record, [entry.edit])
-    piece = Piece(recording.mel_TF, recording.phase_T3, recording.edits[0].pointers_N)
+    kind_T = kinds_of(recording.meta.get("events", ()), len(recording.mel_TF))
+    piece = Piece(recording.mel_TF, recording.phase_T3, recording.edits[0].pointers_N, kind_T)
     max_steps = slot.steps - 1
     if entry.frames > slot.frames or entry.steps > max_steps:
         piece = crop(piece, slot.frames, max_steps, rng)
@@ -236,6 +240,7 @@ def _empty_batch(size: int, slot: Slot, mel: MelSettings) -> Batch:
         pointers_BN=np.full((size, slot.steps), PAD, np.int32),
         steps_B=np.zeros(size, np.int32),
         structure_BT=np.full((size, slot.frames), IGNORE, np.int32),
+        kind_BT=np.full((size, slot.frames), UNKNOWN, np.int32),
         target_B=np.zeros(size, np.float32),
         style_B=np.zeros(size, np.int32),
         ids_B=np.zeros(size, np.int32),
@@ -260,6 +265,7 @@ def _fill(
     batch.pointers_BN[row, steps] = STOP
     batch.steps_B[row] = steps + 1
     batch.structure_BT[row, :frames] = structure_of(piece.pointers_N, frames)
+    batch.kind_BT[row, :frames] = piece.kind_T
     asked = not entry.natural or rng.random() < settings.target_ask_probability
     batch.target_B[row] = steps if asked else 0
     batch.style_B[row] = STYLES.index(entry.style)

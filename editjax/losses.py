@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from editjax.edits import STOP, UNALIGNED
+from editjax.events import UNKNOWN
 from editjax.models import style
 from editjax.models.coverage import played_before, was_played
-from editjax.models.encoder import encode
+from editjax.models.encoder import encode, kinds
 from editjax.models.layers import frame_mask
 from editjax.models.pointer import (
     ADVANCE,
@@ -25,6 +26,8 @@ from editjax.models.pointer import (
     pick,
     take,
 )
+
+BOUNDARY_FRAMES, BOUNDARY_WEIGHT = 3, 10.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class LossSettings:
     order: float = 1.0
     length: float = 0.1
     style: float = 1.0
+    kinds: float = 1.0
     smoothness: float = 0.01
     max_jumps: int = 64
     named_style: float = 0.5
@@ -176,10 +180,33 @@ def order_loss(place_BJ, first_BJ):
 
 
 def structure_loss(logits_BTS, structure_BT):
-    """Cross-entropy of cut / keep / loop per raw frame, averaged over labelled frames (label −1 is none)."""
-    labelled = structure_BT >= 0
+    """Cross-entropy of cut / keep / loop per raw frame, averaged over labelled frames (label −1 is none).
+
+    Frames within BOUNDARY_FRAMES of a change of label count BOUNDARY_WEIGHT times: they are one in fifty, and
+    where a stretch begins and ends is heard at every join.
+    """
+    before_BT, labelled = structure_BT[:, :-1], structure_BT >= 0
+    change_BT = labelled & jnp.pad(structure_BT[:, 1:] != before_BT, ((0, 0), (1, 0)))
+    span, reach = 2 * BOUNDARY_FRAMES, ((0, 0), (BOUNDARY_FRAMES - 1, BOUNDARY_FRAMES))
+    near_BT = jax.lax.reduce_window(change_BT, False, jnp.logical_or, (1, span), (1, 1), reach)
+    weight_BT = jnp.where(labelled, jnp.where(near_BT, BOUNDARY_WEIGHT, 1.0), 0.0)
     nll_BT = _nll(logits_BTS, jnp.maximum(structure_BT, 0))
-    return jnp.where(labelled, nll_BT, 0.0).sum() / jnp.maximum(labelled.sum(), 1).astype(jnp.float32)
+    return (weight_BT * nll_BT).sum() / jnp.maximum(weight_BT.sum(), 1.0)
+
+
+def kind_loss(logits_BLK, kind_BT):
+    """Cross-entropy of what every landmark is, averaged over those of which it is known, and the share that
+    is right. A landmark is what the latest kind in `events.KINDS` among its frames says."""
+    n_landmarks = logits_BLK.shape[1]
+    frames = -(-kind_BT.shape[1] // n_landmarks)
+    padding = ((0, 0), (0, n_landmarks * frames - kind_BT.shape[1]))
+    padded_BT = jnp.pad(kind_BT, padding, constant_values=UNKNOWN)
+    kind_BL = padded_BT.reshape(-1, n_landmarks, frames).max(-1)
+    known_BL = kind_BL != UNKNOWN
+    count = jnp.maximum(known_BL.sum(), 1).astype(jnp.float32)
+    nll_BL = _nll(logits_BLK, jnp.maximum(kind_BL, 0))
+    right_BL = known_BL & (jnp.argmax(logits_BLK, -1) == kind_BL)
+    return jnp.where(known_BL, nll_BL, 0.0).sum() / count, right_BL.sum().astype(jnp.float32) / count
 
 
 def length_loss(log_length_B, steps_B):
@@ -254,11 +281,16 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     style_cost = inferred.cost * batch.steps_B.shape[0] / events
     smoothness = nll.joins_B.sum() / events
     loss = loss + weights.style * style_cost + weights.smoothness * smoothness
+    heard = {}
+    if settings.kinds:
+        logits_BLK = kinds(settings, params["encoder"], encoded.landmarks_BLD)
+        heard["kind"], heard["kind_right"] = kind_loss(logits_BLK, batch.kind_BT)
+        loss = loss + weights.kinds * heard["kind"]
     kept = jnp.argmax(encoded.structure_BTS, -1) > 0
     labelled = batch.structure_BT >= 0
     both = (kept & (batch.structure_BT > 0)).sum().astype(jnp.float32)
     either = ((kept & labelled) | (batch.structure_BT > 0)).sum().astype(jnp.float32)
-    return loss, {
+    return loss, heard | {
         "sequence": sequence,
         "mode_nll": nll.mode_B.sum() / events,
         "bar_nll": nll.bar_B.sum() / jumps,

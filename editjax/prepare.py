@@ -30,6 +30,7 @@ from editjax.edits import (
     to_pointers,
 )
 from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
+from editjax.events import in_frames
 from editjax.files import atomic_path, sha256_of
 from editjax.mel import FrameGrid, mel_of
 from editjax.pairs import EditFiles, RawFiles, find_pairs
@@ -286,9 +287,7 @@ def _describe_recording(meta: dict[str, Any], editor: dict[str, Any], grid: Fram
     """Add what an edit list tells of its recording: the sources it is made of and what happens when."""
     meta["sources"] = sorted({*meta["sources"], *map(str, editor.get("sources", ()))})
     if "events" in editor and "events" not in meta:
-        meta["events"] = [
-            [grid.frame_of_sample(e["start"]), grid.frames_in(e["stop"]), e["kind"]] for e in editor["events"]
-        ]
+        meta["events"] = in_frames(editor["events"], grid)
 
 
 def _split_of(id: str, settings: PrepareSettings) -> str:

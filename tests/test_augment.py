@@ -43,7 +43,8 @@ def make_piece(n_frames=400, pointers_N=None, seed=0):
         pointers_N = np.r_[20:90, 150:220, 150:220, 300:390]
     for array in (mel_TF, phase_T3, pointers_N):
         array.setflags(write=False)
-    return Piece(mel_TF, phase_T3, pointers_N.astype(np.int32))
+    kind_T = (np.arange(n_frames) // 50 % 5).astype(np.int8)
+    return Piece(mel_TF, phase_T3, pointers_N.astype(np.int32), kind_T)
 
 
 def run(piece, settings, seed=0, max_frames=500, max_steps=500):

@@ -49,6 +49,7 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
         ints((size, steps)),
         ints(size),
         ints((size, frames)),
+        ints((size, frames)),
         floats(size),
         ints(size),
         ints(size),

@@ -139,6 +139,7 @@ def test_shapes_are_the_buckets_and_nothing_else(folder):
             "i4",
             "i4",
             "i4",
+            "i4",
             "f4",
             "i4",
             "i4",

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from editjax import decode as decoding
 from editjax.chunks import encode_in_chunks
 from editjax.edits import PAD, STOP, UNALIGNED
-from editjax.losses import LossSettings, infer_style, pointer_loss, sequence_nll, targets
+from editjax.losses import LossSettings, infer_style, pointer_loss, sequence_nll, structure_loss, targets
 from editjax.models import pointer
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import ALIGN_FRAMES, encode
@@ -367,6 +367,16 @@ def test_loss_ignores_padding_steps(params):
     np.testing.assert_allclose(short, long, rtol=1e-5)
 
 
+def test_structure_at_a_boundary_counts_more():
+    structure = np.array([[0] * 10 + [1] * 10 + [-1] * 5])
+    logits = np.zeros((1, 25, 3), np.float32)
+    gradient = jax.grad(structure_loss)(jnp.asarray(logits), structure)
+    weight_T = np.abs(gradient[0]).sum(-1)
+    assert (weight_T[7:13] == weight_T[8]).all() and (weight_T[:7] == weight_T[0]).all()
+    assert weight_T[8] == pytest.approx(10 * weight_T[0]) and weight_T[13] == weight_T[19] == weight_T[0]
+    assert not weight_T[20:].any()
+
+
 def test_likelihood_counts_targets_at_jumps_only(params):
     batch = batch_of([3, 4, 5, 40, 41, 7, STOP])
     _, keys = encoded(params, [recording(60)], 64)
@@ -395,7 +405,11 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(params):
     forced = teacher_forced_log_p(params, keys, batch.pointers_BN, batch.target_B)
     assert float(parts["sequence"]) * 4 == pytest.approx(-float(forced.sum()), rel=1e-4)  # 3 jumps, a stop
     log_p = np.asarray(jax.nn.log_softmax(found.structure_BTS[0, :60]))
-    nll = -log_p[np.arange(60), np.asarray(batch.structure_BT)[0, :60]].mean()
+    kept_T = np.asarray(batch.structure_BT)[0, :60]
+    weight_T = np.ones(60)
+    for change in np.flatnonzero(np.diff(kept_T)) + 1:
+        weight_T[max(change - 3, 0) : change + 3] = 10.0
+    nll = -np.average(log_p[np.arange(60), kept_T], weights=weight_T)
     assert float(parts["structure"]) == pytest.approx(nll, rel=1e-4)
     error = (float(found.log_length_B[0]) - np.log(len(pointers) - 1)) ** 2
     assert float(parts["length"]) == pytest.approx(error, rel=1e-3)

@@ -8,6 +8,7 @@ import pytest
 from editjax.data import Batch
 from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
+from editjax.events import UNKNOWN
 from editjax.losses import LossSettings, infer_style, pointer_loss, targets
 from editjax.models import pointer, style
 from editjax.models.match import refine
@@ -85,7 +86,8 @@ def batch_of(rows, frames=200):
     return Batch(
         np.stack([mel_of(frames, k) for k in range(count)]), np.full(count, frames),
         np.zeros((count, frames, 3), np.float32), pointers, (pointers != PAD).sum(1), structure,
-        np.zeros(count, np.float32), np.arange(count) % len(STYLES), np.arange(count),
+        np.full_like(structure, UNKNOWN), np.zeros(count, np.float32), np.arange(count) % len(STYLES),
+        np.arange(count),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from editjax.models.scales import (
     Announce,
     FrameLayer,
     Fusion,
+    Kinds,
     LandmarkEntry,
     LandmarkLayer,
     Length,
@@ -59,7 +60,7 @@ class Encoded(NamedTuple):
 
 def init_encoder(settings, key):
     """Fresh parameters of the encoder; equal layers are stacked along a leading axis."""
-    s, keys = settings, jax.random.split(key, 8)
+    s, keys = settings, jax.random.split(key, 9)
     n_frames = s.frames_per_bar
     n_landmarks = -(-n_frames // s.landmark_frames)
     frames_B = jnp.full((1,), n_frames, jnp.int32)
@@ -80,7 +81,8 @@ def init_encoder(settings, key):
     landmark_args = (landmarks, jnp.full((1,), n_landmarks, jnp.int32), *matches)
     asked = jnp.zeros((1, TARGET_FEATURES + s.style_width))
     entry_args = (x, matches[1], asked, jnp.ones((1, n_landmarks), bool))
-    return {
+    kinds = {"kinds": fresh(Kinds(), keys[8], landmarks)} if s.kinds else {}
+    return kinds | {
         "stem": fresh(Stem(s), keys[0], level, phase, jnp.ones((1, n_frames), bool)),
         "entry": fresh(LandmarkEntry(s), keys[1], *entry_args),
         "landmark_layers": stacked(LandmarkLayer(s), s.landmark_layers, keys[2], *landmark_args),
@@ -147,6 +149,11 @@ def settle(settings, params, x_BTD, landmarks_BLD, frames_B):
 
     x, _ = jax.lax.scan(layer, x, params["frame_layers"])
     return Levels(settings).apply({"params": params["levels"]}, x, frames_B)
+
+
+def kinds(settings, params, landmarks_BLD):
+    """Logits of what every landmark is, (B, L, kinds); needs a model with `settings.kinds`."""
+    return Kinds().apply({"params": params["kinds"]}, landmarks_BLD)
 
 
 def length(settings, params, bars_BVD, structure_BTS, frames_B):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import Window
+from editjax.events import KINDS
 from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
 from editjax.models.match import DETAIL_CHANNELS, STEP_FRAMES, Matches, refine
 
@@ -249,6 +250,15 @@ class Levels(nn.Module):
 
         structure = nn.Dense(3, dtype=jnp.float32, name="structure")(x.astype(jnp.float32))
         return x, spans(s.frames_per_beat, "beats"), spans(s.frames_per_bar, "bars"), structure
+
+
+class Kinds(nn.Module):
+    """Landmarks → logits of what they are, (B, L, kinds): see `events.KINDS`."""
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        x = Norm(jnp.float32, name="norm")(x_BLD.astype(jnp.float32))
+        return nn.Dense(len(KINDS), name="kind")(x)
 
 
 class Length(nn.Module):

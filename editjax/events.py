@@ -1,0 +1,54 @@
+"""What the frames of a raw recording are, where that is known: talk, a false start, a fault.
+
+Simulated sessions know it (`simulate`, `editor["events"]` of their edit lists); so may other recordings whose
+edit lists say it in the same words. A model that learns it beside the edit (`PointerSettings.kinds`) must
+hear why a take was not kept.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from editjax.mel import FrameGrid
+
+FAULT = "fault"
+KINDS = (
+    "silence",
+    "breath",
+    "noise",
+    "noodling",
+    "talk",
+    "count_in",
+    "slate",
+    "take",
+    "false_start",
+    "superseded",
+    "spoiled",
+    FAULT,
+)
+"""What a frame can be; where two share one the later in this order counts."""
+UNKNOWN = -1
+FAULT_S = -0.1, 0.5
+"""A fault is heard from just before the moment it is noted at until it is over."""
+
+
+def in_frames(events: Iterable[dict], grid: FrameGrid) -> list[list]:
+    """[first frame, frame after the last, kind] of events in samples, their faults as events of their own."""
+    found: list[list] = []
+    for event in events:
+        spans = [(event["start"], event["stop"], event["kind"])]
+        for sample, _ in event.get("faults", ()):
+            first, last = (sample + int(seconds * grid.source_rate_hz) for seconds in FAULT_S)
+            spans.append((max(first, event["start"]), min(last, event["stop"]), FAULT))
+        found += [[grid.frame_of_sample(start), grid.frames_in(stop), kind] for start, stop, kind in spans]
+    return found
+
+
+def kinds_of(events: Sequence[Sequence], n_frames: int) -> np.ndarray:
+    """The kind of every frame as its number in KINDS, int8 (T,); UNKNOWN where no event says it."""
+    kind_T = np.full(n_frames, UNKNOWN, np.int8)
+    for first, last, kind in events:
+        if kind in KINDS:
+            span = slice(first, max(last, first))
+            kind_T[span] = np.maximum(kind_T[span], KINDS.index(kind))
+    return kind_T
