@@ -5,8 +5,8 @@ whose 10,000 pointers one in 200 jumps; and that decoder in PyTorch eager with a
 Agreement first: whatever is drafted, the pointers are those of decoding step by step, greedy and sampled, of
 whole recordings and of 512 excerpts; PyTorch's pointers are ours, and its logits at each step. A pass takes
 what agrees and decides one step more, so that an edit of M steps with J jumps needs about J + M / draft of
-them (`bound`). `GFLOP` is what XLA counts for all passes; `of ceiling` is its share of what the fastest matrix
-product would do in that time.
+them (`bound`). `GFLOP` is what XLA counts for all passes, `of ceiling` its share of what the fastest matrix
+product does in that time.
 """
 
 from __future__ import annotations
@@ -162,22 +162,34 @@ def measure(
     peers = peers or {}
     cases: dict[Any, Callable[[], Any]] = {draft: case.run for draft, case in ours.items()}
     seconds = median_seconds(cases | {name: peer.run for name, peer in peers.items()}, rounds)
-    pointers_N = np.asarray(found[0].pointers_BN[0])
-    pointers_N = pointers_N[pointers_N != PAD]
-    steps, is_jump_N = len(pointers_N), (np.diff(pointers_N, prepend=-1) != 1) & (pointers_N != STOP)
-    jumps, ceiling = int(is_jump_N.sum()), matrix_gflops()
-    rows: list[dict[str, Any]] = []
-    for draft, case in ours.items():
-        passes, taken_s = int(found[draft].passes), seconds[draft]
-        row = {"draft": draft, "steps": steps, "jumps": jumps, "passes": passes}
-        row |= {"bound": jumps + steps / max(draft, 1), "s": taken_s, "µs / pointer": 1e6 * taken_s / steps}
-        gflop = passes * case.gflop
-        rows.append(row | case.columns | {"GFLOP": gflop, "of ceiling": gflop / taken_s / ceiling})
+    ceiling = matrix_gflops()
+    rows = [row_of(draft, case, found[draft], seconds[draft], ceiling) for draft, case in ours.items()]
     for name, peer in peers.items():
         taken_s = seconds[name]
-        row = {"peer": name, "steps": peer.steps, "s": taken_s, "µs / pointer": 1e6 * taken_s / peer.steps}
-        rows.append(row)
+        rows.append(
+            {"peer": name, "steps": peer.steps, "s": taken_s, "µs / pointer": 1e6 * taken_s / peer.steps}
+        )
     return rows
+
+
+def row_of(draft: int, case: Compiled, out: Decoded, taken_s: float, ceiling: float) -> dict[str, Any]:
+    """What a draft found, what it took, and what it cost."""
+    pointers_N, passes = np.asarray(out.pointers_BN[0]), int(out.passes)
+    pointers_N = pointers_N[pointers_N != PAD]
+    jumps = int(np.count_nonzero((np.diff(pointers_N, prepend=-1) != 1) & (pointers_N != STOP)))
+    gflop = passes * case.gflop
+    return {
+        "draft": draft,
+        "steps": len(pointers_N),
+        "jumps": jumps,
+        "passes": passes,
+        "bound": jumps + len(pointers_N) / max(draft, 1),
+        "s": taken_s,
+        "µs / pointer": 1e6 * taken_s / len(pointers_N),
+        **case.columns,
+        "GFLOP": gflop,
+        "of ceiling": gflop / taken_s / ceiling,
+    }
 
 
 def compiled(task: Task, draft: int) -> Compiled:
@@ -208,7 +220,8 @@ def torch_peer(task: Task, steps: int) -> Peer:
     pointers_1N = np.array([[one.pointer for one in said]], np.int32)
     ours_1N = task._replace(max_steps=steps).run(DRAFT_STEPS).pointers_BN
     require_agreement(f"{TORCH}: pointers", int((ours_1N != pointers_1N).sum()), 0)
-    logits = [np.asarray(part_1NC[0]) for part_1NC in jax.jit(partial(logits_of, task))(pointers_1N)]
+    parts = jax.jit(logits_of, static_argnums=0)(*task[:3], pointers_1N)
+    logits = [np.asarray(part_1NC[0]) for part_1NC in parts]
     unlike = [
         np.abs(part_NC[step][: len(theirs)] - theirs.numpy()).max()
         for step, one in enumerate(said)
@@ -218,12 +231,11 @@ def torch_peer(task: Task, steps: int) -> Peer:
     return Peer(partial(peer.greedy, 0.0, steps), steps)
 
 
-def logits_of(task: Task, pointers_1N: jax.Array) -> list[jax.Array]:
+def logits_of(s: PointerSettings, params: Any, keys: Any, pointers_1N: jax.Array) -> list[jax.Array]:
     """Logits of modes, bars, beats and frames of every step of an edit, all at once."""
-    s, keys = task.settings, task.keys
     steps_1 = jnp.full(1, pointers_1N.shape[1])
     step = targets(pointers_1N, steps_1, jnp.zeros(1), keys.frames_BTD.shape[1]).step
-    ask = partial(decoder_call, s, task.params)
+    ask = partial(decoder_call, s, params)
     h_1ND, before = ask("states", keys, step, steps_1), step.pointer_BN
     every_1N, sizes = jnp.ones_like(pointers_1N, bool), (pointers_1N.shape[1], keys.bars_BVD.shape[1])
     played_1NV = played_before(pointers_1N, every_1N, *sizes, s.frames_per_bar)

@@ -18,10 +18,10 @@ STEPS = 120
 def test_the_peer_decodes_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch_peer` ends the benchmark where a pointer or a logit differs."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)  # a benchmark pins its process
-    benchmark = importlib.import_module("decode")
-    made = importlib.import_module("random_decoder").random_decoder(SMALL, 900)
-    task = benchmark.Task(*made, STEPS)
+    monkeypatch.setattr(importlib.import_module("report"), "use_one_core", lambda: None)
+    benchmark, maker = (importlib.import_module(name) for name in ("decode", "random_decoder"))
+    monkeypatch.setattr(maker, "JUMP_SHARE", 0.1)
+    task = benchmark.Task(*maker.random_decoder(SMALL, 900), STEPS)
     said = benchmark.torch_peer(task, STEPS).run()
     assert len(said) == STEPS
     assert 3 <= sum(bool(one.levels) for one in said) < STEPS / 2, "few jumps show little, nor do few runs"
