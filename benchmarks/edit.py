@@ -34,6 +34,7 @@ from editjax import network
 from editjax.audio import ArrayReader, Reader, Writer
 from editjax.editor import EditSettings, edit, listen
 from editjax.edits import duration_samples
+from editjax.models.style import Asked
 from editjax.render import faded_spans
 from editjax.session import SimulateSettings
 from editjax.simulate import simulate_session
@@ -134,12 +135,13 @@ def twin_row(path: Path, minutes: int, ours: dict[str, Any]) -> dict[str, Any]:
     with Reader(path) as reader:
         mel_TF = listen(reader).mel_TF
     edited, phase_T3 = model.edit_pointers(mel_TF), model.phases(mel_TF)
-    inputs = (mel_TF[None], np.array([len(mel_TF)]), phase_T3[None], np.zeros(1, np.float32))
-    mel, frames, phase, target = map(torch.from_numpy, inputs)
+    wanted = np.zeros(1, np.float32), model.point_of("final")[None]
+    inputs = (mel_TF[None], np.array([len(mel_TF)]), phase_T3[None], *wanted)
+    mel, frames, phase, *asked = (torch.from_numpy(np.asarray(a)) for a in inputs)
     twin = twin_of(model.settings, model.params, "block").eval()
     began = time.perf_counter()
     with torch.inference_mode():
-        encoded = twin.encoder(mel, frames, phase.float(), target)
+        encoded = twin.encoder(mel, frames, phase.float(), Asked(*asked))
     encode_s = time.perf_counter() - began
     pointers_N = greedy(twin, encoded, int(len(mel_TF) * network.LONGEST_STEPS))
     decode_s = time.perf_counter() - began - encode_s

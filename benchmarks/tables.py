@@ -38,7 +38,7 @@ class Plot(NamedTuple):
 
 PLOTS = {
     "data": Plot("ms_per_example", ("case",)),
-    "decode": Plot("s", ("minutes",), "draft"),
+    "decode": Plot("µs / pointer", ("model", "minutes"), "draft"),
     "edit": Plot("warm s", ("editor",), "minutes"),
     "encode": Plot("encode s", (), "minutes"),
     "mel": Plot("cpu_ms", ("case",), "audio_s"),

@@ -22,7 +22,7 @@ from torch_layers import (
     rotation,
     rows,
 )
-from torch_match import find_matches, fingerprints, level_normalise
+from torch_match import find_matches, fingerprints, level_normalise, refine, shapes
 
 from editjax.attention import Window
 from editjax.models.level import (
@@ -35,9 +35,10 @@ from editjax.models.pointer import (
     NEVER,
     PointerSettings,
 )
-from editjax.models.scales import ANNOUNCE_WIDTH, MATCH_CHANNELS
+from editjax.models.scales import ANNOUNCE_WIDTH, MATCH_CHANNELS, TARGET_FEATURES
+from editjax.models.style import Asked
 
-POSITION_CHANNELS, TARGET_CHANNELS = 3, 3
+POSITION_CHANNELS = 3
 
 
 class Encoded(NamedTuple):
@@ -50,6 +51,7 @@ class Encoded(NamedTuple):
     structure_BTS: Tensor
     announced_BT: Tensor
     log_length_B: Tensor
+    style_BZ: Tensor
     n_frames_B: Tensor
 
 
@@ -131,11 +133,11 @@ class LandmarkEntry(nn.Module):
         self.size = s.landmark_frames
         self.frames = nn.Linear(s.landmark_frames * s.frame_width, s.width)
         self.matches = nn.Linear(2 * s.matches * MATCH_CHANNELS, s.width)
-        self.target = nn.Linear(TARGET_CHANNELS, s.width)
+        self.asked = nn.Linear(TARGET_FEATURES + s.style_width, s.width)
 
-    def forward(self, x_BTD: Tensor, features_BLJC: Tensor, target_B3: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, features_BLJC: Tensor, asked_BE: Tensor, mask_BL: Tensor) -> Tensor:
         x = F.pad(x_BTD, (0, 0, 0, -x_BTD.shape[1] % self.size)).unflatten(1, (-1, self.size)).flatten(2)
-        x = self.frames(x) + self.matches(features_BLJC.flatten(2)) + self.target(target_B3)[:, None]
+        x = self.frames(x) + self.matches(features_BLJC.flatten(2)) + self.asked(asked_BE)[:, None]
         return masked(x, mask_BL)
 
 
@@ -199,7 +201,7 @@ class Encoder(nn.Module):
         self.frame_layers = nn.ModuleList(FrameLayer(s, kind) for _ in range(s.frame_layers))
         self.levels, self.length = Levels(s), Length(s)
 
-    def forward(self, mel_BTF: Tensor, frames_B: Tensor, phase_BT3: Tensor, target_B: Tensor) -> Encoded:
+    def forward(self, mel_BTF: Tensor, frames_B: Tensor, phase_BT3: Tensor, asked: Asked) -> Encoded:
         s, n_frames = self.settings, mel_BTF.shape[1]
         mask_BT = frame_mask(frames_B, n_frames)
         n_landmarks, landmarks_B = -(-n_frames // s.landmark_frames), ceil_div(frames_B, s.landmark_frames)
@@ -207,11 +209,12 @@ class Encoder(nn.Module):
         with torch.no_grad():
             level_BTF = level_normalise(mel_BTF, frames_B, s.floor_db, s.ceiling_db)
             matches = landmark_matches(level_BTF[..., :-LEVEL_CHANNELS], frames_B, landmarks_B, s)
+            target_B3 = target_features(asked.target_B, frames_B)
             tokens = bar_globals(landmarks_B, n_landmarks, s)
             reach_L, reach_T = self.reaches(frames_B, n_frames, tokens.valid_BG)
         announced_BT = self.announce(level_BTF, mask_BT)
         x = self.stem(level_BTF, phase_BT3 * mask_BT[..., None], mask_BT)
-        landmarks = self.entry(x, matches[1], target_features(target_B, frames_B), mask_BL)
+        landmarks = self.entry(x, matches[1], torch.cat([target_B3, asked.style_BZ], -1), mask_BL)
         for layer in self.landmark_layers:
             landmarks = layer(landmarks, reach_L, tokens, matches, mask_BL)
         x = self.fusion(x, landmarks, frames_B)
@@ -219,7 +222,8 @@ class Encoder(nn.Module):
             x = layer(x, reach_T, mask_BT)
         x, beats, bars, structure = self.levels(x, frames_B)
         log_length_B = self.length(bars, structure, frames_B)
-        return Encoded(x, landmarks, beats, bars, structure, announced_BT, log_length_B, frames_B)
+        parts = x, landmarks, beats, bars, structure, announced_BT, log_length_B
+        return Encoded(*parts, asked.style_BZ, frames_B)
 
     def reaches(self, frames_B: Tensor, n_frames: int, valid_BG: Tensor) -> tuple[Reach, Reach]:
         s = self.settings
@@ -268,17 +272,19 @@ def bar_globals(landmarks_B: Tensor, n_landmarks: int, s: PointerSettings) -> Gl
 def landmark_matches(
     x_BTF: Tensor, frames_B: Tensor, landmarks_B: Tensor, s: PointerSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`scales.landmark_matches` of a level-normalised mel."""
-    n_landmarks, ratio = -(-x_BTF.shape[1] // s.landmark_frames), STEP_FRAMES // s.landmark_frames
-    found = find_matches(fingerprints(x_BTF, frames_B), ceil_div(frames_B, STEP_FRAMES), s.matches)
+    """`match.find_matches` of a level-normalised mel, and `scales.landmark_matches` of these."""
+    step_shapes, shape_BLG = (shapes(x_BTF, frames_B, size) for size in (STEP_FRAMES, s.landmark_frames))
+    n_landmarks, ratio = shape_BLG.shape[1], STEP_FRAMES // s.landmark_frames
+    found = find_matches(fingerprints(step_shapes), ceil_div(frames_B, STEP_FRAMES), s.matches)
     place, score, here, valid = (a.repeat_interleave(ratio, 1)[:, :n_landmarks] for a in found)
     landmark_L1 = torch.arange(n_landmarks, device=x_BTF.device)[:, None]
     place = place * ratio + landmark_L1 % ratio
     last_B11 = landmarks_B[:, None, None] - 1
     valid = valid & (place <= last_B11) & (landmark_L1 <= last_B11)
-    place = place * valid
+    place, details = refine(shape_BLG, landmarks_B, place * valid, valid, s.match_reach)
     away = (place - landmark_L1).float()
     distance, direction = torch.log1p(away.abs() / 100.0), away.sign()
     best = (score * valid).amax(-1, keepdim=True)
     features = [score, here, score - best, distance * direction, distance, direction]
-    return place, torch.stack(features, -1) * valid[..., None], valid
+    features_BLJC = torch.stack(features, -1) * valid[..., None]
+    return place, torch.cat([features_BLJC, details], -1), valid

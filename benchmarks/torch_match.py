@@ -22,9 +22,10 @@ from editjax.models.match import (
     BANDS,
     CELL_STEPS,
     DIAGONAL_STEPS,
-    MEAN_STEPS,
+    DIFFERENCE_BANDS,
+    MEAN_FRAMES,
     NOT_A_MATCH,
-    STEP_FRAMES,
+    SMOOTH,
     STRIDE,
 )
 
@@ -57,16 +58,40 @@ def running_sum(x_BT: Tensor, width: int) -> Tensor:
     return F.avg_pool1d(x_BT, width, 1, width // 2) * width
 
 
-def fingerprints(x_BTF: Tensor, frames_B: Tensor) -> Tensor:
-    """`match.fingerprints`."""
+def shapes(x_BTF: Tensor, frames_B: Tensor, step_frames: int) -> Tensor:
+    """`match.shapes` of what is zero beyond the recording."""
     batch, n_frames, n_bins = x_BTF.shape
-    x_BTF = F.pad(x_BTF, (0, 0, 0, -n_frames % STEP_FRAMES))
-    x_BMG = x_BTF.view(batch, -1, STEP_FRAMES, BANDS, n_bins // BANDS).mean((2, 4))
-    mask_BM = frame_mask(ceil_div(frames_B, STEP_FRAMES), x_BMG.shape[1])
-    count_BM = running_sum(mask_BM.float(), MEAN_STEPS).clamp(min=1)
-    mean_BMG = running_sum(x_BMG.mT, MEAN_STEPS).mT / count_BM[..., None]
-    u_BMG = masked(x_BMG - mean_BMG, mask_BM)
-    return u_BMG / (u_BMG.norm(dim=-1, keepdim=True) + 0.05)
+    mean_steps = MEAN_FRAMES // step_frames // 2 * 2 + 1
+    x_BTF = F.pad(x_BTF, (0, 0, 0, -n_frames % step_frames))
+    x_BMG = x_BTF.view(batch, -1, step_frames, BANDS, n_bins // BANDS).mean((2, 4))
+    mask_BM = frame_mask(ceil_div(frames_B, step_frames), x_BMG.shape[1])
+    count_BM = running_sum(mask_BM.float(), mean_steps).clamp(min=1)
+    mean_BMG = running_sum(x_BMG.mT, mean_steps).mT / count_BM[..., None]
+    return masked(x_BMG - mean_BMG, mask_BM)
+
+
+def fingerprints(shape_BMG: Tensor) -> Tensor:
+    """`match.fingerprints`."""
+    return shape_BMG / (shape_BMG.norm(dim=-1, keepdim=True) + 0.05)
+
+
+def refine(
+    shape_BLG: Tensor, landmarks_B: Tensor, place_BLJ: Tensor, valid_BLJ: Tensor, reach: int
+) -> tuple[Tensor, Tensor]:
+    """`match.refine`."""
+    last_B111, u_BLG = landmarks_B[:, None, None, None] - 1, fingerprints(shape_BLG)
+    near_BLJR = place_BLJ[..., None] + torch.arange(-reach, reach + 1, device=place_BLJ.device)
+    inside_BLJR = (near_BLJR >= 0) & (near_BLJR <= last_B111) & valid_BLJ[..., None]
+    near_BLJR = near_BLJR.clamp(min=0).minimum(last_B111)
+    alike_BLJR = (u_BLG[:, :, None, None] * rows(u_BLG, near_BLJR)).sum(-1) * inside_BLJR
+    steady_BLJR = running_sum(alike_BLJR.flatten(2).mT, SMOOTH).mT.view_as(alike_BLJR)
+    best_BLJ1 = steady_BLJR.masked_fill(~inside_BLJR, NOT_A_MATCH * SMOOTH).argmax(-1, keepdim=True)
+    place_BLJ = near_BLJR.gather(-1, best_BLJ1)[..., 0]
+    louder_BLJG = shape_BLG[:, :, None] - rows(shape_BLG, place_BLJ)
+    louder_BLJD = louder_BLJG.unflatten(-1, (DIFFERENCE_BANDS, -1)).mean(-1)
+    alike_BLJ1 = alike_BLJR.gather(-1, best_BLJ1)
+    details = torch.cat([alike_BLJ1, (best_BLJ1 - reach) / max(reach, 1), louder_BLJD], -1)
+    return place_BLJ * valid_BLJ, details * valid_BLJ[..., None]
 
 
 def find_matches(u_BMG: Tensor, steps_B: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -43,7 +43,7 @@ from editjax.models.pointer import (
     PointerSettings,
 )
 
-STEP_CHANNELS, HINT_CHANNELS = 7, 2
+STEP_CHANNELS, HINT_CHANNELS, REPLAY_CHANNELS = 7, 2, 2
 
 
 class Hints(NamedTuple):
@@ -72,6 +72,7 @@ class Keys(NamedTuple):
     bars_BVD: Tensor
     beats_BUD: Tensor
     hints: Hints
+    style_BZ: Tensor
     n_frames_B: Tensor
 
 
@@ -82,6 +83,7 @@ class Step(NamedTuple):
     run_BN: Tensor
     index_BN: Tensor
     target_B: Tensor
+    replay_BN2: Tensor
 
     @property
     def began_BN(self) -> Tensor:
@@ -225,7 +227,8 @@ class Decoder(nn.Module):
     def __init__(self, s: PointerSettings, kind: str):
         super().__init__()
         self.settings, self.kind, width = s, kind, s.width
-        self.enter = nn.Linear(2 * s.frame_width + STEP_CHANNELS + HINT_CHANNELS, width)
+        numbers = STEP_CHANNELS + HINT_CHANNELS + REPLAY_CHANNELS + s.style_width
+        self.enter = nn.Linear(2 * s.frame_width + numbers, width)
         self.self_layers = nn.ModuleList(SelfAttention(s, kind) for _ in range(s.decoder_layers))
         self.cross_layers = nn.ModuleList(CrossAttention(s) for _ in range(s.decoder_layers))
         self.mlp_layers = nn.ModuleList(Mlp(width, s.expansion) for _ in range(s.decoder_layers))
@@ -249,6 +252,7 @@ class Decoder(nn.Module):
             encoded.bars_BVD,
             encoded.beats_BUD,
             hints_of(encoded, self.settings),
+            encoded.style_BZ,
             encoded.n_frames_B,
         )
 
@@ -289,8 +293,9 @@ class Decoder(nn.Module):
             after_BN = F.relu(keys.hints.starts_BT[:, -1:] - passed_BN)
             kept_BN = pick(keys.hints.kept_BT, step.pointer_BN + 1)
             hints_BN2 = torch.stack([kept_BN, (after_BN + AFTER_FLOOR).log()], -1)
-            numbers = torch.cat([step_features(step), hints_BN2 / 5.0], -1)
-        return self.enter(torch.cat([here, following, numbers], -1))
+            numbers = torch.cat([step_features(step), hints_BN2 / 5.0, step.replay_BN2], -1)
+        style_BNZ = keys.style_BZ[:, None].expand(-1, numbers.shape[1], -1)
+        return self.enter(torch.cat([here, following, numbers, style_BNZ], -1))
 
     def passed(self, hints: Hints, pointer_BN: Tensor, began_BN: Tensor) -> Tensor:
         bar_BN = began_BN.clamp(min=0) // self.settings.frames_per_bar

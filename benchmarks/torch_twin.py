@@ -1,7 +1,8 @@
 """The pointer network in PyTorch: a peer with our parameters, our loss and our gradients, in torch's idiom.
 
 `Twin(settings)` is the model of `editjax/models` with the loss of `editjax/losses.py`; `twin_of` fills it
-with our parameters, strictly: none is left over, none is missing. Attention is `dense` (fused
+with our parameters, strictly: none is left over, none is missing. What chance decides about styles is an
+argument; `torch_style.chance_of` a key is what our loss draws from it. Attention is `dense` (fused
 `scaled_dot_product_attention` over all pairs with a mask), `block` (the same function on blocks of queries
 beside the keys they see, the fastest of the ways tried on a CPU) or `flex` (FlexAttention with a block mask).
 `greedy` decodes as `editjax.decode` does, step by step with a cache.
@@ -16,18 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_encoder import Encoded, Encoder
-from torch_layers import frame_mask, rows
+from torch_layers import frame_mask, pick, rows
 from torch_pointer import Decoder, Keys, Step
+from torch_style import Chance, Styles
 
 from editjax.data import Batch
 from editjax.edits import STOP, UNALIGNED
 from editjax.losses import LossSettings
+from editjax.models.hints import LOOP, LOOPED_SHARE
 from editjax.models.pointer import (
     ADVANCE,
     JUMP,
     STOP_MODE,
     PointerSettings,
 )
+from editjax.models.style import Asked
 
 KINDS = ("dense", "block", "flex")
 STACKED = ("landmark_layers", "frame_layers")
@@ -73,10 +77,11 @@ class Targets(NamedTuple):
     step: Step
     pointer_BN: Tensor
     mode_BN: Tensor
+    again_BN: Tensor
     counted_BN: Tensor
 
 
-def targets(pointers_BN: Tensor, steps_B: Tensor, target_B: Tensor) -> Targets:
+def targets(pointers_BN: Tensor, steps_B: Tensor, target_B: Tensor, n_frames: int) -> Targets:
     """`losses.targets`."""
     index_BN = torch.arange(pointers_BN.shape[1], device=pointers_BN.device).expand_as(pointers_BN)
     aligned_BN = pointers_BN >= 0
@@ -88,7 +93,19 @@ def targets(pointers_BN: Tensor, steps_B: Tensor, target_B: Tensor) -> Targets:
     since_BN = index_BN.where((mode_BN == JUMP) & aligned_BN, -1).cummax(1).values
     run_BN = index_BN - 1 - F.pad(since_BN, (1, 0), value=-1)[:, :-1]
     counted_BN = frame_mask(steps_B, pointers_BN.shape[1]) & (pointers_BN != UNALIGNED)
-    return Targets(Step(before_BN, run_BN, index_BN, target_B), pointers_BN, mode_BN, counted_BN)
+    first_BT = first_played(pointers_BN, index_BN, n_frames)
+    again_BN = aligned_BN & (pick(first_BT, pointers_BN) < index_BN)
+    was_BN = F.pad((last_BN >= 0) & again_BN.gather(1, last_BN.clamp(min=0)), (1, 0))[:, :-1]
+    replay_BN2 = torch.stack([was_BN, pick(first_BT, before_BN + 1) < index_BN], -1).float()
+    step = Step(before_BN, run_BN, index_BN, target_B, replay_BN2)
+    return Targets(step, pointers_BN, mode_BN, again_BN, counted_BN)
+
+
+def first_played(pointers_BN: Tensor, index_BN: Tensor, n_frames: int) -> Tensor:
+    """`losses._first_played`; one column more takes what is not aligned."""
+    frame_BN = pointers_BN.where(pointers_BN >= 0, n_frames + 1)
+    never_BT = index_BN.new_full((len(pointers_BN), n_frames + 2), pointers_BN.shape[1])
+    return never_BT.scatter_reduce(1, frame_BN, index_BN, "amin")[:, :-1]
 
 
 def played_before(pointers_BN: Tensor, jump_BN: Tensor, n_jumps: int, n_bars: int, size: int) -> Tensor:
@@ -123,27 +140,44 @@ class Twin(nn.Module):
             raise ValueError(f"attention kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
         self.settings = settings
         self.encoder, self.decoder = Encoder(settings, kind), Decoder(settings, kind)
+        self.style = Styles(settings)
 
-    def forward(self, batch: Batch, weights: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: Batch, weights: LossSettings, chance: Chance
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`losses.pointer_loss` of a batch of tensors: the loss and its parts."""
-        encoded = self.encoder(batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B)
+        t = targets(batch.pointers_BN, batch.steps_B, batch.target_B, batch.mel_BTF.shape[1])
+        joins_BN2 = torch.stack([t.mode_BN == JUMP, t.again_BN], -1).float()
+        inferred = self.style(batch, joins_BN2, weights, chance)
+        asked = Asked(batch.target_B, inferred.style_BZ)
+        encoded = self.encoder(batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked)
         keys = self.decoder.keys(encoded)
-        t = targets(batch.pointers_BN, batch.steps_B, batch.target_B)
-        mode_B, target_B, jumps_B, order_B = self.sequence_nll(keys, t, batch.steps_B, weights.max_jumps)
-        sequence = (mode_B + target_B).sum() / (jumps_B.sum() + len(jumps_B))
+        mode_B, target_B, jumps_B, order_B, joins_B = self.sequence_nll(
+            keys, t, batch.steps_B, weights.max_jumps
+        )
+        events = jumps_B.sum() + len(jumps_B)
         labelled_BT = batch.structure_BT >= 0
         structure_BT = nll(encoded.structure_BTS, batch.structure_BT.clamp(min=0)) * labelled_BT
         structure = structure_BT.sum() / labelled_BT.sum().clamp(min=1)
         length = (encoded.log_length_B - (batch.steps_B - 1).clamp(min=1).log()).square().mean()
-        parts = {"sequence": sequence, "structure": structure, "order": order_B.mean(), "length": length}
-        return sum(getattr(weights, name) * part for name, part in parts.items()), parts
+        parts = {
+            "sequence": (mode_B + target_B).sum() / events,
+            "structure": structure,
+            "order": order_B.mean(),
+            "length": length,
+            "smoothness": joins_B.sum() / events,
+        }
+        loss = sum(getattr(weights, name) * part for name, part in parts.items())
+        loss = loss + weights.style * inferred.cost * len(jumps_B) / events
+        return loss, parts | {"style_nats": inferred.nats}
 
     def sequence_nll(self, keys: Keys, t: Targets, steps_B: Tensor, max_jumps: int) -> tuple[Tensor, ...]:
-        """`losses.sequence_nll`, the three target parts summed: modes, targets, jumps, order, (B,) each."""
+        """`losses.sequence_nll`, the three target parts summed: (B,) each."""
         s, decoder = self.settings, self.decoder
         h_BND = decoder.states(keys, t.step, steps_B)
         mode_logits = decoder.mode_logits(h_BND, t.step.pointer_BN, keys)
         mode_B = (nll(mode_logits, t.mode_BN) * t.counted_BN).sum(1)
+        joins_B = (mode_logits.softmax(-1)[..., JUMP] * t.counted_BN).sum(1)
         jump_BN = (t.mode_BN == JUMP) & t.counted_BN
         count = min(max_jumps, jump_BN.shape[1])
         where_BJ = (jump_BN * (jump_BN.shape[1] - t.step.index_BN)).topk(count, 1).indices
@@ -161,7 +195,7 @@ class Twin(nn.Module):
         )
         first_BJ = real_BJ & ~was_played(target_BJ, played_BJV, keys.n_frames_B, s.frames_per_bar)
         order_B = order_loss(keys.hints.place_BV.gather(1, bar_BJ), first_BJ)
-        return mode_B, (target_nll_BJ * real_BJ).sum(1), jump_BN.sum(1), order_B
+        return mode_B, (target_nll_BJ * real_BJ).sum(1), jump_BN.sum(1), order_B, joins_B
 
 
 def order_loss(place_BJ: Tensor, first_BJ: Tensor) -> Tensor:
@@ -186,12 +220,15 @@ def greedy(twin: Twin, encoded: Encoded, max_steps: int) -> np.ndarray:
     s, decoder = twin.settings, twin.decoder
     keys, caches = decoder.keys(encoded), decoder.empty_caches(1, max_steps)
     target_B = encoded.log_length_B.new_zeros(1)
-    size = s.frames_per_bar
-    was = np.zeros(encoded.frames_BTD.shape[1], bool)
+    size, n_frames = s.frames_per_bar, int(encoded.n_frames_B[0])
+    looped_T = (encoded.structure_BTS[0].softmax(-1)[:, LOOP] > LOOPED_SHARE).numpy()
+    played_T = np.zeros(n_frames + 1, np.int64)
     bars_V = torch.zeros(1, 1, encoded.bars_BVD.shape[1])
     pointer, run, pointers = -1, 0, []
     for index in range(max_steps):
-        step = Step(*(torch.tensor([[value]]) for value in (pointer, run, index)), target_B)
+        replay = pointer >= 0 and played_T[pointer] > 1, played_T[pointer + 1] > 0
+        numbers = (torch.tensor([[value]]) for value in (pointer, run, index))
+        step = Step(*numbers, target_B, torch.tensor([[replay]], dtype=torch.float32))
         h = decoder.step(keys, step, caches)
         mode = int(decoder.mode_logits(h, step.pointer_BN, keys).argmax())
         if mode == STOP_MODE:
@@ -199,14 +236,15 @@ def greedy(twin: Twin, encoded: Encoded, max_steps: int) -> np.ndarray:
         after = pointer + 1
         if mode == JUMP:
             after = _jump(decoder, keys, h, step, bars_V / size)
-            frame_11 = torch.tensor([[after]])
+            played = was_played(torch.tensor([[after]]), bars_V / size, encoded.n_frames_B, size)
             onwards = after // size == pointer // size and after > pointer
-            if not onwards and bool(was_played(frame_11, bars_V / size, encoded.n_frames_B, size)):
+            if bool(played) and not onwards and not looped_T[after]:
                 break
-        if was[after]:
+        if played_T[after] and not looped_T[after]:
             break
         run = run + 1 if after == pointer + 1 else 0
-        pointer, was[after] = after, True
+        pointer = after
+        played_T[after] += 1
         bars_V[0, 0, after // size] += 1
         pointers.append(after)
     return np.array(pointers, np.int64)

@@ -43,6 +43,7 @@ from editjax.family import family_of  # noqa: E402
 from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.layers import frame_mask  # noqa: E402
 from editjax.models.pointer import PointerSettings, decoder_call  # noqa: E402
+from editjax.models.style import Asked, prior  # noqa: E402
 from editjax.train import TrainConfig, TrainState, init_state, train, update  # noqa: E402
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pointer_tiny.py"
@@ -142,10 +143,13 @@ class Torch:
         self, config: TrainConfig, batch: Batch, params: Any, kind: str, compiled: bool = False
     ) -> None:
         import torch
+        from torch_style import chance_of
         from torch_twin import tensors, twin_of
 
         torch.set_num_threads(1)
         self.torch, self.weights, self.batch = torch, config.loss, tensors(batch)
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)  # of our first step
+        self.chance = chance_of(key, len(batch.steps_B), config.model, config.loss)
         self.twin = twin_of(config.model, params, kind)
         optim = config.optim
         self.clip = optim.clip_norm
@@ -166,7 +170,7 @@ class Torch:
 
     def step(self) -> Any:
         self.optimizer.zero_grad()
-        loss, parts = self.forward(self.batch, self.weights)
+        loss, parts = self.forward(self.batch, self.weights, self.chance)
         loss.backward()
         self.torch.nn.utils.clip_grad_norm_(self.twin.parameters(), self.clip)
         self.optimizer.step()
@@ -177,7 +181,7 @@ class Torch:
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter:
-            self.forward(self.batch, self.weights)[0].backward()
+            self.forward(self.batch, self.weights, self.chance)[0].backward()
         return counter.get_total_flops() / 1e9
 
 
@@ -203,8 +207,9 @@ def state_differences(config: TrainConfig, batch: Batch, params: Any, twin: Torc
     fresh = twin_of(config.model, params, twin.twin.encoder.kind)
     with twin.torch.no_grad():
         b = twin.batch
-        encoded = fresh.encoder(b.mel_BTF, b.frames_B, b.phase_BT3, b.target_B)
-        step = targets(b.pointers_BN, b.steps_B, b.target_B).step
+        asked = Asked(b.target_B, fresh.style.prior(b.style_B).mean_BZ)
+        encoded = fresh.encoder(b.mel_BTF, b.frames_B, b.phase_BT3, asked)
+        step = targets(b.pointers_BN, b.steps_B, b.target_B, b.mel_BTF.shape[1]).step
         h_BND = fresh.decoder.states(fresh.decoder.keys(encoded), step, b.steps_B)
         theirs = [*encoded, h_BND * frame_mask(b.steps_B, h_BND.shape[1])[..., None]]
     wanted = jax.jit(states, static_argnums=0)(config.model, params, batch)
@@ -217,10 +222,11 @@ def state_differences(config: TrainConfig, batch: Batch, params: Any, twin: Torc
 
 def states(settings: PointerSettings, params: Any, batch: Batch) -> list[Any]:
     """What our encoder makes of the batch, and the decoder's states, zero in the padding."""
-    inputs = batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
-    encoded = encode(settings, params["encoder"], *inputs)
+    asked = Asked(batch.target_B, prior(settings, params, batch.style_B).mean_BZ)
+    encoded = encode(settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked)
     keys = decoder_call(settings, params, "keys", encoded)
-    step = losses.targets(batch.pointers_BN, batch.steps_B, batch.target_B).step
+    n_frames = batch.mel_BTF.shape[1]
+    step = losses.targets(batch.pointers_BN, batch.steps_B, batch.target_B, n_frames).step
     h_BND = decoder_call(settings, params, "states", keys, step, batch.steps_B)
     return [*encoded, jnp.where(frame_mask(batch.steps_B, h_BND.shape[1])[..., None], h_BND, 0.0)]
 
