@@ -25,6 +25,7 @@ from torch_layers import (
 from torch_match import find_matches, fingerprints, level_normalise, refine, shapes
 
 from editjax.attention import Window
+from editjax.events import KINDS
 from editjax.models.level import (
     LEVEL_CHANNELS,
 )
@@ -174,6 +175,15 @@ class Levels(nn.Module):
         return x, spans(self.beats, s.frames_per_beat), spans(self.bars, s.frames_per_bar), self.structure(x)
 
 
+class Kinds(nn.Module):
+    def __init__(self, s: PointerSettings):
+        super().__init__()
+        self.norm, self.kind = norm(s.width), nn.Linear(s.width, len(KINDS))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.kind(self.norm(x_BLD))
+
+
 class Length(nn.Module):
     def __init__(self, s: PointerSettings):
         super().__init__()
@@ -200,6 +210,7 @@ class Encoder(nn.Module):
         self.fusion = Fusion(s)
         self.frame_layers = nn.ModuleList(FrameLayer(s, kind) for _ in range(s.frame_layers))
         self.levels, self.length = Levels(s), Length(s)
+        self.kinds = Kinds(s) if s.kinds else None
 
     def forward(self, mel_BTF: Tensor, frames_B: Tensor, phase_BT3: Tensor, asked: Asked) -> Encoded:
         s, n_frames = self.settings, mel_BTF.shape[1]

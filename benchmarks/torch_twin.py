@@ -23,7 +23,8 @@ from torch_style import Chance, Styles
 
 from editjax.data import Batch
 from editjax.edits import STOP, UNALIGNED
-from editjax.losses import LossSettings
+from editjax.events import UNKNOWN
+from editjax.losses import BOUNDARY_FRAMES, BOUNDARY_WEIGHT, LossSettings
 from editjax.models.hints import LOOP, LOOPED_SHARE
 from editjax.models.pointer import (
     ADVANCE,
@@ -131,6 +132,26 @@ def nll(logits: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none").view_as(label)
 
 
+def structure_loss(logits_BTS: Tensor, structure_BT: Tensor) -> Tensor:
+    """`losses.structure_loss`."""
+    labelled_BT = structure_BT >= 0
+    change_BT = labelled_BT[:, 1:] & (structure_BT[:, 1:] != structure_BT[:, :-1])
+    padded_BT = F.pad(change_BT.float(), (BOUNDARY_FRAMES, BOUNDARY_FRAMES))
+    near_BT = F.max_pool1d(padded_BT, 2 * BOUNDARY_FRAMES, 1)
+    weight_BT = (1.0 + (BOUNDARY_WEIGHT - 1.0) * near_BT) * labelled_BT
+    return (weight_BT * nll(logits_BTS, structure_BT.clamp(min=0))).sum() / weight_BT.sum().clamp(min=1)
+
+
+def kind_loss(logits_BLK: Tensor, kind_BT: Tensor) -> Tensor:
+    """`losses.kind_loss`, without the share that is right."""
+    n_landmarks = logits_BLK.shape[1]
+    frames = -(-kind_BT.shape[1] // n_landmarks)
+    padded_BT = F.pad(kind_BT, (0, n_landmarks * frames - kind_BT.shape[1]), value=UNKNOWN)
+    kind_BL = padded_BT.unflatten(1, (n_landmarks, frames)).amax(-1)
+    known_BL = kind_BL != UNKNOWN
+    return (nll(logits_BLK, kind_BL.clamp(min=0)) * known_BL).sum() / known_BL.sum().clamp(min=1)
+
+
 class Twin(nn.Module):
     """Encoder, decoder and the whole loss."""
 
@@ -156,19 +177,19 @@ class Twin(nn.Module):
             keys, t, batch.steps_B, weights.max_jumps
         )
         events = jumps_B.sum() + len(jumps_B)
-        labelled_BT = batch.structure_BT >= 0
-        structure_BT = nll(encoded.structure_BTS, batch.structure_BT.clamp(min=0)) * labelled_BT
-        structure = structure_BT.sum() / labelled_BT.sum().clamp(min=1)
         length = (encoded.log_length_B - (batch.steps_B - 1).clamp(min=1).log()).square().mean()
         parts = {
             "sequence": (mode_B + target_B).sum() / events,
-            "structure": structure,
+            "structure": structure_loss(encoded.structure_BTS, batch.structure_BT),
             "order": order_B.mean(),
             "length": length,
             "smoothness": joins_B.sum() / events,
         }
         loss = sum(getattr(weights, name) * part for name, part in parts.items())
         loss = loss + weights.style * inferred.cost * len(jumps_B) / events
+        if self.encoder.kinds:
+            parts["kind"] = kind_loss(self.encoder.kinds(encoded.landmarks_BLD), batch.kind_BT)
+            loss = loss + weights.kinds * parts["kind"]
         return loss, parts | {"style_nats": inferred.nats}
 
     def sequence_nll(self, keys: Keys, t: Targets, steps_B: Tensor, max_jumps: int) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ import pytest
 from editjax.data import IGNORE, Batch
 from editjax.decode import decode, encode
 from editjax.edits import PAD, STOP, UNALIGNED
+from editjax.events import KINDS, UNKNOWN
 from editjax.losses import LossSettings, pointer_loss
 from editjax.models import pointer
 from editjax.models.pointer import PointerSettings
@@ -19,7 +20,9 @@ from editjax.models.style import Asked
 
 torch = pytest.importorskip("torch", reason="PyTorch is an optional peer of the benchmarks")
 
-SETTINGS = PointerSettings(landmark_layers=2, frame_layers=2, decoder_layers=2, width=64, look_back=2)
+SETTINGS = PointerSettings(
+    landmark_layers=2, frame_layers=2, decoder_layers=2, width=64, look_back=2, kinds=True
+)
 # Fewer jumps than there are; a style is free in some of its dimensions.
 WEIGHTS = LossSettings(structure=2.0, smoothness=0.5, max_jumps=8, free_nats=0.2)
 KEY = jax.random.key(1)
@@ -62,6 +65,9 @@ def batch() -> Batch:
         pointers_BN=pointers_BN,
         steps_B=(pointers_BN != PAD).sum(1).astype(np.int32),
         structure_BT=structure_BT,
+        kind_BT=np.where(
+            structure_BT == IGNORE, UNKNOWN, rng.integers(UNKNOWN, len(KINDS), structure_BT.shape)
+        ),
         target_B=np.array([0, 200], np.float32),
         style_B=np.array([1, 4], np.int32),
         ids_B=np.arange(2, dtype=np.int32),
