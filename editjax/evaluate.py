@@ -96,6 +96,7 @@ class Task(NamedTuple):
     true_N: np.ndarray
     by_style: Mapping[str, np.ndarray]
     events: tuple[tuple[str, int, int], ...]
+    stems_IMF: np.ndarray | None = None
 
     @property
     def grid(self) -> FrameGrid:
@@ -180,7 +181,8 @@ def make_validate(
         for example in examples:
             mel_TF = np.asarray(example.mel_TF, np.float32)
             phase_T3 = np.asarray(example.phase_T3, np.float32)
-            edited = network.edit_pointers(mel_TF, phase_T3, style=example.style)
+            stems_IMF = example.stems_IMF
+            edited = network.edit_pointers(mel_TF, phase_T3, style=example.style, stems_IMF=stems_IMF)
             row = figures(edited.pointers_N, example.pointers_N, len(mel_TF), frames_per_second)
             kept = np.flatnonzero(edited.keep_T > 0.5)
             row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
@@ -196,7 +198,8 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
 
     def model(task: Task) -> np.ndarray:
         style = style_asked(network, task)
-        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=style).pointers_N
+        known = {"style": style, "stems_IMF": task.stems_IMF}
+        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, **known).pointers_N
 
     return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
 
@@ -307,7 +310,8 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
     target_B = np.array([task.target_frames or 0], np.float32)
     settings, params = network.settings, network.params
     asked = Asked(target_B, network.point_of(style_asked(network, task))[None])
-    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, asked)
+    stems = network.stems(task.stems_IMF, length)
+    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, asked, stems)
     nll_B, greedy_N = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
     greedy_N = np.asarray(greedy_N[:steps])
     aligned_N = np.append(true_N, STOP) != UNALIGNED

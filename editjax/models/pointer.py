@@ -35,7 +35,8 @@ class PointerSettings:
 
     Window sizes are in units of their level: landmarks, frames, decoder steps. A match is settled within
     `match_reach` landmarks of where it was found. `max_globals` bounds the encoder's pooled bar tokens, so
-    that its cost grows with the length, not with its square.
+    that its cost grows with the length, not with its square. `stem_width` is that of the part that listens to
+    single stems; 0 leaves it out.
     """
 
     n_mels: int = 128
@@ -61,6 +62,7 @@ class PointerSettings:
     look_back: int = 1
     look_ahead: int = 5
     style_width: int = 16
+    stem_width: int = 0
     attention: str = "block"
     dtype: str = "float32"
 
