@@ -161,7 +161,7 @@ def lose_stems(stems_IMF: np.ndarray, settings: AugmentSettings, rng: np.random.
 def stems_of_span(
     stems_IMF: np.ndarray | None, first_frame: int, n_frames: int, ratio: float = 1.0
 ) -> np.ndarray | None:
-    """The stems of `n_frames` frames from one on, `ratio` times as slow: steps between steps are interpolated."""
+    """The stems of `n_frames` frames from one on, `ratio` times as slow, interpolated between steps."""
     if stems_IMF is None:
         return None
     middle_M = (np.arange(0, n_frames, STEM_FRAMES) + STEM_FRAMES / 2) / ratio + first_frame

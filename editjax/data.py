@@ -79,8 +79,8 @@ class Batch(NamedTuple):
     is 0 cut, 1 kept, 2 looped, IGNORE in the padding. `target_B` is the wanted edit length in frames, 0 where
     none was asked for. `ids_B` number the manifest's examples.
 
-    `stems_BIMF` are the stems in steps of STEM_FRAMES; I is a power of two that holds those of every example of
-    the batch, 0 where none has any, and `present_BI` says which of them there are.
+    `stems_BIMF` are the stems in steps of STEM_FRAMES; I is a power of two that holds those of every example
+    of the batch, 0 where none has any, and `present_BI` says which of them there are.
     """
 
     mel_BTF: np.ndarray
@@ -237,9 +237,7 @@ def _load(
     return augment(piece, settings.augment, mel, rng, other_mel=other_mel, **limits)
 
 
-def _some_stems(
-    stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Generator
-) -> np.ndarray | None:
+def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Generator) -> np.ndarray | None:
     """The stems in float32, `most_stems` of them where there are more."""
     if stems_IMF is None:
         return None

@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
     `target_frames` is the length the editor is asked for, None where the edit is as long as it comes.
     `true_N` are the true pointers, `by_style` those of every edit of the recording, `events` (kind, start,
-    stop) what the raw frames are, where known.
+    stop) what the raw frames are, where known; `stems_IMF` the mels of its tracks, where there are any.
     """
 
     id: str
@@ -403,6 +403,7 @@ def _task(recording: Recording, edit: Edit, settings: EvaluateSettings) -> Task:
         true_N=edit.pointers_N,
         by_style={edit.style: edit.pointers_N for edit in recording.edits},
         events=tuple((kind, start, stop) for start, stop, kind in meta.get("events", ())),
+        stems_IMF=recording.stems_IMF,
     )
 
 

@@ -61,8 +61,8 @@ class PointerNetwork:
     A style is one of the names in `styles` (those it was trained on) or a point (Z,) in the space of styles,
     which `style_of` infers from an example and `some_style` draws.
 
-    `stems_IMF` are the mels of the tracks that a recording is the sum of (`mel.stem_mel`); a model that does not
-    hear stems passes them over.
+    `stems_IMF` are the mels of the tracks that a recording is the sum of (`mel.stem_mel`); a model that does
+    not hear stems passes them over.
     """
 
     def __init__(

@@ -100,10 +100,10 @@ def _in_folder(folder: Path) -> Found:
     raws: dict[str, list[Path]] = {}
     edits: dict[str, dict[str | None, EditFiles]] = {}
     skipped: list[tuple[str, str]] = []
-    files = sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and p.is_file())
-    named_files = [(path, named) for path in files if (named := _parse_name(path))]
-    stem_folders = {_stem_folder(path, name) for path, (name, _, role) in named_files if role == "raw"}
-    for path, (name, style, role) in named_files:
+    there = sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and p.is_file())
+    named = [(path, parsed) for path in there if (parsed := _parse_name(path))]
+    stem_folders = {_stem_folder(path, name) for path, (name, _, role) in named if role == "raw"}
+    for path, (name, style, role) in named:
         if not stem_folders.isdisjoint(path.parents):
             continue
         key = (_without_role_folder(path.parent.relative_to(folder)) / name).as_posix()

@@ -81,7 +81,7 @@ class _Hand(NamedTuple):
 
 
 class SynthMaterial:
-    """A composed piece, played on synthesised instruments; takes have a stem a role where `stems` are wanted."""
+    """A composed piece, played on synthesised instruments; takes have a stem a role if `stems` are wanted."""
 
     def __init__(self, piece: Piece, rate_hz: int, seed: int, stems: bool = False):
         self.piece = piece
@@ -127,11 +127,13 @@ class SynthMaterial:
         return finish_take(take, room, self.rate_hz, rng)
 
     def _mix(self, notes: list[_Played], rng: np.random.Generator) -> tuple[np.ndarray, tuple[Stem, ...]]:
-        """All notes in one buffer that leaves room for the last release, and those of each role in its own."""
+        """All notes in a buffer that leaves room for the last release, and those of each role in its own."""
         end_s = max((note.time_s + note.length_s for note in notes), default=0.0) + MAX_DECAY_S
         n_samples = int((end_s + LEAD_IN_S) * self.rate_hz) + 1
         played = list(zip(notes, rng.integers(0, VARIANTS, len(notes)).tolist(), strict=True))
-        of_role = {role: [p for p in played if self.piece.parts[p[0].part].role == role] for role in self._roles}
+        of_role = {
+            role: [p for p in played if self.piece.parts[p[0].part].role == role] for role in self._roles
+        }
         stems = tuple(Stem(role, self._added(n_samples, part)) for role, part in of_role.items())
         return self._added(n_samples, played), stems
 

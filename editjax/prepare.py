@@ -184,7 +184,10 @@ def _read_stems(
     stems = []
     for path in files.stems:
         with Reader(path) as reader:
-            if reader.info.sample_rate_hz != rate_hz or reader.frames > samples + LENGTH_TOLERANCE_S * rate_hz:
+            if (
+                reader.info.sample_rate_hz != rate_hz
+                or reader.frames > samples + LENGTH_TOLERANCE_S * rate_hz
+            ):
                 raise DataError(
                     f"{path}: {reader.frames} samples at {reader.info.sample_rate_hz} Hz are no stem of "
                     f"{files.raw.name}, which has {samples} at {rate_hz} Hz; take it out of its folder"
@@ -379,7 +382,11 @@ def _report(
 def _fingerprint(files: RawFiles, settings: PrepareSettings) -> str:
     """Changes whenever the record could: with settings, package version, file names, sizes and times."""
     stamps = []
-    for path in [files.raw, *files.stems, *(path for edit in files.edits for path in (edit.edited, edit.edits) if path)]:
+    for path in [
+        files.raw,
+        *files.stems,
+        *(path for edit in files.edits for path in (edit.edited, edit.edits) if path),
+    ]:
         status = path.stat()
         stamps.append([str(path), status.st_size, status.st_mtime_ns])
     names = [[edit.id, edit.style] for edit in files.edits]

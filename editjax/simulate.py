@@ -1,10 +1,10 @@
 """Simulated recording sessions with known edits: a seed comes in, raw recordings and their edit lists go out.
 
 `editjax simulate` writes `<id>_raw.flac`, `<id>_edit.flac` and `<id>.edits.json` per session; further styles
-of the same session are `<id>~<style>_edit.flac` and `<id>~<style>.edits.json`; with stems, `<id>_stems/*.flac`
-add up to the raw recording, sample for sample. A session is a function of
-(seed, index) and the settings alone, whatever the number of workers (another version of NumPy may round a
-sample otherwise). `editor["events"]` in the edit list says what every span of the raw recording is.
+of the same session are `<id>~<style>_edit.flac` and `<id>~<style>.edits.json`. With stems, the files in
+`<id>_stems` add up to the raw recording, sample for sample. A session is a function of (seed, index) and the
+settings alone, whatever the number of workers (another version of NumPy may round a sample otherwise).
+`editor["events"]` in the edit list says what every span of the raw recording is.
 """
 
 import math

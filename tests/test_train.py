@@ -19,6 +19,7 @@ from editjax.decode import decode, encode
 from editjax.errors import CannotCreateError, DataError, TryAgainError, UsageError
 from editjax.family import family_of
 from editjax.journal import read_journal
+from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings
 from editjax.models.style import Asked
 from editjax.train import TrainConfig, TrainState, _begin_from, _check_batches, init_state, train, update
@@ -194,11 +195,13 @@ def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
     settings, (frames, steps) = config.model, config.data.buckets[0]
     params = jax.eval_shape(lambda: family_of(settings).init(settings, jax.random.key(0)))
     layout = {"mel_BTF": (frames, settings.n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
-    layout |= {"structure_BT": (frames,)}
+    layout |= {"structure_BT": (frames,), "present_BI": (2,)}
+    layout |= {"stems_BIMF": (2, frames // STEM_FRAMES, settings.n_mels)}
+    kinds = dict.fromkeys(("mel_BTF", "phase_BT3", "target_B", "stems_BIMF"), jnp.float32)
+    kinds |= {"present_BI": jnp.bool_}
 
     def array(name):
-        kind = jnp.float32 if name in ("mel_BTF", "phase_BT3", "target_B") else jnp.int32
-        return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kind)
+        return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kinds.get(name, jnp.int32))
 
     batch = Batch(*map(array, Batch._fields))
     key = jax.eval_shape(lambda: jax.random.key(0))

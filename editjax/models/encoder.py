@@ -126,9 +126,7 @@ def listen(settings, params, mel_BTF, frames_B, phase_BT3):
     return x, steps, landmarks, announced_BT
 
 
-def relate(
-    settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked, stems: Stems | None = None
-):
+def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked, stems: Stems | None = None):
     """Landmarks (B, L, width) that know the whole recording, its stems and what is asked of the edit."""
     n_landmarks, landmarks_B = shape_BLG.shape[1], -(-frames_B // settings.landmark_frames)
     found = find_matches(fingerprints(shape_BMG), -(-frames_B // STEP_FRAMES), settings.matches)
