@@ -86,9 +86,10 @@ def augment(
     mel_TF = mask(change_gain(mel_TF, gain_db, mel), settings, rng)
     stems_IMF = piece.stems_IMF
     if stems_IMF is not None:
-        stems_IMF = shift_pitch(lose_stems(stems_IMF, settings, rng), semitones, mel)
+        (apart,) = rng.spawn(1)  # with stems, all else is as without
+        stems_IMF = shift_pitch(lose_stems(stems_IMF, settings, apart), semitones, mel)
         for stem_MF in stems_IMF if noisy else ():
-            stem_MF[:] = add_noise(stem_MF, settings, mel, rng)
+            stem_MF[:] = add_noise(stem_MF, settings, mel, apart)
         stems_IMF = change_gain(stems_IMF, gain_db, mel)
     return piece._replace(mel_TF=mel_TF, stems_IMF=stems_IMF)
 

@@ -242,7 +242,8 @@ def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Ge
     if stems_IMF is None:
         return None
     if len(stems_IMF) > most_stems:
-        stems_IMF = stems_IMF[rng.choice(len(stems_IMF), most_stems, replace=False)]
+        (apart,) = rng.spawn(1)  # with stems, all else of a batch is as without
+        stems_IMF = stems_IMF[apart.choice(len(stems_IMF), most_stems, replace=False)]
     return stems_IMF.astype(np.float32)
 
 

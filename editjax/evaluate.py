@@ -198,8 +198,10 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
 
     def model(task: Task) -> np.ndarray:
         style = style_asked(network, task)
-        known = {"style": style, "stems_IMF": task.stems_IMF}
-        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, **known).pointers_N
+        edited = network.edit_pointers(
+            task.mel_TF, task.phase_T3, task.target_frames, style=style, stems_IMF=task.stems_IMF
+        )
+        return edited.pointers_N
 
     return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
 

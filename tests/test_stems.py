@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import soundfile
 from test_pointer import TINY, batch_of, padded, recording
 
+from editjax import shards
 from editjax.chunks import encode_in_chunks
+from editjax.cli import main
+from editjax.export import load_bundle
 from editjax.losses import LossSettings, pointer_loss
 from editjax.mel import STEM_FRAMES, pooled
 from editjax.models import pointer
@@ -197,3 +201,69 @@ def test_an_edit_that_only_the_stems_tell_is_learned_from_them():
 
     told, deaf = learned(True), learned(False)
     assert deaf > 0.6 > 0.2 > told, (told, deaf)
+
+
+CONFIG = """
+from editjax.data import DataSettings
+from editjax.models.pointer import PointerSettings
+from editjax.optim import OptimSettings
+from editjax.train import TrainConfig
+
+def config():
+    return TrainConfig(
+        model=PointerSettings(
+            width=16, heads=1, frame_width=8, landmark_layers=1, landmark_window=8, frame_window=8, matches=1,
+            style_width=0, stem_width=8,
+        ),
+        data=DataSettings(batch_frames=4096, buckets=((2048, 2048),), threads=1),
+        optim=OptimSettings(learning_rate=1e-2, warmup_steps=1, steps=4),
+        validate_every=0,
+        checkpoint_every=4,
+    )
+"""
+
+
+@pytest.mark.slow
+def test_from_simulated_stems_to_edited_tracks(tmp_path, monkeypatch):
+    """What the network hears of the tracks is what it learned from."""
+    sessions, tracks = tmp_path / "sessions", tmp_path / "sessions" / "s4_00001_stems"
+    shards_dir, config, heard = tmp_path / "shards", tmp_path / "tiny.py", []
+    config.write_text(CONFIG)
+    lengths = "--min-length-s", "30", "--max-length-s", "35"
+    commands = (
+        ("simulate", sessions, "--count", "2", "--seed", "4", "--stems", *lengths),
+        ("prepare", sessions, shards_dir, "--workers", "1"),
+        ("train", config, "--data", shards_dir, "--out", tmp_path / "run"),
+        ("export", tmp_path / "run", "-o", tmp_path / "model", "--which", "last"),
+        (
+            "edit",
+            tracks,
+            "--multitrack",
+            "--model",
+            tmp_path / "model",
+            "-o",
+            tmp_path / "out",
+            "--keep",
+            "2,9",
+        ),
+    )
+    edit_pointers = PointerNetwork.edit_pointers
+
+    def watched(network, *inputs, **named):
+        heard.append((inputs[0], named["stems_IMF"]))
+        return edit_pointers(network, *inputs, **named)
+
+    monkeypatch.setattr(PointerNetwork, "edit_pointers", watched)
+    for command in commands:
+        assert main([str(word) for word in command]) == 0, command
+    bundle = load_bundle(tmp_path / "model")
+    assert np.abs(bundle.params["encoder"]["stems"]["out"]["kernel"]).max() > 1e-3
+    ((mel_TF, stems_IMF),) = heard
+    with shards.read(shards_dir) as source:
+        example = source[1]
+    assert len(stems_IMF) == len(list(tracks.iterdir())) == len(example.stems_IMF) > 2
+    np.testing.assert_allclose(stems_IMF, example.stems_IMF, atol=1e-3)
+    np.testing.assert_allclose(mel_TF, example.mel_TF, atol=1e-3)
+    lengths = {path.stem: soundfile.info(path).frames for path in (tmp_path / "out").glob("*.flac")}
+    assert {name.removesuffix("_edited") for name in lengths} == {path.stem for path in tracks.iterdir()}
+    assert len(set(lengths.values())) == 1 and min(lengths.values()) >= 7 * 22050

@@ -188,6 +188,18 @@ def test_only_a_model_of_the_same_architecture_is_begun_from():
         _begin_from("final", wider)
 
 
+def test_a_model_that_hears_no_stems_is_begun_from_with_a_part_that_says_nothing_yet():
+    config = load_config(CONFIGS / "pointer_tiny.py")
+    without, _ = _begin_from("final", config)
+    hears = replace(config, model=replace(config.model, stem_width=8))
+    grown, _ = _begin_from("final", hears)
+    shapes = jax.eval_shape(lambda: family_of(hears.model).init(hears.model, jax.random.key(0)))
+    assert jax.tree.map(lambda a: a.shape, grown) == jax.tree.map(lambda a: a.shape, shapes)
+    stems = grown["encoder"].pop("stems")
+    assert not stems["out"]["kernel"].any() and stems["listen"]["kernel"].any()
+    assert_identical(grown, without)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
     """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
