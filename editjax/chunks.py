@@ -33,8 +33,8 @@ def encode_in_chunks(
     phase_T3: np.ndarray,
     asked: Asked,
     padded_frames: int,
-    chunk_frames: int = CHUNK_FRAMES,
     stems: Stems | None = None,
+    chunk_frames: int = CHUNK_FRAMES,
 ) -> Encoded:
     """`models.encoder.encode` of one recording, padded to `padded_frames`, chunk by chunk.
 

@@ -351,7 +351,7 @@ def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) ->
     `error` is that of the length, `met` whether it is within 5 %, `ending` the share of the natural edit's
     last second that is still played: 0 for a shorter edit that was merely cut off.
     """
-    natural_N = network.edit_pointers(task.mel_TF, task.phase_T3).pointers_N
+    natural_N = network.edit_pointers(task.mel_TF, task.phase_T3, stems_IMF=task.stems_IMF).pointers_N
     ending = natural_N[-round(task.mel.frames_per_second) :]
     beats = track_beats(task.mel_TF, network.beats)
     row: dict[str, float] = {}
@@ -375,7 +375,9 @@ def obedience(network: PointerNetwork, task: Task) -> dict[str, float]:
     """
     if len(task.by_style) < 2 or task.style not in network.styles:
         return {"style_obeyed": math.nan}
-    edited = network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=task.style)
+    edited = network.edit_pointers(
+        task.mel_TF, task.phase_T3, task.target_frames, style=task.style, stems_IMF=task.stems_IMF
+    )
     near = {s: played_iou(edited.pointers_N, true_N, len(task.mel_TF)) for s, true_N in task.by_style.items()}
     return {"style_obeyed": float(near[task.style] >= max(near.values()))}
 

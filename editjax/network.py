@@ -240,7 +240,7 @@ class PointerNetwork:
             rows = [Asked(target[None], style[None]) for target, style in zip(*asked, strict=True)]
             stems = self.stems(stems_IMF, aligned(length))
             parts = [
-                encode_in_chunks(self.settings, self.params["encoder"], *recording, length, stems=stems)
+                encode_in_chunks(self.settings, self.params["encoder"], *recording, length, stems)
                 for recording in zip(mels, phases, rows, strict=True)
             ]
             encoded = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)

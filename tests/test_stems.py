@@ -135,8 +135,8 @@ def test_chunks_hear_what_the_whole_hears():
     )
     inputs = padded([mel], total), np.array([frames]), padded([phase], total)
     whole = ENCODE(settings, params["encoder"], *inputs, ASKED, stems)
-    arguments = settings, params["encoder"], mel, phase, ASKED, total, 4 * ALIGN_FRAMES
-    parts, deaf = (encode_in_chunks(*arguments, stems=heard) for heard in (stems, None))
+    arguments = settings, params["encoder"], mel, phase, ASKED, total
+    parts, deaf = (encode_in_chunks(*arguments, heard, 4 * ALIGN_FRAMES) for heard in (stems, None))
     for name, one, other in zip(whole._fields, whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, err_msg=name)
     assert np.abs(parts.structure_BTS - deaf.structure_BTS).max() > 1e-3
