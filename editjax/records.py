@@ -35,8 +35,8 @@ class Edit(NamedTuple):
 class Recording(NamedTuple):
     """What one record holds: mel and phases float16, beat frames and pointers int32, a uint8 label a beat.
 
-    `stems_IMF` are the stems' mels float16, in steps as `mel.pooled` makes them, an eighth of the mel each; None
-    where there are none.
+    `stems_IMF` are the stems' mels float16, in steps as `mel.pooled` makes them, an eighth of the mel each;
+    None where there are none.
     """
 
     id: str

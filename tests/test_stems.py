@@ -1,5 +1,6 @@
 """Stems beside the mix: any number in any order, none as before, and they can be learned from."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -29,6 +30,7 @@ ASKED = Asked(np.zeros(1, np.float32), np.zeros((1, TINY.style_width), np.float3
 ENCODE = jax.jit(encode, static_argnums=0)
 
 
+@functools.cache
 def fresh(settings):
     return jax.jit(lambda: pointer.init(settings, jax.random.key(0)))()
 
@@ -112,31 +114,34 @@ def loss_of(params, mel_BIMF, present_BI, settings, batch):
     return pointer_loss(params, batch, settings, LossSettings(), jax.random.key(0))[0]
 
 
-def test_landmarks_finer_than_steps_hear_the_step_they_lie_in():
-    settings = replace(HEARS, landmark_frames=4)
-    params = jax.tree.map(lambda a: a + 0.05, fresh(settings))
+def test_landmarks_finer_than_steps_hear_the_step_they_lie_in(params):
+    settings, encoder = replace(HEARS, landmark_frames=4), dict(params["encoder"])
+    kernel = encoder["entry"]["frames"]["kernel"]  # of the eight frames of a landmark
+    frames = encoder["entry"]["frames"] | {"kernel": kernel[: len(kernel) // 2]}
+    finer = {"encoder": encoder | {"entry": encoder["entry"] | {"frames": frames}}}
     quiet = np.full((1, LENGTH // STEM_FRAMES, TINY.n_mels), 0.5, np.float32)
     click = quiet.copy()
     click[0, 10] = 0.8
-    plain, changed = (heard(settings, params, rows_of(stem, 1))[0, :FRAMES] for stem in (quiet, click))
+    plain, changed = (heard(settings, finer, rows_of(stem, 1))[0, :FRAMES] for stem in (quiet, click))
     assert np.abs(changed - plain).max(-1).argmax() in range(60, 100)
 
 
 def test_chunks_hear_what_the_whole_hears():
-    settings = replace(
-        HEARS, frames_per_beat=43, frames_per_bar=172, landmark_layers=1, matches=1, stem_width=4
-    )
-    params = jax.tree.map(lambda a: a + 0.02, fresh(settings))
+    settings = replace(HEARS, frames_per_beat=43, frames_per_bar=172)
     rng, frames, total = np.random.default_rng(5), 5100, 16 * ALIGN_FRAMES
+    encoder = fresh(HEARS)["encoder"]
+    out = {"kernel": rng.standard_normal((16, 32)).astype(np.float32)}
+    encoder = encoder | {"stems": encoder["stems"] | {"out": out}}
     mel = rng.uniform(0.3, 0.7, (frames, 32)).astype(np.float32)
     phase = rng.uniform(size=(frames, 3)).astype(np.float32)
     stems = Stems(
         rng.uniform(0.2, 0.8, (1, 2, total // STEM_FRAMES, 32)).astype(np.float32), np.ones((1, 2)) > 0
     )
     inputs = padded([mel], total), np.array([frames]), padded([phase], total)
-    whole = ENCODE(settings, params["encoder"], *inputs, ASKED, stems)
-    arguments = settings, params["encoder"], mel, phase, ASKED, total
-    parts, deaf = (encode_in_chunks(*arguments, heard, 4 * ALIGN_FRAMES) for heard in (stems, None))
+    whole = ENCODE(settings, encoder, *inputs, ASKED, stems)
+    deaf = ENCODE(settings, encoder, *inputs, ASKED, stems._replace(present_BI=np.zeros((1, 2), bool)))
+    arguments = settings, encoder, mel, phase, ASKED, total, stems
+    parts = encode_in_chunks(*arguments, chunk_frames=4 * ALIGN_FRAMES)
     for name, one, other in zip(whole._fields, whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, err_msg=name)
     assert np.abs(parts.structure_BTS - deaf.structure_BTS).max() > 1e-3
