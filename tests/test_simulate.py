@@ -14,8 +14,8 @@ import soundfile
 from editjax.cli import main
 from editjax.edit_list import read_edits
 from editjax.errors import CannotCreateError, UsageError
-from editjax.performance import LEAD_IN_S, TAKE_LEVEL, Stem, loudness
-from editjax.session import Event, Timeline, joined
+from editjax.performance import LEAD_IN_S, TAKE_LEVEL, Room, Stem, Take, TakePlan, loudness
+from editjax.session import Attempt, Event, Script, Timeline, joined, record
 from editjax.simulate import (
     Session,
     SimulateSettings,
@@ -23,7 +23,7 @@ from editjax.simulate import (
     simulate_session,
     write_sessions,
 )
-from editjax.studio import SLATE_HZ, slate
+from editjax.studio import SLATE_HZ, SynthSurroundings, slate
 
 SETTINGS = SimulateSettings(min_length_s=60.0, max_length_s=130.0)
 SESSIONS = 6
@@ -305,3 +305,30 @@ def test_stems_of_pieces_are_joined_by_name_with_silence_where_there_are_none() 
     two = Timeline(np.zeros(4, np.float32), 8000, (), (), (bass, room))
     stems = {name: samples_S.tolist() for name, samples_S in joined([one, two]).stems}
     assert stems == {"lead": [1] * 4 + [0] * 4, "room": [3] * 8, "bass": [0] * 4 + [2] * 4}
+
+
+class OneSound:
+    """Material of which no players are known: as recordings are."""
+
+    tempo_bpm, instruments, sources, section_lengths_s = 100.0, [], [], [3.0]
+
+    def play(self, section: int, plan: TakePlan, room: Room, rng: np.random.Generator) -> Take:
+        samples_S = 0.1 * rng.standard_normal(3 * 22050, np.float32)
+        return Take(samples_S, np.array([1000, 30000]), np.array([1000]), ())
+
+    def noodle(self, room: Room, rng: np.random.Generator) -> Take:
+        return self.play(0, TakePlan(), room, rng)
+
+
+def test_music_of_unknown_players_is_one_stem() -> None:
+    attempts = (Attempt(0, "spoiled", TakePlan()), Attempt(0, "take", TakePlan()))
+    script = Script(attempts, 30.0, slated=True, counts_in=True)
+    settings, rng = SimulateSettings(min_length_s=20.0, stems=True), np.random.default_rng(0)
+    timeline = record(script, OneSound(), SynthSurroundings(22050), settings, rng)
+    stems = dict(timeline.stems)
+    assert {"music", "talk", "room"} <= set(stems) <= {"music", "talk", "noise", "room"}
+    np.testing.assert_allclose(sum(stems.values()), timeline.raw_S, atol=1e-6)
+    played = np.zeros(len(timeline.raw_S), bool)
+    for event in timeline.events:
+        played[event.start : event.stop] |= event.kind in ("spoiled", "take", "noodling")
+    assert stems["music"][played].any() and not stems["music"][~played].any()
