@@ -19,7 +19,7 @@ from editjax.losses import LossSettings, pointer_loss
 from editjax.mel import STEM_FRAMES, pooled
 from editjax.models import pointer
 from editjax.models.encoder import ALIGN_FRAMES, encode
-from editjax.models.stems import Stems
+from editjax.models.stems import Stems, told_by_stems
 from editjax.models.style import Asked
 from editjax.network import PointerNetwork
 
@@ -114,16 +114,24 @@ def loss_of(params, mel_BIMF, present_BI, settings, batch):
     return pointer_loss(params, batch, settings, LossSettings(), jax.random.key(0))[0]
 
 
-def test_landmarks_finer_than_steps_hear_the_step_they_lie_in(params):
-    settings, encoder = replace(HEARS, landmark_frames=4), dict(params["encoder"])
+def test_landmarks_finer_than_steps_are_told_of_the_step_they_lie_in(params):
+    """Without layers above it, landmarks are what enters them."""
+    settings = replace(HEARS, landmark_frames=4, landmark_layers=0)
+    encoder = params["encoder"] | {
+        "landmark_layers": jax.tree.map(lambda a: a[:0], params["encoder"]["landmark_layers"])
+    }
     kernel = encoder["entry"]["frames"]["kernel"]  # of the eight frames of a landmark
     frames = encoder["entry"]["frames"] | {"kernel": kernel[: len(kernel) // 2]}
-    finer = {"encoder": encoder | {"entry": encoder["entry"] | {"frames": frames}}}
-    quiet = np.full((1, LENGTH // STEM_FRAMES, TINY.n_mels), 0.5, np.float32)
-    click = quiet.copy()
-    click[0, 10] = 0.8
-    plain, changed = (heard(settings, finer, rows_of(stem, 1))[0, :FRAMES] for stem in (quiet, click))
-    assert np.abs(changed - plain).max(-1).argmax() in range(60, 100)
+    encoder |= {"entry": encoder["entry"] | {"frames": frames}}
+    (mel, phase), stems = recording(FRAMES), rows_of(stems_of(3))
+    inputs = padded([mel], LENGTH), np.array([FRAMES]), padded([phase], LENGTH), ASKED
+    told = jax.jit(told_by_stems, static_argnums=0)(settings, encoder["stems"], stems, np.array([FRAMES]))
+    with_stems, without = (ENCODE(settings, encoder, *inputs, s).landmarks_BLD for s in (stems, None))
+    added_LD, told_MD = np.asarray(with_stems - without)[0], np.asarray(told)[0]
+    n_landmarks = -(-FRAMES // 4)
+    assert told_MD.shape == (LENGTH // STEM_FRAMES, HEARS.width) and np.abs(told_MD).max() > 0.1
+    np.testing.assert_allclose(added_LD[:n_landmarks], told_MD.repeat(2, axis=0)[:n_landmarks], atol=1e-5)
+    assert not added_LD[n_landmarks:].any()
 
 
 def test_chunks_hear_what_the_whole_hears():
