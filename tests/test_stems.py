@@ -22,6 +22,7 @@ from editjax.models.encoder import ALIGN_FRAMES, encode
 from editjax.models.stems import Stems, told_by_stems
 from editjax.models.style import Asked
 from editjax.network import PointerNetwork
+from editjax.optim import OptimSettings, make_optimizer
 
 HEARS = replace(TINY, stem_width=8)
 ROWS = 5
@@ -176,43 +177,39 @@ def test_steps_are_means_of_frames_and_silence_where_a_stem_has_ended():
 
 def test_an_edit_that_only_the_stems_tell_is_learned_from_them():
     """Noise of which a stem says what to cut, new at every step: nothing can be learned by heart."""
-    frames, steps, batch_size = 128, 60, 8
+    frames, size, n_steps = 128, 8, 128 // STEM_FRAMES
     weights = LossSettings(sequence=0.0, order=0.0, length=0.0, style=0.0, smoothness=0.0)
+    optimizer = make_optimizer(OptimSettings(learning_rate=1e-2, warmup_steps=5, steps=80))
+    empty = jax.tree.map(
+        lambda a: jnp.repeat(jnp.asarray(a), size, axis=0), batch_of([3, 4, 5, -2], frames, frames)
+    )
 
-    def batch(key):
+    def batch(key, hears):
         mel_key, stem_key, cut_key = jax.random.split(key, 3)
-        cut_BM = jax.random.bernoulli(cut_key, 0.5, (batch_size, frames // STEM_FRAMES // 2)).repeat(
-            2, axis=1
-        )
-        stems = 0.4 + 0.05 * jax.random.normal(stem_key, (batch_size, 3, frames // STEM_FRAMES, 32))
-        stems = stems.at[:, 1].add(0.3 * cut_BM[..., None].astype(jnp.float32))  # talk on the second track
-        plain = batch_of([3, 4, 5, -2], frames, frames)
-        repeated = jax.tree.map(lambda a: jnp.repeat(jnp.asarray(a), batch_size, axis=0), plain)
-        return repeated._replace(
-            mel_BTF=0.5 + 0.1 * jax.random.normal(mel_key, (batch_size, frames, 32)),
+        cut_BM = jax.random.bernoulli(cut_key, 0.5, (size, n_steps // 2)).repeat(2, axis=1)
+        stems_BIMF = 0.4 + 0.05 * jax.random.normal(stem_key, (size, 3, n_steps, 32))
+        talk_BM1 = 0.3 * cut_BM[..., None].astype(jnp.float32)
+        return empty._replace(
+            mel_BTF=0.5 + 0.1 * jax.random.normal(mel_key, (size, frames, 32)),
             structure_BT=1 - cut_BM.repeat(STEM_FRAMES, axis=1).astype(jnp.int32),
-            stems_BIMF=stems,
-            present_BI=jnp.ones((batch_size, 3), bool),
+            stems_BIMF=stems_BIMF.at[:, 1].add(talk_BM1),
+            present_BI=jnp.full((size, 3), hears),
         )
 
-    optimizer = optax.adam(5e-3)
-
-    def learned(hears):
-        def loss(params, key):
-            b = batch(key)
-            b = b if hears else b._replace(present_BI=jnp.zeros((batch_size, 3), bool))
-            return pointer_loss(params, b, HEARS, weights, key)[1]["structure"]
-
+    @jax.jit
+    def learned(params, hears):
         def step(state, key):
-            value, gradient = jax.value_and_grad(loss)(state[0], key)
-            updates, moments = optimizer.update(gradient, state[1])
+            def loss(p):
+                return pointer_loss(p, batch(key, hears), HEARS, weights, key)[1]["structure"]
+
+            value, gradient = jax.value_and_grad(loss)(state[0])
+            updates, moments = optimizer.update(gradient, state[1], state[0])
             return (optax.apply_updates(state[0], updates), moments), value
 
-        begin = fresh(HEARS)
-        keys = jax.random.split(jax.random.key(7), steps)
-        return jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), keys)[1])(begin)[-8:].mean()
+        keys = jax.random.split(jax.random.key(7), 80)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1][-8:].mean()
 
-    told, deaf = learned(True), learned(False)
+    told, deaf = (float(learned(fresh(HEARS), hears)) for hears in (True, False))
     assert deaf > 0.6 > 0.2 > told, (told, deaf)
 
 
@@ -228,7 +225,7 @@ def config():
             width=16, heads=1, frame_width=8, landmark_layers=1, landmark_window=8, frame_window=8, matches=1,
             style_width=0, stem_width=8,
         ),
-        data=DataSettings(batch_frames=4096, buckets=((2048, 2048),), threads=1),
+        data=DataSettings(batch_frames=8192, batch_multiple=4, buckets=((2048, 2048),), threads=1),
         optim=OptimSettings(learning_rate=1e-2, warmup_steps=1, steps=4),
         validate_every=0,
         checkpoint_every=4,
