@@ -175,6 +175,7 @@ def test_steps_are_means_of_frames_and_silence_where_a_stem_has_ended():
     assert pooled(mel_TF, 0).shape == (0, 2)
 
 
+@pytest.mark.slow
 def test_an_edit_that_only_the_stems_tell_is_learned_from_them():
     """Noise of which a stem says what to cut, new at every step: nothing can be learned by heart."""
     frames, size, n_steps = 128, 8, 128 // STEM_FRAMES
