@@ -75,7 +75,9 @@ def prove_chunks(settings: PointerSettings, params: Any) -> None:
     total = 20 * ALIGN_FRAMES
     mel, frames_B, phase, asked = noise(total, settings)
     whole = jax.jit(encoder.encode, static_argnums=0)(settings, params, mel, frames_B, phase, asked)
-    chunked = encode_in_chunks(settings, params, mel[0], phase[0], asked, total, 8 * ALIGN_FRAMES)
+    chunked = encode_in_chunks(
+        settings, params, mel[0], phase[0], asked, total, chunk_frames=8 * ALIGN_FRAMES
+    )
     for name in Encoded._fields:
         one, other = (np.asarray(getattr(encoded, name), np.float64) for encoded in (whole, chunked))
         require_agreement(f"{name} in chunks", float(np.abs(one - other).max()), TOLERANCE)

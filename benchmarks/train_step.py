@@ -40,6 +40,7 @@ from editjax.data import Batch  # noqa: E402
 from editjax.edits import PAD, STOP  # noqa: E402
 from editjax.events import UNKNOWN  # noqa: E402
 from editjax.family import family_of  # noqa: E402
+from editjax.mel import STEM_FRAMES  # noqa: E402
 from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.layers import frame_mask  # noqa: E402
 from editjax.models.pointer import PointerSettings, decoder_call  # noqa: E402
@@ -284,6 +285,8 @@ def planted(n_frames: int, examples: int) -> Batch:
         target_B=np.zeros(examples, np.float32),
         style_B=count_B * 0,
         ids_B=np.arange(examples, dtype=np.int32),
+        stems_BIMF=np.zeros((examples, 0, -(-n_frames // STEM_FRAMES), 128), np.float32),
+        present_BI=np.zeros((examples, 0), bool),
     )
 
 

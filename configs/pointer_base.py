@@ -3,8 +3,8 @@
     editjax train configs/pointer_base.py --data SHARDS --out RUN
     editjax train configs/pointer_base.py --data SHARDS --out RUN --mesh.fsdp 4 --data.batch-multiple 8
 
-It learns every style; simulate sessions with all of them. It was trained on no accelerator yet: steps and
-learning rate are a proposal, from what the small model needed.
+It learns every style and hears stems; simulate sessions with `--styles` and `--stems`. It was trained on no
+accelerator yet: steps and learning rate are a proposal, from what the small model needed.
 """
 
 from editjax.augment import AugmentSettings
@@ -32,6 +32,7 @@ def config() -> TrainConfig:
             look_ahead=12,
             style_width=64,
             kinds=True,
+            stem_width=64,
             dtype="bfloat16",
         ),
         loss=LossSettings(structure=2.0),

@@ -5,7 +5,7 @@
 
 Array names end in their axes:
 B batch · T raw frame · N edit step · L landmark · F mel bin · D width · H heads · K head width · C channel ·
-S sample · W window · G global token · J jump · Z latent.
+S sample · W window · G global token · J jump · Z latent · I stem · M step of eight frames.
 Scalar names end in their unit: `_hz _s _db _frames _samples`.
 """
 

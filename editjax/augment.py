@@ -14,7 +14,7 @@ import numpy as np
 
 from editjax.edits import UNALIGNED
 from editjax.errors import UsageError
-from editjax.mel import MelSettings, mel_filterbank
+from editjax.mel import STEM_FRAMES, MelSettings, mel_filterbank
 
 SHORTEST_CROP = 0.9
 """A crop whose edit is still too long is shortened by this factor until it fits."""
@@ -22,7 +22,10 @@ SHORTEST_CROP = 0.9
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How far a recording is varied; probabilities are per example. Zeros, stretch (1, 1): no change."""
+    """How far a recording is varied; probabilities are per example. Zeros, stretch (1, 1): no change.
+
+    `stemless_probability` is that of losing all stems, `lost_stem_probability` that of losing each.
+    """
 
     gain_db: float = 20.0
     stretch: tuple[float, float] = (0.95, 1.05)
@@ -36,6 +39,8 @@ class AugmentSettings:
     time_mask_frames: int = 20
     mel_masks: int = 2
     mel_mask_bins: int = 12
+    stemless_probability: float = 0.25
+    lost_stem_probability: float = 0.1
 
     def __post_init__(self) -> None:
         low, high = self.stretch
@@ -46,7 +51,7 @@ class AugmentSettings:
 
 
 class Piece(NamedTuple):
-    """A recording and its edit while they are varied; pointers without STOP and PAD.
+    """A recording and its edit while they are varied; pointers without STOP and PAD, None for no stems.
 
     `kind_T` is what every frame is (`events.kinds_of`).
     """
@@ -55,6 +60,7 @@ class Piece(NamedTuple):
     phase_T3: np.ndarray
     pointers_N: np.ndarray
     kind_T: np.ndarray
+    stems_IMF: np.ndarray | None = None
 
 
 def augment(
@@ -69,18 +75,27 @@ def augment(
 ) -> Piece:
     """Vary a piece; stretching never makes it longer than `max_frames` or its edit than `max_steps`.
 
-    `other_mel` gives the mel of another recording, called only when one is mixed in.
+    `other_mel` gives the mel of another recording, called only when one is mixed in: no stem holds it.
     """
     ratio = _stretch_ratio(piece, settings, rng, max_frames, max_steps)
     piece = stretch(piece, ratio)
-    mel_TF = shift_pitch(piece.mel_TF, rng.uniform(-1.0, 1.0) * settings.pitch_semitones, mel)
+    semitones = rng.uniform(-1.0, 1.0) * settings.pitch_semitones
+    mel_TF = shift_pitch(piece.mel_TF, semitones, mel)
     noisy, mixed = rng.random(2) < (settings.noise_probability, settings.mix_probability)
     if noisy:
         mel_TF = add_noise(mel_TF, settings, mel, rng)
     if mixed:
         mel_TF = mix(mel_TF, other_mel(), rng.uniform(*settings.mix_db), mel, rng)
-    mel_TF = change_gain(mel_TF, rng.uniform(-1.0, 1.0) * settings.gain_db, mel)
-    return piece._replace(mel_TF=mask(mel_TF, settings, rng))
+    gain_db = rng.uniform(-1.0, 1.0) * settings.gain_db
+    mel_TF = mask(change_gain(mel_TF, gain_db, mel), settings, rng)
+    stems_IMF = piece.stems_IMF
+    if stems_IMF is not None:
+        (apart,) = rng.spawn(1)  # with stems, all else is as without
+        stems_IMF = shift_pitch(lose_stems(stems_IMF, settings, apart), semitones, mel)
+        for stem_MF in stems_IMF if noisy else ():
+            stem_MF[:] = add_noise(stem_MF, settings, mel, apart)
+        stems_IMF = change_gain(stems_IMF, gain_db, mel)
+    return piece._replace(mel_TF=mel_TF, stems_IMF=stems_IMF)
 
 
 def stretch(piece: Piece, ratio: float) -> Piece:
@@ -103,7 +118,8 @@ def stretch(piece: Piece, ratio: float) -> Piece:
     mel_TF += piece.mel_TF[before_T]
     nearest_T = np.minimum(np.rint(at_T).astype(np.int64), n_frames - 1)
     pointers_N = _stretch_pointers(piece.pointers_N, ratio, stretched)
-    return Piece(mel_TF, piece.phase_T3[nearest_T], pointers_N, piece.kind_T[nearest_T])
+    stems_IMF = stems_of_span(piece.stems_IMF, 0, stretched, ratio)
+    return Piece(mel_TF, piece.phase_T3[nearest_T], pointers_N, piece.kind_T[nearest_T], stems_IMF)
 
 
 def shift_pitch(mel_TF: np.ndarray, semitones: float, mel: MelSettings) -> np.ndarray:
@@ -141,11 +157,33 @@ def mix(
     return _add_power(mel_TF, power_TF[rows], level_db, mel)
 
 
+def lose_stems(stems_IMF: np.ndarray, settings: AugmentSettings, rng: np.random.Generator) -> np.ndarray:
+    """Those of the stems that are left: at times none, as where nobody has any."""
+    if rng.random() < settings.stemless_probability:
+        return stems_IMF[:0]
+    return stems_IMF[rng.random(len(stems_IMF)) >= settings.lost_stem_probability]
+
+
+def stems_of_span(
+    stems_IMF: np.ndarray | None, first_frame: int, n_frames: int, ratio: float = 1.0
+) -> np.ndarray | None:
+    """The stems of `n_frames` frames from one on, `ratio` times as slow, interpolated between steps."""
+    if stems_IMF is None:
+        return None
+    middle_M = (np.arange(0, n_frames, STEM_FRAMES) + STEM_FRAMES / 2) / ratio + first_frame
+    last = stems_IMF.shape[1] - 1
+    at_M = np.clip(middle_M / STEM_FRAMES - 0.5, 0, last)
+    before_M = at_M.astype(np.int64)
+    weight_M1 = (at_M - before_M).astype(np.float32)[:, None]
+    before_IMF, after_IMF = stems_IMF[:, before_M], stems_IMF[:, np.minimum(before_M + 1, last)]
+    return before_IMF + weight_M1 * (after_IMF - before_IMF)
+
+
 def change_gain(mel_TF: np.ndarray, gain_db: float, mel: MelSettings) -> np.ndarray:
     """The mel of the same recording `gain_db` louder; frames of digital silence stay silent."""
     if gain_db == 0.0:
         return mel_TF
-    silent_T = ~mel_TF.any(axis=1)
+    silent_T = ~mel_TF.any(axis=-1)
     mel_TF = np.clip(mel_TF + np.float32(gain_db / (mel.ceiling_db - mel.floor_db)), 0.0, 1.0)
     mel_TF[silent_T] = 0.0
     return mel_TF
@@ -184,7 +222,13 @@ def crop(piece: Piece, max_frames: int, max_steps: int, rng: np.random.Generator
             break
         length = max(1, int(length * SHORTEST_CROP))
     window = slice(end - length, end)
-    return Piece(piece.mel_TF[window], piece.phase_T3[window], pointers_N[:max_steps], piece.kind_T[window])
+    return Piece(
+        piece.mel_TF[window],
+        piece.phase_T3[window],
+        pointers_N[:max_steps],
+        piece.kind_T[window],
+        stems_of_span(piece.stems_IMF, window.start, length),
+    )
 
 
 def _stretch_ratio(

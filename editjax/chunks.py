@@ -15,6 +15,7 @@ from editjax.models import encoder
 from editjax.models.encoder import ALIGN_FRAMES, Encoded
 from editjax.models.match import BANDS, STEP_FRAMES
 from editjax.models.pointer import PointerSettings
+from editjax.models.stems import Stems
 from editjax.models.style import Asked
 
 CHUNK_FRAMES = 32 * ALIGN_FRAMES
@@ -32,12 +33,13 @@ def encode_in_chunks(
     phase_T3: np.ndarray,
     asked: Asked,
     padded_frames: int,
+    stems: Stems | None = None,
     chunk_frames: int = CHUNK_FRAMES,
 ) -> Encoded:
     """`models.encoder.encode` of one recording, padded to `padded_frames`, chunk by chunk.
 
     `chunk_frames` must be a multiple of two bars (ALIGN_FRAMES), and so that mel and phase are read in slices
-    they may be memory maps.
+    they may be memory maps. Stems are held at once: 64 bytes a frame each, 10 MB an hour.
     """
     s, n_frames = settings, len(mel_TF)
     if ALIGN_FRAMES % s.frames_per_bar:
@@ -56,7 +58,8 @@ def encode_in_chunks(
         announced_T[inner] = _inner(announced, window, inner, 1)
         for whole, part, rate in zip(shapes, heard_shapes, shape_rates, strict=True):
             whole[_coarse(inner, rate)] = _inner(part, window, inner, rate)
-    landmarks_BLD = _relate(s, params, x_TD[None], *(shape[None] for shape in shapes), valid_B, asked)
+    held = x_TD[None], *(shape[None] for shape in shapes)
+    landmarks_BLD = _relate(s, params, *held, valid_B, asked, stems)
     landmarks_LD = np.asarray(landmarks_BLD[0])
     rates = (1, s.frames_per_beat, s.frames_per_bar, 1)
     parts: list[Any] = [None] * len(rates)

@@ -20,7 +20,7 @@ from editjax.augment import AugmentSettings, Piece, augment, crop
 from editjax.edits import PAD, STOP, structure_of
 from editjax.errors import DataError, UsageError
 from editjax.events import UNKNOWN, kinds_of
-from editjax.mel import MelSettings
+from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.shards import Entry, Source, read
 from editjax.styles import STYLES
 
@@ -37,6 +37,7 @@ class DataSettings:
     `buckets` are (frames, steps): a batch holds `batch_frames // frames` examples (at least one, rounded down
     to a multiple of `batch_multiple`), whose edits have fewer than `steps` frames. An example goes to the
     first bucket that holds it; those that no bucket holds are cropped to the last (`augment.crop` says how).
+    Of an example with more stems than `most_stems` so many are drawn; 0 reads none.
     """
 
     batch_frames: int = 32_768
@@ -51,6 +52,7 @@ class DataSettings:
     styles: tuple[str, ...] = ()
     split: str | None = None
     target_ask_probability: float = 0.5
+    most_stems: int = 8
     augment: AugmentSettings | None = field(default_factory=AugmentSettings)
     shuffle: bool = True
     seed: int = 0
@@ -78,6 +80,9 @@ class Batch(NamedTuple):
     is 0 cut, 1 kept, 2 looped, IGNORE in the padding. `kind_BT` numbers what the frames are (`events.KINDS`),
     UNKNOWN where nobody says. `target_B` is the wanted edit length in frames, 0 where
     none was asked for. `ids_B` number the manifest's examples.
+
+    `stems_BIMF` are the stems in steps of STEM_FRAMES; I is a power of two that holds those of every example
+    of the batch, 0 where none has any, and `present_BI` says which of them there are.
     """
 
     mel_BTF: np.ndarray
@@ -90,6 +95,8 @@ class Batch(NamedTuple):
     target_B: np.ndarray
     style_B: np.ndarray
     ids_B: np.ndarray
+    stems_BIMF: np.ndarray
+    present_BI: np.ndarray
 
 
 class Slot(NamedTuple):
@@ -199,7 +206,8 @@ def _batch_maker(
         slot = plan[index]
         share = len(slot.examples) // process_count
         rows = range(process_index * share, (process_index + 1) * share)
-        batch = _empty_batch(share, slot, mel)
+        most = max(source.entries[number].stems for number in slot.examples)
+        batch = _empty_batch(share, slot, min(most, settings.most_stems), mel)
         for at, row in enumerate(rows):
             rng = np.random.default_rng([settings.seed, index, row])
             number = int(slot.examples[row])
@@ -221,7 +229,8 @@ def _load(
     settings, entry = plan.settings, source.entries[number]
     recording = source.recording(entry.record, [entry.edit])
     kind_T = kinds_of(recording.meta.get("events", ()), len(recording.mel_TF))
-    piece = Piece(recording.mel_TF, recording.phase_T3, recording.edits[0].pointers_N, kind_T)
+    stems_IMF = _some_stems(recording.stems_IMF, settings.most_stems, rng)
+    piece = Piece(recording.mel_TF, recording.phase_T3, recording.edits[0].pointers_N, kind_T, stems_IMF)
     max_steps = slot.steps - 1
     if entry.frames > slot.frames or entry.steps > max_steps:
         piece = crop(piece, slot.frames, max_steps, rng)
@@ -232,7 +241,18 @@ def _load(
     return augment(piece, settings.augment, mel, rng, other_mel=other_mel, **limits)
 
 
-def _empty_batch(size: int, slot: Slot, mel: MelSettings) -> Batch:
+def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Generator) -> np.ndarray | None:
+    """The stems in float32, `most_stems` of them where there are more."""
+    if stems_IMF is None:
+        return None
+    if len(stems_IMF) > most_stems:
+        (apart,) = rng.spawn(1)  # with stems, all else of a batch is as without
+        stems_IMF = stems_IMF[apart.choice(len(stems_IMF), most_stems, replace=False)]
+    return stems_IMF.astype(np.float32)
+
+
+def _empty_batch(size: int, slot: Slot, stems: int, mel: MelSettings) -> Batch:
+    rows = 1 << (stems - 1).bit_length() if stems else 0  # a compilation for every number of rows
     return Batch(
         mel_BTF=np.zeros((size, slot.frames, mel.n_mels), np.float32),
         frames_B=np.zeros(size, np.int32),
@@ -244,6 +264,8 @@ def _empty_batch(size: int, slot: Slot, mel: MelSettings) -> Batch:
         target_B=np.zeros(size, np.float32),
         style_B=np.zeros(size, np.int32),
         ids_B=np.zeros(size, np.int32),
+        stems_BIMF=np.zeros((size, rows, -(-slot.frames // STEM_FRAMES), mel.n_mels), np.float32),
+        present_BI=np.zeros((size, rows), bool),
     )
 
 
@@ -270,3 +292,7 @@ def _fill(
     batch.target_B[row] = steps if asked else 0
     batch.style_B[row] = STYLES.index(entry.style)
     batch.ids_B[row] = number
+    if piece.stems_IMF is not None:
+        count, n_steps, _ = piece.stems_IMF.shape
+        batch.stems_BIMF[row, :count, :n_steps] = piece.stems_IMF
+        batch.present_BI[row, :count] = True

@@ -27,6 +27,7 @@ from editjax.models.pointer import (
     pick,
     run_turns,
 )
+from editjax.models.stems import Stems
 from editjax.models.style import Asked
 
 DRAFT_STEPS = 64
@@ -75,9 +76,11 @@ class Fixed(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("settings",))
-def encode(settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, asked: Asked):
+def encode(
+    settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, asked: Asked, stems: Stems | None = None
+):
     """Encoded recording and the keys that decoding reads."""
-    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, asked)
+    encoded = encoder.encode(settings, params["encoder"], mel_BTF, frames_B, phase_BT3, asked, stems)
     return encoded, decoder_call(settings, params, "keys", encoded)
 
 

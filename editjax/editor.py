@@ -42,10 +42,11 @@ from editjax.edits import (
 )
 from editjax.errors import DataError, UsageError
 from editjax.formats import DEFAULT_LIMITS, AudioLimits, output_format
-from editjax.mel import FrameGrid, MelSettings, mel_of
+from editjax.mel import FrameGrid, MelSettings, mel_of, stem_mel
 from editjax.render import RenderSettings, place_joins, render
 from editjax.retarget import PROMISE, RetargetSettings, retarget_edit_list
 from editjax.silence import quiet_spans, silence_edit
+from editjax.tracks import Mix
 
 if TYPE_CHECKING:
     from editjax.network import EditedPointers, PointerNetwork
@@ -109,12 +110,16 @@ class EditSettings:
 
 
 class Heard(NamedTuple):
-    """A recording as the editors see it; `timings_s` as in `EditResult`."""
+    """A recording as the editors see it; `timings_s` as in `EditResult`.
+
+    `stems_IMF` are the mels of its tracks (`mel.stem_mel`), where it is a sum and the editor hears them.
+    """
 
     source: Source
     grid: FrameGrid
     mel_TF: np.ndarray
     timings_s: dict[str, float]
+    stems_IMF: np.ndarray | None = None
 
 
 class EditResult(NamedTuple):
@@ -168,13 +173,20 @@ def ready(settings: EditSettings) -> EditSettings:
 
 
 def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
-    """Reads a recording once and computes its mel; `watch` is told the samples of every block read."""
+    """Reads a recording and computes its mel; `watch` is told the samples of every block read.
+
+    It is read once; the tracks of a sum once more, each by itself, for a model that hears stems.
+    """
     timings_s = {"read": 0.0}
     with timed(timings_s, "mel"):
         mel_TF, _ = mel_of(_Watched(reader, timings_s, watch), settings.mel)
+        stems_IMF = None
+        if isinstance(reader, Mix) and settings.editor == "pointer" and _network(settings.model).hears_stems:
+            stems = [stem_mel(track, len(mel_TF), settings.mel) for track in reader.readers]
+            stems_IMF = np.stack(stems)
     with timed(timings_s, "read"):
         source = source_of(reader)
-    return Heard(source, settings.mel.grid(source.sample_rate), mel_TF, timings_s)
+    return Heard(source, settings.mel.grid(source.sample_rate), mel_TF, timings_s, stems_IMF)
 
 
 def heard_again(heard: Heard) -> Heard:
@@ -340,6 +352,7 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
             temperature=settings.temperature,
             seed=settings.seed,
             style=_style(settings),
+            stems_IMF=heard.stems_IMF,
         )
     drawn = settings.temperature or settings.style == ANY
     notes = {"temperature": settings.temperature, "seed": settings.seed} if drawn else {}
@@ -350,7 +363,9 @@ def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[
     """The likeliest edits of the network that differ."""
     network, phase_T3 = _network(settings.model), _phases(heard, settings)
     with timed(heard.timings_s, "network"):
-        found = network.variants(heard.mel_TF, phase_T3, count, style=_style(settings))
+        found = network.variants(
+            heard.mel_TF, phase_T3, count, style=_style(settings), stems_IMF=heard.stems_IMF
+        )
     return [_listed(edited, heard, settings, {"variant": k}) for k, edited in enumerate(found, 1)]
 
 

@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
     `target_frames` is the length the editor is asked for, None where the edit is as long as it comes.
     `true_N` are the true pointers, `by_style` those of every edit of the recording, `events` (kind, start,
-    stop) what the raw frames are, where known.
+    stop) what the raw frames are, where known; `stems_IMF` the mels of its tracks, where there are any.
     """
 
     id: str
@@ -96,6 +96,7 @@ class Task(NamedTuple):
     true_N: np.ndarray
     by_style: Mapping[str, np.ndarray]
     events: tuple[tuple[str, int, int], ...]
+    stems_IMF: np.ndarray | None = None
 
     @property
     def grid(self) -> FrameGrid:
@@ -180,7 +181,8 @@ def make_validate(
         for example in examples:
             mel_TF = np.asarray(example.mel_TF, np.float32)
             phase_T3 = np.asarray(example.phase_T3, np.float32)
-            edited = network.edit_pointers(mel_TF, phase_T3, style=example.style)
+            stems_IMF = example.stems_IMF
+            edited = network.edit_pointers(mel_TF, phase_T3, style=example.style, stems_IMF=stems_IMF)
             row = figures(edited.pointers_N, example.pointers_N, len(mel_TF), frames_per_second)
             kept = np.flatnonzero(edited.keep_T > 0.5)
             row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
@@ -196,7 +198,10 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
 
     def model(task: Task) -> np.ndarray:
         style = style_asked(network, task)
-        return network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=style).pointers_N
+        edited = network.edit_pointers(
+            task.mel_TF, task.phase_T3, task.target_frames, style=style, stems_IMF=task.stems_IMF
+        )
+        return edited.pointers_N
 
     return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
 
@@ -307,7 +312,8 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
     target_B = np.array([task.target_frames or 0], np.float32)
     settings, params = network.settings, network.params
     asked = Asked(target_B, network.point_of(style_asked(network, task))[None])
-    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, asked)
+    stems = network.stems(task.stems_IMF, length)
+    _, keys = decode.encode(settings, params, mel_BTF, frames_B, phase_BT3, asked, stems)
     nll_B, greedy_N = _forced(settings, params, keys, pointers_BN, steps_B, target_B)
     greedy_N = np.asarray(greedy_N[:steps])
     aligned_N = np.append(true_N, STOP) != UNALIGNED
@@ -345,7 +351,7 @@ def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) ->
     `error` is that of the length, `met` whether it is within 5 %, `ending` the share of the natural edit's
     last second that is still played: 0 for a shorter edit that was merely cut off.
     """
-    natural_N = network.edit_pointers(task.mel_TF, task.phase_T3).pointers_N
+    natural_N = network.edit_pointers(task.mel_TF, task.phase_T3, stems_IMF=task.stems_IMF).pointers_N
     ending = natural_N[-round(task.mel.frames_per_second) :]
     beats = track_beats(task.mel_TF, network.beats)
     row: dict[str, float] = {}
@@ -369,7 +375,9 @@ def obedience(network: PointerNetwork, task: Task) -> dict[str, float]:
     """
     if len(task.by_style) < 2 or task.style not in network.styles:
         return {"style_obeyed": math.nan}
-    edited = network.edit_pointers(task.mel_TF, task.phase_T3, task.target_frames, style=task.style)
+    edited = network.edit_pointers(
+        task.mel_TF, task.phase_T3, task.target_frames, style=task.style, stems_IMF=task.stems_IMF
+    )
     near = {s: played_iou(edited.pointers_N, true_N, len(task.mel_TF)) for s, true_N in task.by_style.items()}
     return {"style_obeyed": float(near[task.style] >= max(near.values()))}
 
@@ -399,6 +407,7 @@ def _task(recording: Recording, edit: Edit, settings: EvaluateSettings) -> Task:
         true_N=edit.pointers_N,
         by_style={edit.style: edit.pointers_N for edit in recording.edits},
         events=tuple((kind, start, stop) for start, stop, kind in meta.get("events", ())),
+        stems_IMF=recording.stems_IMF,
     )
 
 

@@ -26,6 +26,7 @@ from editjax.models.pointer import (
     pick,
     take,
 )
+from editjax.models.stems import Stems
 
 BOUNDARY_FRAMES, BOUNDARY_WEIGHT = 3, 10.0
 
@@ -267,7 +268,9 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     t = targets(batch.pointers_BN, batch.steps_B, batch.target_B, batch.mel_BTF.shape[1])
     inferred = infer_style(settings, params, batch, t, weights, key)
     asked = style.Asked(batch.target_B, inferred.style_BZ)
-    encoded = encode(settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked)
+    recording = batch.mel_BTF, batch.frames_B, batch.phase_BT3
+    stems = Stems(batch.stems_BIMF, batch.present_BI)
+    encoded = encode(settings, params["encoder"], *recording, asked, stems)
     keys = decoder_call(settings, params, "keys", encoded)
     nll = sequence_nll(settings, params, keys, t, batch.steps_B, weights.max_jumps)
     jumps = jnp.maximum(nll.targets_B.sum(), 1).astype(jnp.float32)

@@ -28,6 +28,7 @@ from editjax.errors import UsageError
 CHUNK_FRAMES = 128  # one chunk's frames and spectra (2 MB) stay in the second-level cache
 BAND_GROUP = 16  # bands a dense product: their filters span few bins, so most zero weights are skipped
 POWER_FLOOR = 1e-10
+STEM_FRAMES = 8  # a stem is heard in steps of this many frames, 5.4 a second
 SLANEY_LINEAR_HZ = 200.0 / 3.0  # width of one mel below 1 kHz
 SLANEY_BREAK_HZ = 1000.0
 SLANEY_LOG_STEP = np.log(6.4) / 27.0  # 27 mels from 1 to 6.4 kHz
@@ -180,6 +181,25 @@ def mel_of(reader: Any, settings: MelSettings = MelSettings()) -> tuple[np.ndarr
             stream.push(np.zeros(max(0, (n_frames - 1) * settings.hop + 1 - stream.n_samples), np.float32))
         )
     return np.concatenate([*pieces, stream.finish()])[:n_frames], n_source_samples
+
+
+def stem_mel(reader: Any, n_frames: int, settings: MelSettings = MelSettings()) -> np.ndarray:
+    """Mel of one stem in steps of STEM_FRAMES of the recording's `n_frames`, (M, F) float32: see `pooled`."""
+    return pooled(mel_of(reader, settings)[0], n_frames)
+
+
+def pooled(mel_TF: np.ndarray, n_frames: int) -> np.ndarray:
+    """Mean of every STEM_FRAMES of the first `n_frames` frames, (M, F) float32; silence where there are none.
+
+    M = ceil(n_frames / STEM_FRAMES); the last step is the mean of what is left.
+    """
+    heard_TF = np.zeros((n_frames, mel_TF.shape[1]), np.float32)
+    heard_TF[: len(mel_TF)] = mel_TF[:n_frames]
+    first_M = np.arange(0, n_frames, STEM_FRAMES)
+    if not n_frames:
+        return heard_TF
+    count_M = np.minimum(STEM_FRAMES, n_frames - first_M).astype(np.float32)
+    return np.add.reduceat(heard_TF, first_M) / count_M[:, None]
 
 
 def to_documents_layout(mel_BTF: Any, settings: MelSettings = MelSettings()) -> Any:

@@ -1,6 +1,7 @@
 """The tracks of one session → one edit list → every track edited: `editjax.edit_tracks`, `edit --multitrack`.
 
-As `editor`, whose steps these are, with the sum of the tracks (`tracks.Mix`) as the recording.
+As `editor`, whose steps these are, with the sum of the tracks (`tracks.Mix`) as the recording. A model with
+`stem_width` above 0 hears each of them beside it.
 """
 
 import contextlib
@@ -40,6 +41,8 @@ def edit_tracks(
     **changes: Any,
 ) -> TracksResult:
     """Edits the tracks of one session alike: one edit, decided on their sum, sample-locked to all.
+
+    A model that hears stems listens to each of them as well.
 
     The tracks have one rate; shorter ones are silent to the end of the longest, mono ones are heard on every
     channel of the sum. Each keeps its own format, and all edits are equally long: they add up to the edited

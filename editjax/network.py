@@ -20,10 +20,11 @@ from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
-from editjax.mel import MelSettings, layout_error
+from editjax.mel import STEM_FRAMES, MelSettings, layout_error
 from editjax.metrics import kept_iou
-from editjax.models.encoder import Encoded
+from editjax.models.encoder import Encoded, aligned
 from editjax.models.pointer import PointerSettings
+from editjax.models.stems import Stems
 from editjax.models.style import Asked, Example, Gaussian, posterior, prior
 from editjax.styles import STYLES
 
@@ -59,6 +60,9 @@ class PointerNetwork:
 
     A style is one of the names in `styles` (those it was trained on) or a point (Z,) in the space of styles,
     which `style_of` infers from an example and `some_style` draws.
+
+    `stems_IMF` are the mels of the tracks that a recording is the sum of (`mel.stem_mel`); a model that does
+    not hear stems passes them over.
     """
 
     def __init__(
@@ -72,6 +76,11 @@ class PointerNetwork:
         self.settings, self.params, self.mel, self.styles = settings, params, mel, tuple(styles)
         self.beats = beats or BeatSettings(mel=mel)
 
+    @property
+    def hears_stems(self) -> bool:
+        """Whether the tracks of a recording, where they are known, change its edit."""
+        return self.settings.stem_width > 0
+
     def edit_pointers(
         self,
         mel_TF: np.ndarray,
@@ -80,10 +89,11 @@ class PointerNetwork:
         temperature: float = 0.0,
         seed: int = 0,
         style: str | np.ndarray = STYLE,
+        stems_IMF: np.ndarray | None = None,
     ) -> EditedPointers:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
-        out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style)
+        out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style, stems_IMF)
         heard, (pointers_BN, log_p_BN) = _heard(encoded), jax.device_get(out[:2])
         return _edited(pointers_BN[0], log_p_BN[0], heard, len(mel_TF))
 
@@ -94,6 +104,7 @@ class PointerNetwork:
         count: int = 3,
         target_frames: float | None = None,
         style: str | np.ndarray = STYLE,
+        stems_IMF: np.ndarray | None = None,
     ) -> list[EditedPointers]:
         """At most `count` edits of one recording that differ in what they keep, likeliest first.
 
@@ -102,7 +113,7 @@ class PointerNetwork:
         """
         phases = None if phase_T3 is None else [phase_T3]
         asked = self._asked(1, target_frames, style)
-        encoded, keys, max_steps = self._encoded([mel_TF], phases, asked)
+        encoded, keys, max_steps = self._encoded([mel_TF], phases, asked, stems_IMF)
         width = max(BEAM_WIDTH, BEAM_WIDTH_EACH * count)
         apart = round(SAME_SECONDS * self.mel.frames_per_second)
         found = beam_search(self.settings, self.params, keys, asked.target_B, max_steps, width, apart)
@@ -202,9 +213,9 @@ class PointerNetwork:
         """Position in beat, bar and phrase of every frame, from tracked beats, (T, 3)."""
         return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
 
-    def _run(self, mels, phases, target_frames, temperature, seed, style=STYLE):
+    def _run(self, mels, phases, target_frames, temperature, seed, style=STYLE, stems_IMF=None):
         asked = self._asked(len(mels), target_frames, style)
-        encoded, keys, max_steps = self._encoded(mels, phases, asked)
+        encoded, keys, max_steps = self._encoded(mels, phases, asked, stems_IMF)
         out = decode(
             self.settings,
             self.params,
@@ -220,23 +231,34 @@ class PointerNetwork:
         target_B = np.full(count, target_frames or 0.0, np.float32)
         return Asked(target_B, np.tile(self.point_of(style), (count, 1)))
 
-    def _encoded(self, mels, phases, asked: Asked):
-        """Recordings encoded, their keys, and the most steps their edits may take."""
+    def _encoded(self, mels, phases, asked: Asked, stems_IMF=None):
+        """Recordings, or one with its stems, encoded, their keys, and the most steps their edits may take."""
         phases = phases or [self.phases(mel_TF) for mel_TF in mels]
         frames_B = np.array([len(mel_TF) for mel_TF in mels], np.int32)
         length = padded_length(int(frames_B.max()))
         if length > WHOLE_FRAMES:
             rows = [Asked(target[None], style[None]) for target, style in zip(*asked, strict=True)]
+            stems = self.stems(stems_IMF, aligned(length))
             parts = [
-                encode_in_chunks(self.settings, self.params["encoder"], *recording, length)
+                encode_in_chunks(self.settings, self.params["encoder"], *recording, length, stems)
                 for recording in zip(mels, phases, rows, strict=True)
             ]
             encoded = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
             keys = read_keys(self.settings, self.params, encoded)
         else:
             padded = _padded(mels, length), frames_B, _padded(phases, length)
-            encoded, keys = encode(self.settings, self.params, *padded, asked)
+            stems = self.stems(stems_IMF, length)
+            encoded, keys = encode(self.settings, self.params, *padded, asked, stems)
         return encoded, keys, int(length * LONGEST_STEPS)
+
+    def stems(self, stems_IMF: np.ndarray | None, length: int) -> Stems | None:
+        """The stems of one recording, as many rows as the next power of two: None without any."""
+        if not self.hears_stems or stems_IMF is None or not len(stems_IMF):
+            return None
+        rows = 1 << (len(stems_IMF) - 1).bit_length()
+        padded_IMF = _padded(list(stems_IMF), -(-length // STEM_FRAMES))
+        padded_IMF = np.pad(padded_IMF, ((0, rows - len(stems_IMF)), (0, 0), (0, 0)))
+        return Stems(padded_IMF[None], (np.arange(rows) < len(stems_IMF))[None])
 
 
 _posterior = partial(jax.jit, static_argnums=0)(posterior)

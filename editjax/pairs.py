@@ -3,7 +3,8 @@
     NAME_raw.wav, NAME_edit.wav, NAME.edits.json              in one folder, or
     input/NAME_raw.wav, desired_output/NAME_edit.wav          the older layout, and
     NAME~STYLE_edit.wav, NAME~STYLE.edits.json                further edits of NAME_raw.wav
-    raw,edited[,edits][,style][,id]                           a CSV; paths are relative to it
+    NAME_stems/                                               the tracks that NAME_raw.wav is the sum of
+    raw,edited[,edits][,style][,id][,stems]                   a CSV; paths are relative to it
 
 An edit needs its edited file or its edit list; with both, the edit list says what was done. What cannot be
 paired is returned with the reason, never dropped silently.
@@ -20,7 +21,8 @@ from editjax.errors import DataError, NoInputError
 from editjax.formats import CONTAINER_OF_SUFFIX
 
 ROLE_FOLDERS = ("input", "desired_output")
-CSV_COLUMNS = ("raw", "edited", "edits", "style", "id")
+CSV_COLUMNS = ("raw", "edited", "edits", "style", "id", "stems")
+STEMS = "_stems"
 
 _AUDIO_NAME = re.compile(r"(?P<name>.+?)(?:~(?P<style>[^~_.]+))?_(?P<role>raw|edit)", re.IGNORECASE)
 _EDITS_NAME = re.compile(r"(?P<name>.+?)(?:~(?P<style>[^~_.]+))?(?:_edit)?\.edits\.json", re.IGNORECASE)
@@ -36,11 +38,12 @@ class EditFiles(NamedTuple):
 
 
 class RawFiles(NamedTuple):
-    """One raw recording and every edit of it."""
+    """One raw recording, every edit of it and its stems, if they are known."""
 
     id: str
     raw: Path
     edits: tuple[EditFiles, ...]
+    stems: tuple[Path, ...] = ()
 
 
 class Found(NamedTuple):
@@ -97,11 +100,12 @@ def _in_folder(folder: Path) -> Found:
     raws: dict[str, list[Path]] = {}
     edits: dict[str, dict[str | None, EditFiles]] = {}
     skipped: list[tuple[str, str]] = []
-    for path in sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and p.is_file()):
-        named = _parse_name(path)
-        if named is None:
+    there = sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and p.is_file())
+    named = [(path, parsed) for path in there if (parsed := _parse_name(path))]
+    stem_folders = {_stem_folder(path, name) for path, (name, _, role) in named if role == "raw"}
+    for path, (name, style, role) in named:
+        if not stem_folders.isdisjoint(path.parents):
             continue
-        name, style, role = named
         key = (_without_role_folder(path.parent.relative_to(folder)) / name).as_posix()
         if role == "raw":
             raws.setdefault(key, []).append(path)
@@ -137,7 +141,8 @@ def _pair_up(
             skipped.append((key, f"no edit {Path(key).name}_edit.* or {Path(key).name}.edits.json"))
         else:
             ordered = sorted(found.values(), key=lambda files: files.id)
-            recordings.append(RawFiles(key, paths[0], tuple(ordered)))
+            stems = _stems_in(_stem_folder(paths[0], Path(key).name))
+            recordings.append(RawFiles(key, paths[0], tuple(ordered), stems))
     return Found(tuple(recordings), tuple(skipped))
 
 
@@ -155,6 +160,7 @@ def _in_table(table: Path) -> Found:
     if unknown := columns - set(CSV_COLUMNS):
         raise DataError(f"{table}: unknown columns {', '.join(sorted(unknown))}; known are {CSV_COLUMNS}")
     raws: dict[str, Path] = {}
+    stems: dict[str, tuple[Path, ...]] = {}
     edits: dict[str, list[EditFiles]] = {}
     skipped: list[tuple[str, str]] = []
     for line, row in enumerate(rows, start=2):
@@ -164,16 +170,20 @@ def _in_table(table: Path) -> Found:
             skipped.append((place, "a line needs a raw recording and an edited file or an edit list"))
             continue
         missing = [cells[c] for c in CSV_COLUMNS[:3] if cells[c] and not (table.parent / cells[c]).is_file()]
+        if cells["stems"] and not (table.parent / cells["stems"]).is_dir():
+            missing.append(cells["stems"])
         if missing:
-            skipped.append((place, f"no such file: {', '.join(missing)}"))
+            skipped.append((place, f"no such file or folder: {', '.join(missing)}"))
             continue
         key = cells["id"] or _table_id(cells["raw"])
         raw = table.parent / cells["raw"]
         if raws.setdefault(key, raw) != raw:
             skipped.append((place, f"id {key} already names {raws[key].name}; add a column id"))
             continue
+        if cells["stems"]:
+            stems[key] = _stems_in(table.parent / cells["stems"])
         edits.setdefault(key, []).append(_table_edit(key, cells, table.parent, edits.get(key, [])))
-    recordings = (RawFiles(key, raws[key], tuple(edits[key])) for key in sorted(raws))
+    recordings = (RawFiles(key, raws[key], tuple(edits[key]), stems.get(key, ())) for key in sorted(raws))
     return Found(tuple(recordings), tuple(skipped))
 
 
@@ -202,6 +212,18 @@ def _parse_name(path: Path) -> tuple[str, str | None, str] | None:
     if match["role"].lower() == "raw":
         return match["name"], None, "raw"
     return match["name"], match["style"], "edited"
+
+
+def _stem_folder(raw: Path, name: str) -> Path:
+    """Where the stems of a raw recording lie, if they are known."""
+    return raw.parent / f"{name}{STEMS}"
+
+
+def _stems_in(folder: Path) -> tuple[Path, ...]:
+    """The recordings in a folder, by name; none where it is not there."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    audible = (path for path in there if path.suffix.lower() in CONTAINER_OF_SUFFIX)
+    return tuple(path for path in audible if path.is_file() and not path.name.startswith("."))
 
 
 def _edit_id(key: str, style: str | None) -> str:

@@ -34,16 +34,25 @@ class TakePlan(NamedTuple):
     break_share: float | None = None
 
 
+class Stem(NamedTuple):
+    """What one player, or one kind of sound, adds to a recording."""
+
+    name: str
+    samples_S: np.ndarray
+
+
 class Take(NamedTuple):
     """A played attempt: samples (S,), bar lines and phrase starts in samples, faults as (sample, name).
 
-    The first onset lies LEAD_IN_S after the first sample; `samples_S` ends when the sound has decayed.
+    The first onset lies LEAD_IN_S after the first sample; `samples_S` ends when the sound has decayed. Where
+    `stems` were asked for and there are several players, theirs add up to it.
     """
 
     samples_S: np.ndarray
     bars: np.ndarray
     phrases: np.ndarray
     faults: tuple[tuple[int, str], ...]
+    stems: tuple[Stem, ...] = ()
 
 
 class Room(NamedTuple):
@@ -72,10 +81,11 @@ class _Hand(NamedTuple):
 
 
 class SynthMaterial:
-    """A composed piece, played on synthesised instruments."""
+    """A composed piece, played on synthesised instruments; takes have a stem a role if `stems` are wanted."""
 
-    def __init__(self, piece: Piece, rate_hz: int, seed: int):
+    def __init__(self, piece: Piece, rate_hz: int, seed: int, stems: bool = False):
         self.piece = piece
+        self._roles = list(dict.fromkeys(part.role for part in piece.parts)) if stems else []
         self.rate_hz = rate_hz
         self._bank = NoteBank(rate_hz, seed)
         self.tempo_bpm = piece.tempo_bpm
@@ -92,14 +102,14 @@ class SynthMaterial:
         score = self.piece.sections[section]
         clock = _TempoCurve(score, self.tempo_bpm, rng)
         notes, faults = _perform(score, plan, clock, rng)
-        dry_S = self._mix(notes, rng)
+        dry_S, stems = self._mix(notes, rng)
         bars_s = [clock.seconds(beat) for beat in np.arange(0, score.beats, score.beats_per_bar)]
         bars = ((np.array(bars_s) + LEAD_IN_S) * self.rate_hz).astype(np.int64)
         fault_samples = tuple((int((time_s + LEAD_IN_S) * self.rate_hz), name) for time_s, name in faults)
-        take = Take(dry_S, bars, bars[:: phrase_bars(len(bars))], fault_samples)
+        take = Take(dry_S, bars, bars[:: phrase_bars(len(bars))], fault_samples, stems)
         return finish_take(take, room, self.rate_hz, rng)
 
-    def noodle(self, room: Room, rng: np.random.Generator) -> np.ndarray:
+    def noodle(self, room: Room, rng: np.random.Generator) -> Take:
         """Tuning up or trying fingers: a held fifth, a run or a few stray notes on the lead instrument."""
         timbre = self.piece.parts[0].timbre
         low, high = RANGES[timbre.family] if timbre else (48, 72)
@@ -112,17 +122,27 @@ class SynthMaterial:
                 _Played(time_s, step_s * rng.uniform(0.5, 1.5), pitch + interval, rng.uniform(0.3, 0.7), 0)
             )
             time_s += step_s * rng.uniform(0.8, 2.0)
-        take = Take(self._mix(notes, rng), np.zeros(0, np.int64), np.zeros(0, np.int64), ())
-        return finish_take(take, room, self.rate_hz, rng).samples_S
+        dry_S, stems = self._mix(notes, rng)
+        take = Take(dry_S, np.zeros(0, np.int64), np.zeros(0, np.int64), (), stems)
+        return finish_take(take, room, self.rate_hz, rng)
 
-    def _mix(self, notes: list[_Played], rng: np.random.Generator) -> np.ndarray:
-        """Adds all notes into one buffer that leaves room for the last release."""
+    def _mix(self, notes: list[_Played], rng: np.random.Generator) -> tuple[np.ndarray, tuple[Stem, ...]]:
+        """All notes in a buffer that leaves room for the last release, and those of each role in its own."""
         end_s = max((note.time_s + note.length_s for note in notes), default=0.0) + MAX_DECAY_S
-        mixed_S = np.zeros(int((end_s + LEAD_IN_S) * self.rate_hz) + 1, np.float32)
-        variants = rng.integers(0, VARIANTS, len(notes))
-        for note, variant in zip(notes, variants, strict=True):
+        n_samples = int((end_s + LEAD_IN_S) * self.rate_hz) + 1
+        played = list(zip(notes, rng.integers(0, VARIANTS, len(notes)).tolist(), strict=True))
+        of_role = {
+            role: [p for p in played if self.piece.parts[p[0].part].role == role] for role in self._roles
+        }
+        stems = tuple(Stem(role, self._added(n_samples, part)) for role, part in of_role.items())
+        return self._added(n_samples, played), stems
+
+    def _added(self, n_samples: int, played: list[tuple[_Played, int]]) -> np.ndarray:
+        """Notes, each with the number of its variant, added up."""
+        mixed_S = np.zeros(n_samples, np.float32)
+        for note, variant in played:
             start = int((note.time_s + LEAD_IN_S) * self.rate_hz)
-            wave_S, hold, release = self._note(note, int(variant))
+            wave_S, hold, release = self._note(note, variant)
             level = np.float32(note.force**1.5 * self.piece.parts[note.part].level)
             stop = min(len(mixed_S) - start, hold)
             mixed_S[start : start + stop] += level * wave_S[:stop]
@@ -174,23 +194,30 @@ def phrase_bars(bars: int) -> int:
 
 
 def finish_take(take: Take, room: Room, rate_hz: int, rng: np.random.Generator) -> Take:
-    """Tuning, dropouts, distance, tone and level of one take, and the trim at the end of its decay."""
+    """Tuning, dropouts, distance, tone and level of one take, and the trim at the end of its decay.
+
+    All of it is linear once it is drawn, and what is drawn for the take holds for its stems.
+    """
     ratio = float(2.0 ** (np.clip(rng.normal(0.0, 3.0), -10.0, 10.0) / 1200.0))
-    samples_S = _resample_linear(take.samples_S, ratio)
+    dry = [_resample_linear(dry_S, ratio) for dry_S in (take.samples_S, *(s.samples_S for s in take.stems))]
     faults = tuple((int(at / ratio), name) for at, name in take.faults)
-    for at, name in faults:
-        if name == "dropout":
-            samples_S = _drop_out(samples_S, at, rate_hz, rng)
-    samples_S = _through_room(samples_S, room, rng)
-    samples_S = samples_S[: _decay_end(samples_S, rate_hz)]
-    samples_S *= np.float32(TAKE_LEVEL / max(loudness(samples_S, rate_hz), 1e-9)) * 10 ** (
+    gates = [_gate(len(dry[0]), at, rate_hz, rng) for at, name in faults if name == "dropout"]
+    response_S = _response(room, rng)
+    heard = [_through(dry_S, gates, response_S) for dry_S in dry]
+    end = _decay_end(heard[0], rate_hz)
+    gain = np.float32(TAKE_LEVEL / max(loudness(heard[0][:end], rate_hz), 1e-9)) * 10 ** (
         rng.normal(0, 0.8) / 20
     )
-    fade = min(len(samples_S), int(0.04 * rate_hz))
-    samples_S[-fade:] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
+    samples_S, *stems = (_ended(heard_S[:end] * gain, rate_hz) for heard_S in heard)
     bars = (take.bars / ratio).astype(np.int64)
     phrases = (take.phrases / ratio).astype(np.int64)
-    return Take(samples_S, bars[bars < len(samples_S)], phrases[phrases < len(samples_S)], faults)
+    return Take(
+        samples_S,
+        bars[bars < len(samples_S)],
+        phrases[phrases < len(samples_S)],
+        faults,
+        tuple(stem._replace(samples_S=s) for stem, s in zip(take.stems, stems, strict=True)),
+    )
 
 
 def loudness(samples_S: np.ndarray, rate_hz: int) -> float:
@@ -335,21 +362,34 @@ def _resample_linear(samples_S: np.ndarray, ratio: float) -> np.ndarray:
     return low_S + (samples_S[index_S + 1] - low_S) * (position_S - index_S).astype(np.float32)
 
 
-def _drop_out(samples_S: np.ndarray, at: int, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
-    """Mutes 0.15–0.5 s (a loose plug), with ramps of 3 ms."""
+def _gate(n_samples: int, at: int, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
+    """What mutes 0.15–0.5 s (a loose plug), with ramps of 3 ms."""
     length, ramp = int(rng.uniform(0.15, 0.5) * rate_hz), int(0.003 * rate_hz)
-    gate_S = np.ones(len(samples_S), np.float32)
+    gate_S = np.ones(n_samples, np.float32)
     gate_S[at : at + length] = 0.0
-    return samples_S * np.convolve(gate_S, np.ones(ramp, np.float32) / ramp, mode="same")
+    return np.convolve(gate_S, np.ones(ramp, np.float32) / ramp, mode="same")
 
 
-def _through_room(samples_S: np.ndarray, room: Room, rng: np.random.Generator) -> np.ndarray:
-    """One convolution for distance (how wet) and tone (a tilt), which change a little from take to take."""
+def _response(room: Room, rng: np.random.Generator) -> np.ndarray:
+    """Distance (how wet) and tone (a tilt), which change a little from take to take."""
     response_S = room.response_S * np.float32(room.wet * 10 ** (rng.normal(0.0, 1.2) / 20))
     response_S[0] += 1.0
     tilt = np.clip(rng.normal(0.0, 0.12), -0.3, 0.3)
-    response_S = signal.lfilter((1.0, tilt), (1.0,), response_S).astype(np.float32)
+    return signal.lfilter((1.0, tilt), (1.0,), response_S).astype(np.float32)
+
+
+def _through(samples_S: np.ndarray, gates: list[np.ndarray], response_S: np.ndarray) -> np.ndarray:
+    """Samples through dropouts and the room."""
+    for gate_S in gates:
+        samples_S = samples_S * gate_S
     return signal.oaconvolve(samples_S, response_S)[: len(samples_S)].astype(np.float32)
+
+
+def _ended(samples_S: np.ndarray, rate_hz: int) -> np.ndarray:
+    """Samples faded out over their last 40 ms."""
+    fade = min(len(samples_S), int(0.04 * rate_hz))
+    samples_S[-fade:] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
+    return samples_S
 
 
 def _decay_end(samples_S: np.ndarray, rate_hz: int) -> int:

@@ -32,7 +32,7 @@ from editjax.edits import (
 from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
 from editjax.events import in_frames
 from editjax.files import atomic_path, sha256_of
-from editjax.mel import FrameGrid, mel_of
+from editjax.mel import FrameGrid, mel_of, stem_mel
 from editjax.pairs import EditFiles, RawFiles, find_pairs
 from editjax.records import Edit, Recording, encode
 from editjax.styles import STYLES
@@ -78,6 +78,7 @@ class Raw(NamedTuple):
     grid: FrameGrid
     mel_TF: np.ndarray
     beat_frames: np.ndarray
+    stems_IMF: np.ndarray | None
 
 
 def prepare(
@@ -149,7 +150,7 @@ def prepare_recording(files: RawFiles, settings: PrepareSettings) -> tuple[Recor
             outcome["aligned"].append({"pair": edit_files.id, **found})
     if not edits:
         return None, outcome
-    recording = Recording(files.id, raw.mel_TF, phase_T3, raw.beat_frames, tuple(edits), meta)
+    recording = Recording(files.id, raw.mel_TF, phase_T3, raw.beat_frames, tuple(edits), meta, raw.stems_IMF)
     return recording, outcome
 
 
@@ -172,8 +173,28 @@ def _read_raw(files: RawFiles, settings: PrepareSettings) -> tuple[Raw, dict[str
         "tempo_bpm": round(float(beats.tempo_bpm), 2),
         "beat_confidence": round(float(beats.confidence), 3),
     }
-    mel_TF = mel_TF.astype(np.float16)
-    return Raw(files, samples, mel.grid(rate_hz), mel_TF, np.asarray(beats.beat_frames)), meta, phase_T3
+    stems_IMF = _read_stems(files, samples, rate_hz, len(mel_TF), settings) if files.stems else None
+    mel_TF, beat_frames = mel_TF.astype(np.float16), np.asarray(beats.beat_frames)
+    return Raw(files, samples, mel.grid(rate_hz), mel_TF, beat_frames, stems_IMF), meta, phase_T3
+
+
+def _read_stems(
+    files: RawFiles, samples: int, rate_hz: int, n_frames: int, settings: PrepareSettings
+) -> np.ndarray:
+    """The stems' mels in steps, (I, M, F) float16; a stem may end before the recording, not after it."""
+    stems = []
+    for path in files.stems:
+        with Reader(path) as reader:
+            if (
+                reader.info.sample_rate_hz != rate_hz
+                or reader.frames > samples + LENGTH_TOLERANCE_S * rate_hz
+            ):
+                raise DataError(
+                    f"{path}: {reader.frames} samples at {reader.info.sample_rate_hz} Hz are no stem of "
+                    f"{files.raw.name}, which has {samples} at {rate_hz} Hz; take it out of its folder"
+                )
+            stems.append(stem_mel(reader, n_frames, settings.beats.mel).astype(np.float16))
+    return np.stack(stems)
 
 
 def _prepare_edit(
@@ -360,7 +381,11 @@ def _report(
 def _fingerprint(files: RawFiles, settings: PrepareSettings) -> str:
     """Changes whenever the record could: with settings, package version, file names, sizes and times."""
     stamps = []
-    for path in [files.raw, *(path for edit in files.edits for path in (edit.edited, edit.edits) if path)]:
+    for path in [
+        files.raw,
+        *files.stems,
+        *(path for edit in files.edits for path in (edit.edited, edit.edits) if path),
+    ]:
         status = path.stat()
         stamps.append([str(path), status.st_size, status.st_mtime_ns])
     names = [[edit.id, edit.style] for edit in files.edits]

@@ -33,7 +33,11 @@ class Edit(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """What one record holds: mel and phases float16, beat frames and pointers int32, a uint8 label a beat."""
+    """What one record holds: mel and phases float16, beat frames and pointers int32, a uint8 label a beat.
+
+    `stems_IMF` are the stems' mels float16, in steps as `mel.pooled` makes them, an eighth of the mel each;
+    None where there are none.
+    """
 
     id: str
     mel_TF: np.ndarray
@@ -41,6 +45,7 @@ class Recording(NamedTuple):
     beat_frames: np.ndarray
     edits: tuple[Edit, ...]
     meta: dict[str, Any]
+    stems_IMF: np.ndarray | None = None
 
 
 class Example(NamedTuple):
@@ -55,11 +60,14 @@ class Example(NamedTuple):
     labels: np.ndarray
     beat_frames: np.ndarray
     meta: dict[str, Any]
+    stems_IMF: np.ndarray | None
 
 
 def encode(recording: Recording) -> bytes:
     """A recording with its edits as the bytes of one record."""
     arrays = {"mel": recording.mel_TF, "phase": recording.phase_T3, "beats": recording.beat_frames}
+    if recording.stems_IMF is not None:
+        arrays["stems"] = recording.stems_IMF
     for k, edit in enumerate(recording.edits):
         arrays[f"pointers/{k}"], arrays[f"labels/{k}"] = edit.pointers_N, edit.labels
         if edit.edit_mel_NF is not None:
@@ -91,6 +99,7 @@ def decode(record: bytes, edits: Sequence[int] | None = None) -> Recording:
             arrays("beats"),
             tuple(_edit(k, header["edits"][k], arrays) for k in wanted),
             header["meta"],
+            arrays("stems") if "stems" in arrays else None,
         )
     except (KeyError, IndexError, TypeError, ValueError, struct.error) as error:
         raise DataError(f"damaged shard record ({error}); build the shards again") from error
@@ -111,6 +120,7 @@ def example(recording: Recording, edit: Edit) -> Example:
         edit.labels,
         recording.beat_frames,
         {**recording.meta, **edit.meta},
+        recording.stems_IMF,
     )
 
 
@@ -132,7 +142,7 @@ def read_header(record: bytes) -> tuple[dict[str, Any], int]:
 def _stored_array(name: str, array: np.ndarray) -> np.ndarray:
     """The array in the little-endian type its name is stored in."""
     kind = name.partition("/")[0]
-    dtype = {"mel": _PLANES, "phase": _PLANES, "labels": "|u1"}.get(kind, "<i4")
+    dtype = {"mel": _PLANES, "phase": _PLANES, "stems": _PLANES, "labels": "|u1"}.get(kind, "<i4")
     return np.ascontiguousarray(array, dtype)
 
 

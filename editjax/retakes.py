@@ -69,7 +69,7 @@ class RecordedMaterial:
         )
         return finish_take(take, room, self.rate_hz, rng)
 
-    def noodle(self, room: Room, rng: np.random.Generator) -> np.ndarray:
+    def noodle(self, room: Room, rng: np.random.Generator) -> Take:
         """A second or so out of the middle of some section, tried out alone."""
         samples_S = self._excerpts[rng.integers(len(self._excerpts))].samples_S
         length = min(len(samples_S), int(rng.uniform(0.4, 1.8) * self.rate_hz))
@@ -78,7 +78,7 @@ class RecordedMaterial:
         tail_S = np.zeros(self.rate_hz // 2, np.float32)
         nothing = np.zeros(0, np.int64)
         take = Take(np.concatenate((piece_S, tail_S)), nothing, nothing, ())
-        return finish_take(take, room, self.rate_hz, rng).samples_S
+        return finish_take(take, room, self.rate_hz, rng)
 
     def _read(
         self, samples_S: np.ndarray, plan: TakePlan, faults: list[tuple[int, str]], rng: np.random.Generator

@@ -20,6 +20,7 @@ from editjax.performance import (
     FAULTS,
     LEAD_IN_S,
     Room,
+    Stem,
     Take,
     TakePlan,
     block_power,
@@ -31,6 +32,9 @@ MIN_PAUSE_S = 0.3
 MAX_ATTEMPTS = 5
 SHORTEST_S = 20.0
 BREATH_SHARE = 0.15
+ROOM, MUSIC = "room", "music"
+STEM_OF_KIND = {"talk": "talk", "slate": "talk", "count_in": "talk", "noise": "noise", "breath": "noise"}
+"""Where a kind of event is heard; all else is music, on the stems of its players where they have any."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class SimulateSettings:
 
     `styles` are the edits made of every session; with `style_weights` (one per style) each session gets one
     of them. `split` restricts a folder of recordings to train, valid or test ("" takes all); `recorded_share`
-    of the sessions play recordings where there are any, the rest are synthesised.
+    of the sessions play recordings where there are any, the rest are synthesised. `stems` also keeps what the
+    session is the sum of; it changes nothing else.
     """
 
     sample_rate_hz: int = 22050
@@ -55,6 +60,7 @@ class SimulateSettings:
     style_weights: tuple[float, ...] = ()
     slate_share: float = 0.12
     failed_last_share: float = 0.15
+    stems: bool = False
 
     def __post_init__(self) -> None:
         if not SHORTEST_S <= self.min_length_s <= self.max_length_s:
@@ -94,12 +100,16 @@ class KeptTake(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """A whole session: samples (S,), events in time order (pauses lie inside takes), kept takes."""
+    """A whole session: samples (S,), events in time order (pauses lie inside takes), kept takes.
+
+    `stems`, where they are wanted, are as long and add up to it: players, music, talk, noise and the room.
+    """
 
     raw_S: np.ndarray
     rate_hz: int
     events: tuple[Event, ...]
     kept: tuple[KeptTake, ...]
+    stems: tuple[Stem, ...] = ()
 
 
 def joined(timelines: Sequence[Timeline]) -> Timeline:
@@ -116,7 +126,15 @@ def joined(timelines: Sequence[Timeline]) -> Timeline:
             )
         kept += [_later(take, at, sections) for take in timeline.kept]
         at, sections = at + len(timeline.raw_S), sections + len(timeline.kept)
-    return Timeline(np.concatenate(raw), timelines[0].rate_hz, tuple(events), tuple(kept))
+    names = dict.fromkeys(stem.name for timeline in timelines for stem in timeline.stems)
+    stems = tuple(Stem(name, np.concatenate([_heard(name, t) for t in timelines])) for name in names)
+    return Timeline(np.concatenate(raw), timelines[0].rate_hz, tuple(events), tuple(kept), stems)
+
+
+def _heard(name: str, timeline: Timeline) -> np.ndarray:
+    """A stem of a session, silent where it has none of the name."""
+    found = (stem.samples_S for stem in timeline.stems if stem.name == name)
+    return next(found, np.zeros_like(timeline.raw_S))
 
 
 def _later(take: KeptTake, samples: int, sections: int) -> KeptTake:
@@ -142,7 +160,7 @@ class Material(Protocol):
 
     def play(self, section: int, plan: TakePlan, room: Room, rng: np.random.Generator) -> Take: ...
 
-    def noodle(self, room: Room, rng: np.random.Generator) -> np.ndarray: ...
+    def noodle(self, room: Room, rng: np.random.Generator) -> Take: ...
 
 
 class Attempt(NamedTuple):
@@ -242,18 +260,22 @@ def record(
         _fill(tape, float(filler_s), place, rng)
         _announce(tape, attempt, script, place, rng)
         take = material.play(attempt.section, attempt.plan, place.room, rng)
-        event = tape.add(_kind(attempt), take.samples_S, attempt, take.faults)
+        event = tape.add(_kind(attempt), take.samples_S, attempt, take.faults, take.stems)
         if attempt.kind == "take":
             takes[attempt.section] = (event, take)
         if event.complete:
             tape.silence(rng.uniform(0.05, 0.3))
     tape.silence(max(rng.uniform(0.2, 1.0) + float(fillers_s[-1]), settings.min_length_s - tape.length_s))
     raw_S = tape.samples()
-    raw_S += surroundings.room_tone(len(raw_S), rng)
-    raw_S *= np.float32(10 ** (rng.uniform(-20.0, -3.0) / 20) / max(float(np.abs(raw_S).max()), 1e-9))
+    tone_S = surroundings.room_tone(len(raw_S), rng)
+    raw_S += tone_S
+    gain = np.float32(10 ** (rng.uniform(-20.0, -3.0) / 20) / max(float(np.abs(raw_S).max()), 1e-9))
+    raw_S *= gain
+    stems = (*tape.stems(), Stem(ROOM, tone_S)) if settings.stems else ()
+    stems = tuple(stem._replace(samples_S=stem.samples_S * gain) for stem in stems)
     kept = tuple(_kept(*takes[section], tape, rate_hz) for section in sorted(takes))
     pauses = [Event(a, b, "pause", take.section) for take in kept for a, b in take.pauses]
-    return Timeline(raw_S, rate_hz, tuple(sorted([*tape.events, *pauses])), kept)
+    return Timeline(raw_S, rate_hz, tuple(sorted([*tape.events, *pauses])), kept, stems)
 
 
 class _Place(NamedTuple):
@@ -271,6 +293,7 @@ class _Tape:
         self.rate_hz = rate_hz
         self.events: list[Event] = []
         self._pieces: list[np.ndarray] = []
+        self._stems: list[tuple[int, Stem]] = []
         self._at = 0
 
     def add(
@@ -279,6 +302,7 @@ class _Tape:
         samples_S: np.ndarray,
         attempt: Attempt | None = None,
         faults: tuple[tuple[int, str], ...] = (),
+        stems: tuple[Stem, ...] = (),
     ) -> Event:
         """Appends an event and returns it; neighbouring silences become one."""
         section = attempt.section if attempt else -1
@@ -289,6 +313,9 @@ class _Tape:
             event = self.events.pop()._replace(stop=event.stop)
         self.events.append(event)
         self._pieces.append(samples_S)
+        if kind != "silence":
+            whole = Stem(STEM_OF_KIND.get(kind, MUSIC), samples_S)
+            self._stems += [(self._at, stem) for stem in stems or (whole,)]
         self._at = event.stop
         return event
 
@@ -304,6 +331,13 @@ class _Tape:
 
     def samples(self) -> np.ndarray:
         return np.concatenate(self._pieces)
+
+    def stems(self) -> tuple[Stem, ...]:
+        """What was recorded, each kind for itself and as long as all."""
+        recorded = {stem.name: np.zeros(self._at, np.float32) for _, stem in self._stems}
+        for at, (name, samples_S) in self._stems:
+            recorded[name][at : at + len(samples_S)] = samples_S
+        return tuple(Stem(name, samples_S) for name, samples_S in recorded.items())
 
     def quiet_around(self, event: Event) -> tuple[int, int]:
         """Samples of silence and breath directly before an event, and of silence directly after it."""
@@ -362,7 +396,8 @@ def _fill(tape: _Tape, filler_s: float, place: _Place, rng: np.random.Generator)
         tape.add("noise", place.surroundings.noise(rng))
     if rng.random() < 0.1 and filler_s > 1.5:
         tape.silence(rng.uniform(0.2, 0.8))
-        tape.add("noodling", place.material.noodle(place.room, rng))
+        take = place.material.noodle(place.room, rng)
+        tape.add("noodling", take.samples_S, stems=take.stems)
     left_s = filler_s - (tape.length_s - start_s)
     tape.silence(left_s if rng.random() < 0.85 else 0.0)
 

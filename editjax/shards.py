@@ -50,6 +50,7 @@ class Entry(NamedTuple):
     natural: bool
     sources: tuple[str, ...]
     split: str
+    stems: int = 0
 
 
 def write(
@@ -231,6 +232,7 @@ def _entries(record: bytes, number: int) -> Iterator[dict[str, Any]]:
             natural=bool(edit["meta"].get("natural", True)),
             sources=tuple(header["meta"].get("sources", ())),
             split=header["meta"].get("split", "train"),
+            stems=shapes["stems"][0] if "stems" in shapes else 0,
         )._asdict()
 
 
@@ -245,6 +247,7 @@ def _verify_entry(folder: Path, entry: Entry, recording: Recording) -> None:
         or (edit.id, edit.style) != (entry.id, entry.style)
         or (len(recording.mel_TF), len(edit.pointers_N)) != (entry.frames, entry.steps)
         or edit.pointers_N.max(initial=-1) >= entry.frames
+        or (0 if recording.stems_IMF is None else len(recording.stems_IMF)) != entry.stems
     ):
         raise DataError(f"{folder}: example {entry.id} differs from the manifest; {_AGAIN}")
 

@@ -1,9 +1,10 @@
 """Simulated recording sessions with known edits: a seed comes in, raw recordings and their edit lists go out.
 
 `editjax simulate` writes `<id>_raw.flac`, `<id>_edit.flac` and `<id>.edits.json` per session; further styles
-of the same session are `<id>~<style>_edit.flac` and `<id>~<style>.edits.json`. A session is a function of
-(seed, index) and the settings alone, whatever the number of workers (another version of NumPy may round a
-sample otherwise). `editor["events"]` in the edit list says what every span of the raw recording is.
+of the same session are `<id>~<style>_edit.flac` and `<id>~<style>.edits.json`. With stems, the files in
+`<id>_stems` add up to the raw recording, sample for sample. A session is a function of (seed, index) and the
+settings alone, whatever the number of workers (another version of NumPy may round a sample otherwise).
+`editor["events"]` in the edit list says what every span of the raw recording is.
 """
 
 import math
@@ -20,11 +21,13 @@ from editjax.composition import compose
 from editjax.edit_list import EditList, Source, write_edits
 from editjax.errors import CannotCreateError, UsageError
 from editjax.files import sha256_of
-from editjax.performance import SynthMaterial
+from editjax.formats import from_float
+from editjax.performance import Stem, SynthMaterial
 from editjax.recordings import Library, RecordedSurroundings, scan
 from editjax.render import render
 from editjax.retakes import RecordedMaterial, draw_material
 from editjax.session import (
+    ROOM,
     SHORTEST_S,
     Event,
     SimulateSettings,
@@ -49,6 +52,8 @@ __all__ = ["Session", "SimulateSettings", "simulate_folder", "simulate_session",
 class Session(NamedTuple):
     """A simulated session: the raw recording (S,) and one edit list and edited signal (S,) per style.
 
+    `stems`, where they are wanted, add up to the raw recording.
+
     The edit lists' source has no path and no hash until the recording is written.
     """
 
@@ -59,6 +64,7 @@ class Session(NamedTuple):
     edited: tuple[np.ndarray, ...]
     events: tuple[Event, ...]
     sources: list[str]
+    stems: tuple[Stem, ...] = ()
 
     @property
     def edit_list(self) -> EditList:
@@ -81,6 +87,7 @@ def simulate_session(
         tuple(edited_S for _, edited_S in cuts),
         timeline.events,
         notes["sources"],
+        timeline.stems,
     )
 
 
@@ -178,7 +185,8 @@ def _material(
         recorded = draw_material(library, lengths_s, settings.sample_rate_hz, rng)
         if recorded:
             return recorded
-    return SynthMaterial(compose(lengths_s, rng), settings.sample_rate_hz, int(rng.integers(1 << 31)))
+    piece, seed = compose(lengths_s, rng), int(rng.integers(1 << 31))
+    return SynthMaterial(piece, settings.sample_rate_hz, seed, settings.stems)
 
 
 def _surroundings(
@@ -234,12 +242,27 @@ def _write_session(job: tuple[Path, int, int, SimulateSettings, Path | None]) ->
     raw_path = out_dir / f"{name}_raw.flac"
     _write_flac(raw_path, session.raw_S, session.rate_hz)
     digest = sha256_of(raw_path)
+    if session.stems:
+        _write_stems(out_dir / f"{name}_stems", session)
     for position, (style, edit_list) in enumerate(zip(session.styles, session.edit_lists, strict=True)):
         stem = name if position == 0 else f"{name}~{style}"
         source = edit_list.source._replace(path=raw_path.name, sha256=digest)
         _write_flac(out_dir / f"{stem}_edit.flac", session.edited[position], session.rate_hz)
         write_edits(edit_list._replace(source=source), out_dir / f"{stem}.edits.json")
     return name
+
+
+def _write_stems(folder: Path, session: Session) -> None:
+    """Writes a file a stem; the room's holds what is left of the recording, rounding included."""
+    folder.mkdir(exist_ok=True)
+    left_S = from_float(session.raw_S, np.int16).astype(np.int64)
+    for stem in session.stems:
+        if stem.name != ROOM:
+            rounded_S = from_float(stem.samples_S, np.int16)
+            left_S -= rounded_S
+            _write_flac(folder / f"{stem.name}.flac", rounded_S, session.rate_hz)
+    top = np.iinfo(np.int16)
+    _write_flac(folder / f"{ROOM}.flac", left_S.clip(top.min, top.max).astype(np.int16), session.rate_hz)
 
 
 def _name(seed: int, index: int) -> str:

@@ -26,7 +26,7 @@ from editjax.config import first_difference, load_config, override, to_json
 from editjax.data import DataSettings
 from editjax.data import batches as read_batches
 from editjax.errors import CannotCreateError, UsageError
-from editjax.export import load_bundle, refuse_misfit
+from editjax.export import flatten, load_bundle, refuse_misfit, unflatten
 from editjax.family import Family, family_of
 from editjax.files import sha256_of
 from editjax.interruption import Interruption
@@ -42,6 +42,9 @@ MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threa
 
 NO_SHAPE = ("dtype", "attention", "match_reach")
 """Settings of a model that its parameters do not depend on."""
+
+GROWN = ("stem_width", "kinds")
+"""Parts that change no edit while they are fresh: a model without one may grow it."""
 
 
 @dataclass(frozen=True)
@@ -238,16 +241,25 @@ def _check_batches(config: TrainConfig) -> None:
 
 
 def _begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
-    """A trained model's parameters, and how a run notes them; UsageError for another architecture."""
+    """A trained model's parameters, and how a run notes them; UsageError for another architecture.
+
+    Parts that it does not have and that change nothing at first are fresh.
+    """
     bundle = load_bundle(model)
     theirs, ours = to_json(bundle.settings), to_json(config.model)
+    grown = [name for name in GROWN if ours.get(name) and not theirs.get(name)]
     for name in ours:
-        if name not in NO_SHAPE and theirs.get(name) != ours[name]:
+        if name not in (*NO_SHAPE, *grown) and theirs.get(name) != ours[name]:
             raise UsageError(
                 f"{model}: has model.{name} {theirs.get(name)}, but the config wants {ours[name]}"
             )
     refuse_misfit(bundle.path, bundle.settings, bundle.config["tensors"])
-    return bundle.params, {"start_from": str(model), "start_from_sha256": bundle.config["sha256"]}
+    params = bundle.params
+    if grown:
+        init = jax.jit(family_of(config.model).init, static_argnums=0)
+        fresh = init(config.model, jax.random.key(config.seed))
+        params = unflatten({**flatten(fresh), **flatten(params)})
+    return params, {"start_from": str(model), "start_from_sha256": bundle.config["sha256"]}
 
 
 def _resume(

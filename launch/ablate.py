@@ -100,6 +100,7 @@ PARTS: dict[str, Held] = {
     "the wanted length": both(
         asked_numbers(0, TARGET_FEATURES), decoder_numbers(STEP_NUMBERS, LENGTH_NUMBERS)
     ),
+    "stems": whole("stems/out"),
     "the decoder's own past": whole("self_0/out", "self_1/out", "self_2/out", "self_3/out"),
     "far bars in the decoder": whole("cross_0/bars", "cross_1/bars", "cross_2/bars", "cross_3/bars"),
 }

@@ -14,10 +14,18 @@ from ablate import PARTS, table, without
 
 from editjax.family import family_of
 from editjax.models.pointer import PointerSettings, Step, decoder_call
+from editjax.models.stems import Stems
 from editjax.models.style import Asked
 
 SMALL = PointerSettings(
-    n_mels=32, width=16, frame_width=8, landmark_layers=1, landmark_window=6, frame_window=5, style_width=4
+    n_mels=32,
+    width=16,
+    frame_width=8,
+    landmark_layers=1,
+    landmark_window=6,
+    frame_window=5,
+    style_width=4,
+    stem_width=4,
 )
 FAMILY = family_of(SMALL)
 
@@ -52,24 +60,27 @@ def test_what_is_held_gets_no_gradient(params):
 
 
 @pytest.mark.parametrize(
-    ("part", "heard"), [("styles", "style"), ("the wanted length", "length"), ("what was played", "replay")]
+    ("part", "heard"),
+    [("styles", "style"), ("the wanted length", "length"), ("what was played", "replay"), ("stems", "stems")],
 )
 def test_without_a_part_the_model_does_not_hear_of_it(part, heard, params):
     rng = np.random.default_rng(0)
     mel = rng.uniform(0.3, 0.7, (1, 172, 32)).astype(np.float32)
+    stem = rng.uniform(0.3, 0.7, (1, 1, 22, 32)).astype(np.float32)
     frames, phase = np.array([172], np.int32), np.zeros((1, 172, 3), np.float32)
 
     @jax.jit
-    def states(p, style, length, replay):
+    def states(p, style, length, replay, stems):
         from editjax.models.encoder import encode
 
         asked = Asked(jnp.full(1, length), jnp.full((1, 4), style))
-        keys = decoder_call(SMALL, p, "keys", encode(SMALL, p["encoder"], mel, frames, phase, asked))
+        heard = Stems(stems * stem, np.ones((1, 1), bool))
+        keys = decoder_call(SMALL, p, "keys", encode(SMALL, p["encoder"], mel, frames, phase, asked, heard))
         at = jnp.array([[3]])
         step = Step(at, at, at, asked.target_B, jnp.full((1, 1, 2), replay))
         return decoder_call(SMALL, p, "states", keys, step, jnp.array([1]))
 
-    plain, changed = {"style": 0.0, "length": 0.0, "replay": 0.0}, {heard: 50.0}
+    plain, changed = dict.fromkeys(("style", "length", "replay", "stems"), 0.0), {heard: 50.0}
     less = reduced(part, params)
     for p, deaf in ((params, False), (less, True)):
         one, other = states(p, **plain), states(p, **{**plain, **changed})

@@ -1,5 +1,7 @@
 """Augmentation: it sounds different, and pointers still name the frames that are played."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from editjax.augment import (
     augment,
     change_gain,
     crop,
+    lose_stems,
     mask,
     mix,
     shift_pitch,
@@ -19,7 +22,7 @@ from editjax.augment import (
 )
 from editjax.edits import UNALIGNED, kept_mask_frames, structure_of
 from editjax.errors import UsageError
-from editjax.mel import MelSettings, mel_spectrogram
+from editjax.mel import MelSettings, mel_spectrogram, pooled
 
 MEL = MelSettings()
 OFF = AugmentSettings(
@@ -222,3 +225,50 @@ def test_settings_that_would_make_labels_untrue_are_refused():
         AugmentSettings(mix_db=(-30.0, -6.0))
     with pytest.raises(UsageError, match="stretch"):
         AugmentSettings(stretch=(1.1, 1.0))
+
+
+def with_stems(piece):
+    """A piece with itself, and a silent track, for stems."""
+    steps_MF = pooled(piece.mel_TF, len(piece.mel_TF))
+    return piece._replace(stems_IMF=np.stack([steps_MF, np.zeros_like(steps_MF)]))
+
+
+@pytest.mark.parametrize("ratio", [0.95, 1.0, 1.037])
+@pytest.mark.parametrize("n_frames", [400, 397])
+def test_stems_keep_time_with_the_recording(ratio, n_frames):
+    """The ramp in the first band says where a step lies: within a frame, but for the ends' half steps."""
+    piece = with_stems(make_piece(n_frames))
+    for changed in (stretch(piece, ratio), crop(piece, 250, 500, np.random.default_rng(3))):
+        steps_M = pooled(changed.mel_TF, len(changed.mel_TF))[:, 0]
+        assert changed.stems_IMF.shape == (2, len(steps_M), MEL.n_mels)
+        np.testing.assert_allclose(changed.stems_IMF[0, 1:-1, 0], steps_M[1:-1], atol=1e-3)
+        np.testing.assert_allclose(changed.stems_IMF[0, :, 0], steps_M, atol=5e-3)
+        assert not changed.stems_IMF[1].any()
+
+
+def test_stems_are_varied_as_the_recording_is_which_hears_nothing_of_it():
+    settings = replace(
+        OFF, gain_db=9.0, pitch_semitones=2.0, stemless_probability=0.0, lost_stem_probability=0.0
+    )
+    piece = make_piece()
+    plain, heard = run(piece, settings), run(with_stems(piece), settings)
+    np.testing.assert_array_equal(plain.mel_TF, heard.mel_TF)
+    assert plain.stems_IMF is None and np.abs(heard.mel_TF - piece.mel_TF).max() > 0.01
+    inside = (heard.mel_TF > 0).all(0) & (heard.mel_TF < 1).all(0)
+    np.testing.assert_allclose(heard.stems_IMF[0][:, inside], pooled(heard.mel_TF, 400)[:, inside], atol=1e-5)
+    assert inside.sum() > 100 and not heard.stems_IMF[1].any()
+    noisy = run(with_stems(piece), replace(settings, noise_probability=1.0)).stems_IMF
+    assert noisy[0].std() > 0 and np.isfinite(noisy).all()
+
+
+def test_stems_go_missing_one_by_one_and_altogether():
+    stems_IMF = np.zeros((4, 2, 2), np.float32)
+    rng, settings = (
+        np.random.default_rng(0),
+        replace(OFF, stemless_probability=0.3, lost_stem_probability=0.1),
+    )
+    left = np.array([len(lose_stems(stems_IMF, settings, rng)) for _ in range(4000)])
+    assert abs((left == 0).mean() - 0.3) < 0.03
+    assert abs(left.mean() - 0.7 * 0.9 * 4) < 0.1
+    never = replace(OFF, stemless_probability=0.0, lost_stem_probability=0.0)
+    assert len(lose_stems(stems_IMF, never, rng)) == 4

@@ -261,7 +261,7 @@ def test_the_whole_cut_away_is_an_error(run, take: Path) -> None:
 def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     """Each seed of a stand-in network keeps another stretch of the recording."""
 
-    def edit_pointers(mel_TF, phase_T3, *, temperature, seed, style):
+    def edit_pointers(mel_TF, phase_T3, *, temperature, seed, style, stems_IMF):
         pointers_N = np.arange(10, 60 + 20 * seed)
         return EditedPointers(pointers_N, np.zeros(len(pointers_N)), np.ones(len(mel_TF)), 50.0, True)
 
@@ -296,7 +296,7 @@ def test_the_likeliest_variants_are_written_and_fewer_are_said(
 ) -> None:
     """A stand-in network knows so many edits; nothing is left of the places of others."""
 
-    def variants(mel_TF, phase_T3, count, style):
+    def variants(mel_TF, phase_T3, count, style, stems_IMF):
         assert count == 3
         return [
             EditedPointers(

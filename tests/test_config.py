@@ -17,7 +17,7 @@ from editjax.config import first_difference, from_json, load_config, override, t
 from editjax.data import Batch
 from editjax.errors import DataError, NoInputError, UsageError
 from editjax.family import family_of
-from editjax.mel import MelSettings
+from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.train import TrainConfig, init_state, update
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -53,6 +53,8 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
         floats(size),
         ints(size),
         ints(size),
+        floats((size, 2, frames // STEM_FRAMES, 128)),
+        np.ones((size, 2), bool),
     )
 
 

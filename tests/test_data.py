@@ -15,7 +15,7 @@ from editjax.augment import AugmentSettings
 from editjax.data import IGNORE, Batch, DataSettings, Plan, batches
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.errors import DataError, UsageError
-from editjax.mel import MelSettings
+from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.records import Edit, Recording, encode
 from editjax.styles import STYLES
 
@@ -132,18 +132,8 @@ def test_shapes_are_the_buckets_and_nothing_else(folder):
         assert batch.structure_BT.shape == (size, frames)
         for name in ("frames_B", "steps_B", "target_B", "style_B", "ids_B"):
             assert getattr(batch, name).shape == (size,)
-        assert [array.dtype.str[1:] for array in batch] == [
-            "f4",
-            "i4",
-            "f4",
-            "i4",
-            "i4",
-            "i4",
-            "i4",
-            "f4",
-            "i4",
-            "i4",
-        ]
+        kinds = "f4 i4 f4 i4 i4 i4 i4 f4 i4 i4 f4 b1"
+        assert " ".join(array.dtype.str[1:] for array in batch) == kinds
 
 
 def test_examples_fit_their_bucket_and_batches_are_about_equally_large(folder):
@@ -266,3 +256,64 @@ def test_importing_data_imports_neither_jax_nor_grain():
     code = "import sys, editjax.data, editjax.prepare; print({'jax', 'grain', 'librosa'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+STEMS = (0, 3, 1, 5, 0, 2, 12, 0, 1, 4)
+KEPT = AugmentSettings(stemless_probability=0.0, lost_stem_probability=0.0)
+
+
+@pytest.fixture(scope="module")
+def stem_folder(tmp_path_factory):
+    """The same recordings with so many stems, whose first value is their number."""
+    path = tmp_path_factory.mktemp("stems")
+    records = []
+    for k, length in enumerate(LENGTHS):
+        recording, count = make_recording(k, length), STEMS[k % len(STEMS)]
+        stems_IMF = np.random.default_rng(k).random((count, -(-length // STEM_FRAMES), 16)).astype(np.float16)
+        records.append(encode(recording._replace(stems_IMF=stems_IMF if count else None)))
+    shards.write(path, records, mel=asdict(MEL), settings={}, shard_bytes=40_000)
+    return path
+
+
+def test_without_stems_there_are_arrays_of_none(folder):
+    for batch in take(folder, SETTINGS, 8):
+        size, frames, bands = batch.mel_BTF.shape
+        assert batch.stems_BIMF.shape == (size, 0, -(-frames // STEM_FRAMES), bands)
+        assert batch.present_BI.shape == (size, 0)
+
+
+def test_stems_change_nothing_else_of_a_batch(folder, stem_folder):
+    for settings in (PLAIN, SETTINGS):
+        for a, b in zip(take(folder, settings, 12), take(stem_folder, settings, 12), strict=True):
+            for name in set(Batch._fields) - {"stems_BIMF", "present_BI"}:
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_a_batch_holds_the_stems_of_its_examples_and_says_which_there_are(stem_folder):
+    rows_seen = set()
+    with shards.read(stem_folder) as source:
+        for batch in take(stem_folder, PLAIN, 40):
+            counts = [source.entries[number].stems for number in batch.ids_B]
+            rows = batch.stems_BIMF.shape[1]
+            rows_seen.add(rows)
+            assert rows == (1 << (min(max(counts), 8) - 1).bit_length() if max(counts) else 0)
+            for row, (number, count) in enumerate(zip(batch.ids_B, counts, strict=True)):
+                assert batch.present_BI[row].tolist() == [k < min(count, 8) for k in range(rows)]
+                assert not batch.stems_BIMF[row, ~batch.present_BI[row]].any()
+                stems_IMF = source[number].stems_IMF
+                if 0 < count <= 8 and batch.frames_B[row] == source.entries[number].frames:
+                    held_IMF = batch.stems_BIMF[row, :count, : stems_IMF.shape[1]]
+                    np.testing.assert_array_equal(held_IMF, stems_IMF.astype(np.float32))
+    assert {2, 4, 8} <= rows_seen
+
+
+def test_stems_go_missing_the_same_way_whenever_a_batch_is_made(stem_folder):
+    losing = replace(SETTINGS, augment=AugmentSettings(stemless_probability=0.3, lost_stem_probability=0.3))
+    whole = take(stem_folder, losing, 20)
+    assert_same(whole[13:], take(stem_folder, replace(losing, threads=7), 7, start=13))
+    kept = take(stem_folder, replace(SETTINGS, augment=KEPT), 20)
+    left = [sum(int(batch.present_BI.sum()) for batch in some) for some in (whole, kept)]
+    assert 0.3 < left[0] / left[1] < 0.7
+    assert [b.stems_BIMF.shape for b in whole] == [b.stems_BIMF.shape for b in kept]
+    none = take(stem_folder, replace(SETTINGS, most_stems=0), 5)
+    assert all(batch.present_BI.size == batch.stems_BIMF.size == 0 for batch in none)

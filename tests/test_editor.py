@@ -180,7 +180,7 @@ class Planted:
     def some_style(self, style: str, seed: int) -> np.ndarray:
         return np.full(4, seed, np.float32)
 
-    def edit_pointers(self, mel_TF, phase_T3, *, temperature, seed, style) -> EditedPointers:
+    def edit_pointers(self, mel_TF, phase_T3, *, temperature, seed, style, stems_IMF) -> EditedPointers:
         self.asked.append((temperature, seed))
         assert (style == (seed if temperature else 0.0)).all()
         half, eighth = len(mel_TF) // 2, len(mel_TF) // 8

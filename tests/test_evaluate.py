@@ -94,7 +94,7 @@ class Knowing:
     def __init__(self, backwards: bool = False) -> None:
         self.backwards = backwards
 
-    def edit_pointers(self, mel_TF, phase_T3, target_frames, style):
+    def edit_pointers(self, mel_TF, phase_T3, target_frames, style, stems_IMF):
         id = next(id for id, frames in FRAMES.items() if frames == len(mel_TF))
         assert (style == "extended") == bool(target_frames)
         spans = KEPT[f"{id}~extended" if target_frames else id]
@@ -237,7 +237,7 @@ class Straight:
     mel = MelSettings()
     beats = ours.BeatSettings()
 
-    def edit_pointers(self, mel_TF, phase_T3, target_frames=None):
+    def edit_pointers(self, mel_TF, phase_T3, target_frames=None, stems_IMF=None):
         return SimpleNamespace(pointers_N=np.arange(len(mel_TF)))
 
 

@@ -113,3 +113,32 @@ def test_a_missing_or_empty_folder_is_one_clear_error(tmp_path):
     touch(tmp_path, "notes.txt", "song.wav")
     with pytest.raises(NoInputError, match="NAME_raw"):
         find_pairs(tmp_path)
+
+
+def test_stems_lie_in_a_folder_of_their_own_beside_the_raw_file(tmp_path):
+    """They are no pairs themselves, whatever their names; a folder of that name without its recording is."""
+    touch(tmp_path, "a_raw.wav", "a_edit.wav", "a_stems/b.flac", "a_stems/voice_raw.wav", "a_stems/notes.txt")
+    touch(
+        tmp_path,
+        "a_stems/voice_edit.wav",
+        "a_stems/.hidden.wav",
+        "drum_stems/c_raw.wav",
+        "drum_stems/c_edit.wav",
+    )
+    touch(tmp_path, "input/d_raw.wav", "desired_output/d_edit.wav", "input/d_stems/bass.wav")
+    found = find_pairs(tmp_path)
+    stems = {files.id: [path.name for path in files.stems] for files in found.recordings}
+    assert not found.skipped
+    assert stems == {
+        "a": ["b.flac", "voice_edit.wav", "voice_raw.wav"],
+        "d": ["bass.wav"],
+        "drum_stems/c": [],
+    }
+
+
+def test_a_table_names_folders_of_stems(tmp_path):
+    touch(tmp_path, "x.wav", "y.wav", "tracks/1.wav", "tracks/2.wav")
+    (tmp_path / "p.csv").write_text("raw,edited,stems\nx.wav,y.wav,tracks\ny.wav,x.wav,nowhere\n")
+    found = find_pairs(tmp_path / "p.csv")
+    assert [path.name for path in found.recordings[0].stems] == ["1.wav", "2.wav"]
+    assert found.skipped == (("p.csv line 3", "no such file or folder: nowhere"),)

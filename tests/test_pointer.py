@@ -48,6 +48,8 @@ class Batch(NamedTuple):
     structure_BT: Any
     target_B: Any
     style_B: Any
+    stems_BIMF: Any = np.zeros((1, 0, 8, 32), np.float32)
+    present_BI: Any = np.zeros((1, 0), bool)
 
 
 @jax.jit

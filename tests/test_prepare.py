@@ -19,7 +19,7 @@ from editjax.audio import Reader
 from editjax.edits import UNALIGNED, EditList, Segment, Source, from_pointers, to_pointers, write_edits
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
 from editjax.files import sha256_of
-from editjax.mel import FrameGrid, mel_of
+from editjax.mel import STEM_FRAMES, FrameGrid, mel_of
 from editjax.prepare import PrepareSettings, prepare
 
 RATE_HZ = 16000
@@ -337,3 +337,44 @@ class _Deadly:
 
 
 _DEADLY = _Deadly()
+
+
+def write_stems(folder, name, *, rate_hz=RATE_HZ, seconds=3):
+    """Two tracks, the second half as long as the first."""
+    for k, track in enumerate(("a", "b"), 1):
+        samples_S = 0.1 * np.random.default_rng(k).standard_normal(seconds * rate_hz // k)
+        path = folder / f"{name}_stems" / f"{track}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, samples_S, rate_hz)
+
+
+def test_stems_are_kept_in_steps_on_the_recording_s_frames(pairs, tmp_path):
+    write_stems(pairs, "s1")
+    prepare(pairs, tmp_path / "out", workers=1)
+    with shards.read(tmp_path / "out") as source, Reader(pairs / "s1_stems" / "b.wav") as reader:
+        assert [entry.stems for entry in source.entries] == [0, 2, 2, 2, 0]
+        example = source[1]
+        n_steps = -(-len(example.mel_TF) // STEM_FRAMES)
+        assert example.stems_IMF.shape == (2, n_steps, example.mel_TF.shape[1])
+        short_TF, _ = mel_of(reader)
+        np.testing.assert_array_equal(example.stems_IMF[1, 2], short_TF[16:24].mean(0).astype(np.float16))
+        assert example.stems_IMF[0].any(axis=1).all() and not example.stems_IMF[1, n_steps // 2 + 1 :].any()
+        assert source[0].stems_IMF is None
+    shards.verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize("other", [{"rate_hz": 22_050}, {"seconds": 4}])
+def test_stems_of_another_recording_are_refused_by_name(pairs, tmp_path, other):
+    write_stems(pairs, "s0", **other)
+    report = prepare(pairs, tmp_path / "out", workers=1)
+    (skipped,) = report["skipped"]
+    assert (
+        skipped["pair"] == "s0" and "a.wav" in skipped["reason"] and "no stem of s0_raw" in skipped["reason"]
+    )
+
+
+def test_a_changed_stem_is_prepared_again(pairs, tmp_path):
+    prepare(pairs, tmp_path / "out", workers=1)
+    write_stems(pairs, "s1")
+    with pytest.raises(CannotCreateError, match="other shards"):
+        prepare(pairs, tmp_path / "out", workers=1)

@@ -226,3 +226,26 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+def test_stems_are_read_as_written_and_shards_from_before_there_were_any_still_are(tmp_path):
+    stems_IMF = np.random.default_rng(0).random((3, 5, 4)).astype(np.float16)
+    recordings = [make_recording("a")._replace(stems_IMF=stems_IMF), make_recording("b")]
+    shards.write(tmp_path, map(encode, recordings), mel=MEL, settings={})
+    with shards.read(tmp_path) as source:
+        assert [entry.stems for entry in source.entries] == [3, 0]
+        np.testing.assert_array_equal(source[0].stems_IMF, stems_IMF, strict=True)
+        assert source[1].stems_IMF is None
+    assert encode(recordings[1]) == encode(recordings[0]._replace(id="b", edits=recordings[1].edits,
+        mel_TF=recordings[1].mel_TF, meta=recordings[1].meta, stems_IMF=None))  # fmt: skip
+    manifest = json.loads((tmp_path / shards.MANIFEST).read_text())
+    for stems in (None, 2):
+        manifest["examples"][0]["stems"] = stems
+        (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(DataError, match="example a differs"):
+            shards.verify(tmp_path)
+    for fields in manifest["examples"]:
+        del fields["stems"]
+    (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
+    with shards.read(tmp_path) as source:
+        assert [entry.stems for entry in source.entries] == [0, 0]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import soundfile
 from editjax.cli import main
 from editjax.edit_list import read_edits
 from editjax.errors import CannotCreateError, UsageError
-from editjax.performance import LEAD_IN_S, TAKE_LEVEL, loudness
-from editjax.session import Event
+from editjax.performance import LEAD_IN_S, TAKE_LEVEL, Room, Stem, Take, TakePlan, loudness
+from editjax.session import Attempt, Event, Script, Timeline, joined, record
 from editjax.simulate import (
     Session,
     SimulateSettings,
@@ -22,7 +23,7 @@ from editjax.simulate import (
     simulate_session,
     write_sessions,
 )
-from editjax.studio import SLATE_HZ, slate
+from editjax.studio import SLATE_HZ, SynthSurroundings, slate
 
 SETTINGS = SimulateSettings(min_length_s=60.0, max_length_s=130.0)
 SESSIONS = 6
@@ -270,3 +271,64 @@ def test_bad_requests_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
     assert main(["simulate", str(tmp_path / "s0_00000_raw.flac" / "below")]) == 73
     (tmp_path / "manifest.csv").write_bytes(b"file,kind\n\xff.wav,music\n")
     assert main(["simulate", str(tmp_path / "new"), "--recordings", str(tmp_path)]) == 65
+
+
+def test_stems_add_up_to_the_recording_and_change_nothing_of_it(tmp_path: Path) -> None:
+    """Sample for sample in the files; in memory within the rounding of float32."""
+    settings = SimulateSettings(min_length_s=30.0, max_length_s=45.0, slate_share=0.77, stems=True)
+    (name,) = write_sessions(tmp_path, 1, 9, settings)
+    session = simulate_session((9, 0), settings)
+    plain = simulate_session((9, 0), replace(settings, stems=False))
+    np.testing.assert_array_equal(session.raw_S, plain.raw_S)
+    assert not plain.stems and session.edit_lists == plain.edit_lists
+    added_S = sum(stem.samples_S.astype(np.float64) for stem in session.stems)
+    np.testing.assert_allclose(added_S, session.raw_S, atol=1e-6)
+    raw_S, _ = soundfile.read(tmp_path / f"{name}_raw.flac", dtype="int16")
+    paths = sorted((tmp_path / f"{name}_stems").iterdir())
+    stems = {path.stem: soundfile.read(path, dtype="int16")[0].astype(int) for path in paths}
+    assert set(stems) == {stem.name for stem in session.stems} >= {"lead", "talk", "room"}
+    np.testing.assert_array_equal(sum(stems.values()), raw_S)
+    for stem in session.stems:
+        apart = 0.5 if stem.name != "room" else 0.5 * len(stems) + 0.1  # what rounding left is in the room
+        assert np.abs(stems[stem.name] - 2.0**15 * stem.samples_S).max() <= apart
+    spoken = np.zeros(len(raw_S), bool)
+    for event in session.events:
+        spoken[event.start : event.stop] |= event.kind in ("talk", "slate", "count_in")
+    assert spoken.any() and stems["talk"][spoken].any() and not stems["talk"][~spoken].any()
+
+
+def test_stems_of_pieces_are_joined_by_name_with_silence_where_there_are_none() -> None:
+    lead, bass, room = (
+        Stem(name, np.full(4, k, np.float32)) for k, name in enumerate(("lead", "bass", "room"), 1)
+    )
+    one = Timeline(np.zeros(4, np.float32), 8000, (), (), (lead, room))
+    two = Timeline(np.zeros(4, np.float32), 8000, (), (), (bass, room))
+    stems = {name: samples_S.tolist() for name, samples_S in joined([one, two]).stems}
+    assert stems == {"lead": [1] * 4 + [0] * 4, "room": [3] * 8, "bass": [0] * 4 + [2] * 4}
+
+
+class OneSound:
+    """Material of which no players are known: as recordings are."""
+
+    tempo_bpm, instruments, sources, section_lengths_s = 100.0, [], [], [3.0]
+
+    def play(self, section: int, plan: TakePlan, room: Room, rng: np.random.Generator) -> Take:
+        samples_S = 0.1 * rng.standard_normal(3 * 22050, np.float32)
+        return Take(samples_S, np.array([1000, 30000]), np.array([1000]), ())
+
+    def noodle(self, room: Room, rng: np.random.Generator) -> Take:
+        return self.play(0, TakePlan(), room, rng)
+
+
+def test_music_of_unknown_players_is_one_stem() -> None:
+    attempts = (Attempt(0, "spoiled", TakePlan()), Attempt(0, "take", TakePlan()))
+    script = Script(attempts, 30.0, slated=True, counts_in=True)
+    settings, rng = SimulateSettings(min_length_s=20.0, stems=True), np.random.default_rng(0)
+    timeline = record(script, OneSound(), SynthSurroundings(22050), settings, rng)
+    stems = dict(timeline.stems)
+    assert {"music", "talk", "room"} <= set(stems) <= {"music", "talk", "noise", "room"}
+    np.testing.assert_allclose(sum(stems.values()), timeline.raw_S, atol=1e-6)
+    played = np.zeros(len(timeline.raw_S), bool)
+    for event in timeline.events:
+        played[event.start : event.stop] |= event.kind in ("spoiled", "take", "noodling")
+    assert stems["music"][played].any() and not stems["music"][~played].any()

@@ -87,7 +87,7 @@ def batch_of(rows, frames=200):
         np.stack([mel_of(frames, k) for k in range(count)]), np.full(count, frames),
         np.zeros((count, frames, 3), np.float32), pointers, (pointers != PAD).sum(1), structure,
         np.full_like(structure, UNKNOWN), np.zeros(count, np.float32), np.arange(count) % len(STYLES),
-        np.arange(count),
+        np.arange(count), np.zeros((count, 0, 25, 128), np.float32), np.zeros((count, 0), bool),
     )  # fmt: skip
 
 

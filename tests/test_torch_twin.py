@@ -71,6 +71,8 @@ def batch() -> Batch:
         target_B=np.array([0, 200], np.float32),
         style_B=np.array([1, 4], np.int32),
         ids_B=np.arange(2, dtype=np.int32),
+        stems_BIMF=np.zeros((2, 0, 88, 128), np.float32),
+        present_BI=np.zeros((2, 0), bool),
     )
 
 

@@ -19,6 +19,7 @@ from editjax.decode import decode, encode
 from editjax.errors import CannotCreateError, DataError, TryAgainError, UsageError
 from editjax.family import family_of
 from editjax.journal import read_journal
+from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings
 from editjax.models.style import Asked
 from editjax.train import TrainConfig, TrainState, _begin_from, _check_batches, init_state, train, update
@@ -187,6 +188,18 @@ def test_only_a_model_of_the_same_architecture_is_begun_from():
         _begin_from("final", wider)
 
 
+def test_a_model_that_hears_no_stems_is_begun_from_with_a_part_that_says_nothing_yet():
+    config = load_config(CONFIGS / "pointer_tiny.py")
+    without, _ = _begin_from("final", config)
+    hears = replace(config, model=replace(config.model, stem_width=8))
+    grown, _ = _begin_from("final", hears)
+    shapes = jax.eval_shape(lambda: family_of(hears.model).init(hears.model, jax.random.key(0)))
+    assert jax.tree.map(lambda a: a.shape, grown) == jax.tree.map(lambda a: a.shape, shapes)
+    stems = grown["encoder"].pop("stems")
+    assert not stems["out"]["kernel"].any() and stems["listen"]["kernel"].any()
+    assert_identical(grown, without)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
     """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
@@ -194,11 +207,13 @@ def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
     settings, (frames, steps) = config.model, config.data.buckets[0]
     params = jax.eval_shape(lambda: family_of(settings).init(settings, jax.random.key(0)))
     layout = {"mel_BTF": (frames, settings.n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
-    layout |= {"structure_BT": (frames,)}
+    layout |= {"structure_BT": (frames,), "kind_BT": (frames,), "present_BI": (2,)}
+    layout |= {"stems_BIMF": (2, frames // STEM_FRAMES, settings.n_mels)}
+    kinds = dict.fromkeys(("mel_BTF", "phase_BT3", "target_B", "stems_BIMF"), jnp.float32)
+    kinds |= {"present_BI": jnp.bool_}
 
     def array(name):
-        kind = jnp.float32 if name in ("mel_BTF", "phase_BT3", "target_B") else jnp.int32
-        return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kind)
+        return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kinds.get(name, jnp.int32))
 
     batch = Batch(*map(array, Batch._fields))
     key = jax.eval_shape(lambda: jax.random.key(0))

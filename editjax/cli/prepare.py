@@ -17,8 +17,9 @@ MAX_ROWS = 20
 class PrepareOptions:
     """Turns pairs (NAME_raw.*, NAME_edit.*, with NAME.edits.json where there is one) into mel shards.
 
-    Pairs are found in one folder, in the folders input/ and desired_output/ inside it, or in a CSV. A bad
-    pair is skipped by name. An interrupted run goes on where it was.
+    Pairs are found in one folder, in the folders input/ and desired_output/ inside it, or in a CSV. The
+    tracks of NAME_raw.* may lie in NAME_stems/. A bad pair is skipped by name. An interrupted run goes on
+    where it was.
     """
 
     pairs: Positional[Annotated[Path, arg(metavar="PAIRS")]]

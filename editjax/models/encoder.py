@@ -14,13 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask
+from editjax.mel import STEM_FRAMES
+from editjax.models.layers import frame_mask, masked
 from editjax.models.level import FAR_BLOCK, FAR_BLOCKS, LEVEL_CHANNELS, NEAR_FRAMES, level_normalise
 from editjax.models.match import STEP_FRAMES, find_matches, fingerprints, shapes
 from editjax.models.scales import (
     MATCH_CHANNELS,
     TARGET_FEATURES,
     Announce,
+    FrameEntry,
     FrameLayer,
     Fusion,
     Kinds,
@@ -28,10 +30,11 @@ from editjax.models.scales import (
     LandmarkLayer,
     Length,
     Levels,
-    Stem,
     landmark_matches,
     target_features,
+    upsample,
 )
+from editjax.models.stems import Stems, init_stems, told_by_stems
 from editjax.models.style import Asked
 
 SHAPE_REACH = 48  # shapes take the mean of two seconds out
@@ -60,7 +63,7 @@ class Encoded(NamedTuple):
 
 def init_encoder(settings, key):
     """Fresh parameters of the encoder; equal layers are stacked along a leading axis."""
-    s, keys = settings, jax.random.split(key, 9)
+    s, keys = settings, jax.random.split(key, 8)
     n_frames = s.frames_per_bar
     n_landmarks = -(-n_frames // s.landmark_frames)
     frames_B = jnp.full((1,), n_frames, jnp.int32)
@@ -81,9 +84,10 @@ def init_encoder(settings, key):
     landmark_args = (landmarks, jnp.full((1,), n_landmarks, jnp.int32), *matches)
     asked = jnp.zeros((1, TARGET_FEATURES + s.style_width))
     entry_args = (x, matches[1], asked, jnp.ones((1, n_landmarks), bool))
-    kinds = {"kinds": fresh(Kinds(), keys[8], landmarks)} if s.kinds else {}
-    return kinds | {
-        "stem": fresh(Stem(s), keys[0], level, phase, jnp.ones((1, n_frames), bool)),
+    kinds = {"kinds": fresh(Kinds(), jax.random.fold_in(key, 9), landmarks)} if s.kinds else {}
+    return {
+        # Named before there were stems: so it is called in every trained model.
+        "stem": fresh(FrameEntry(s), keys[0], level, phase, jnp.ones((1, n_frames), bool)),
         "entry": fresh(LandmarkEntry(s), keys[1], *entry_args),
         "landmark_layers": stacked(LandmarkLayer(s), s.landmark_layers, keys[2], *landmark_args),
         "fusion": fresh(Fusion(s), keys[3], x, landmarks, frames_B),
@@ -91,17 +95,21 @@ def init_encoder(settings, key):
         "levels": fresh(Levels(s), keys[5], x, frames_B),
         "length": fresh(Length(s), keys[6], bars, structure, frames_B),
         "announce": fresh(Announce(), keys[7], level, jnp.ones((1, n_frames), bool)),
+        **init_stems(s, jax.random.fold_in(key, 8)),
+        **kinds,
     }
 
 
-def encode(settings, params, mel_BTF, frames_B, phase_BT3, asked: Asked) -> Encoded:
+def encode(
+    settings, params, mel_BTF, frames_B, phase_BT3, asked: Asked, stems: Stems | None = None
+) -> Encoded:
     """Raw mel → everything the decoder reads.
 
-    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), and what is
-    asked of the edit. Padding may hold anything.
+    mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), what is asked
+    of the edit, and the stems where there are any. Padding may hold anything.
     """
     x, step_shapes, landmark_shapes, announced_BT = listen(settings, params, mel_BTF, frames_B, phase_BT3)
-    landmarks = relate(settings, params, x, step_shapes, landmark_shapes, frames_B, asked)
+    landmarks = relate(settings, params, x, step_shapes, landmark_shapes, frames_B, asked, stems)
     frames, beats, bars, structure = settle(settings, params, x, landmarks, frames_B)
     log_length_B = length(settings, params, bars, structure, frames_B)
     parts = frames, landmarks, beats, bars, structure, announced_BT
@@ -114,15 +122,15 @@ def listen(settings, params, mel_BTF, frames_B, phase_BT3):
     mask_BT = frame_mask(frames_B, mel_BTF.shape[1])
     level_BTF = level_normalise(mel_BTF, frames_B, settings.floor_db, settings.ceiling_db)
     phase_BT3 = jnp.where(mask_BT[..., None], phase_BT3, 0.0)
-    x = Stem(settings).apply({"params": params["stem"]}, level_BTF, phase_BT3, mask_BT)
+    x = FrameEntry(settings).apply({"params": params["stem"]}, level_BTF, phase_BT3, mask_BT)
     shape_BTF = jax.lax.stop_gradient(level_BTF[..., :-LEVEL_CHANNELS])
     announced_BT = Announce().apply({"params": params["announce"]}, level_BTF, mask_BT)
     steps, landmarks = (shapes(shape_BTF, frames_B, size) for size in (STEP_FRAMES, settings.landmark_frames))
     return x, steps, landmarks, announced_BT
 
 
-def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked):
-    """Landmarks (B, L, width) that know the whole recording and what is asked of the edit."""
+def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked, stems: Stems | None = None):
+    """Landmarks (B, L, width) that know the whole recording, its stems and what is asked of the edit."""
     n_landmarks, landmarks_B = shape_BLG.shape[1], -(-frames_B // settings.landmark_frames)
     found = find_matches(fingerprints(shape_BMG), -(-frames_B // STEP_FRAMES), settings.matches)
     matches = landmark_matches(found, shape_BLG, landmarks_B, settings.landmark_frames, settings.match_reach)
@@ -133,6 +141,10 @@ def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked
         jnp.concatenate([target_features(asked.target_B, frames_B), asked.style_BZ], -1),
         frame_mask(landmarks_B, n_landmarks),
     )
+    if settings.stem_width and stems is not None and stems.mel_BIMF.shape[1]:
+        told = told_by_stems(settings, params["stems"], stems, frames_B)
+        told = upsample(told, STEM_FRAMES // settings.landmark_frames, n_landmarks)
+        entry = masked(entry + told, frame_mask(landmarks_B, n_landmarks))
 
     def layer(landmarks, one):
         return LandmarkLayer(settings).apply({"params": one}, landmarks, landmarks_B, *matches), None

@@ -18,19 +18,20 @@ SILENCE_POWER = 1e-9
 LEVEL_CHANNELS = 3
 
 
-def level_normalise(mel_BTF, frames_B, floor_db: float, ceiling_db: float):
+def level_normalise(mel_BTF, frames_B, floor_db: float, ceiling_db: float, span: int = 1):
     """Mel relative to its own neighbourhood, with three level channels appended: (B, T, F + 3) float32.
 
     `mel_BTF` in [0, 1] spans `floor_db`…`ceiling_db`. Values are decibels over 20, clipped to −3…2 (−60…+40
     dB around the running level). Level channels: near level against far, frame level against near and far.
-    Padding frames count for nothing and come out as zero.
+    Padding frames count for nothing and come out as zero. Where each of `mel_BTF` is the mean of `span`
+    frames, the neighbourhoods are as many seconds.
     """
     mask_BT = frame_mask(frames_B, mel_BTF.shape[1])
     decibel_BTF = mel_BTF.astype(jnp.float32) * (ceiling_db - floor_db) + floor_db
     decibel_BTF = jnp.where(mask_BT[..., None], decibel_BTF, floor_db)
     power_BT = jnp.where(mask_BT, jnp.mean(10.0 ** (decibel_BTF / 10.0), axis=-1), 0.0)
-    near_BT = _decibel(_running_mean(power_BT, mask_BT, NEAR_FRAMES))
-    far_BT = _decibel(_far_mean(power_BT, mask_BT))
+    near_BT = _decibel(_running_mean(power_BT, mask_BT, NEAR_FRAMES // (2 * span) * 2 + 1))
+    far_BT = _decibel(_far_mean(power_BT, mask_BT, FAR_BLOCK // span))
     frame_BT = _decibel(power_BT)
     relative_BTF = (decibel_BTF - near_BT[..., None]) / RANGE_DB
     levels_BT3 = jnp.stack([near_BT - far_BT, frame_BT - near_BT, frame_BT - far_BT], axis=-1) / RANGE_DB
@@ -53,15 +54,15 @@ def _running_mean(x_BT, mask_BT, width: int):
     return running_sum(x_BT, width) / jnp.maximum(count_BT, 1.0)
 
 
-def _far_mean(x_BT, mask_BT):
+def _far_mean(x_BT, mask_BT, block: int):
     """Mean over about a minute, on blocks of a second to stay cheap."""
     n_frames = x_BT.shape[1]
-    n_blocks = -(-n_frames // FAR_BLOCK)
+    n_blocks = -(-n_frames // block)
 
     def blocks(a_BT):
-        padded = jnp.pad(a_BT, ((0, 0), (0, n_blocks * FAR_BLOCK - n_frames)))
-        return padded.reshape(a_BT.shape[0], n_blocks, FAR_BLOCK).sum(-1)
+        padded = jnp.pad(a_BT, ((0, 0), (0, n_blocks * block - n_frames)))
+        return padded.reshape(a_BT.shape[0], n_blocks, block).sum(-1)
 
     total = running_sum(blocks(x_BT), FAR_BLOCKS)
     count = running_sum(blocks(mask_BT.astype(jnp.float32)), FAR_BLOCKS)
-    return jnp.repeat(total / jnp.maximum(count, 1.0), FAR_BLOCK, axis=1)[:, :n_frames]
+    return jnp.repeat(total / jnp.maximum(count, 1.0), block, axis=1)[:, :n_frames]

@@ -35,8 +35,9 @@ class PointerSettings:
 
     Window sizes are in units of their level: landmarks, frames, decoder steps. A match is settled within
     `match_reach` landmarks of where it was found. `max_globals` bounds the encoder's pooled bar tokens, so
-    that its cost grows with the length, not with its square. With `kinds` the model also says what it hears
-    (`events.KINDS`), learned where that is known.
+    that its cost grows with the length, not with its square. `stem_width` is that of the part that listens to
+    single stems; 0 leaves it out. With `kinds` the model also says what it hears (`events.KINDS`), learned
+    where that is known.
     """
 
     n_mels: int = 128
@@ -62,6 +63,7 @@ class PointerSettings:
     look_back: int = 1
     look_ahead: int = 5
     style_width: int = 16
+    stem_width: int = 0
     kinds: bool = False
     attention: str = "block"
     dtype: str = "float32"

@@ -156,7 +156,7 @@ def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: 
     return place_BLJ, jnp.concatenate([features_BLJC, details], -1), valid
 
 
-class Stem(nn.Module):
+class FrameEntry(nn.Module):
     """Level-normalised mel and musical phase → frames, (B, T, frame_width)."""
 
     settings: Any
