@@ -4,12 +4,13 @@
     python benchmarks/quality.py --quick
 
 The sets are `whole`, 100 sessions of one to four minutes in the style *final*; `long`, its sibling of ten
-minutes; `styles`, sessions with an edit in every style; and `--quick`, ten sessions that are synthesised
-throughout. They are made anew (or read from `--sessions`, where they stay) from the test split of a folder of
-recordings, and checked first against `heldout.json`: the SHA-256 of every raw recording's samples and of its
-true edits. Another version of NumPy rounds a few samples otherwise (NumPy 2.4 and 2.5: one step of 16 bits in
-0.06 % of them), so a recording also agrees when its length and its levels do; how many agree bit for bit is
-reported. `--freeze` writes the list; do that before training and never after.
+minutes; `lengths`, as many sessions each of 1, 3, 10 and 30 minutes, scored apart; `styles`, sessions with an
+edit in every style; and `--quick`, ten sessions that are synthesised throughout. They are made anew (or read
+from `--sessions`, where they stay) from the test split of a folder of recordings, and checked first against
+`heldout.json`: the SHA-256 of every raw recording's samples and of its true edits. Another version of NumPy
+rounds a few samples otherwise (NumPy 2.4 and 2.5: one step of 16 bits in 0.06 % of them), so a recording also
+agrees when its length and its levels do; how many agree bit for bit is reported. `--freeze` writes the list;
+do that before training and never after.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ LEVEL_STEPS, LEVEL_SHARE = 0.05, 1e-3  # levels (RMS, in 16-bit steps) may diffe
 
 
 class HeldOut(NamedTuple):
-    """A frozen set: how its sessions are simulated, and the lengths that edits of them are asked for."""
+    """A frozen set: how its sessions are simulated, and the lengths that edits of them are asked for.
+
+    `minutes` names one of several parts of a set, which has a folder of its own.
+    """
 
     seed: int
     sessions: int
@@ -48,13 +52,22 @@ class HeldOut(NamedTuple):
     styles: tuple[str, ...] = ("final",)
     shortest_s: float = 60.0
     longest_s: float = 240.0
+    minutes: int = 0
+
+    def folder(self, sessions: str | Path) -> Path:
+        return Path(sessions) / f"{self.minutes}_minutes" if self.minutes else Path(sessions)
+
+
+def of_minutes(seed: int, minutes: int) -> HeldOut:
+    return HeldOut(seed, 12, shortest_s=51.0 * minutes, longest_s=69.0 * minutes, minutes=minutes)
 
 
 SETS = {
-    "whole": HeldOut(20_260, 100, lengths=(0.5, 0.75, 1.25, 1.5)),
-    "long": HeldOut(20_261, 24, shortest_s=590.0, longest_s=620.0),
-    "styles": HeldOut(20_262, 40, styles=STYLES),
-    "quick": HeldOut(20_260, 10, lengths=(0.5, 1.5)),
+    "whole": (HeldOut(20_260, 100, lengths=(0.5, 0.75, 1.25, 1.5)),),
+    "long": (HeldOut(20_261, 24, shortest_s=590.0, longest_s=620.0),),
+    "lengths": tuple(of_minutes(20_263 + k, minutes) for k, minutes in enumerate((1, 3, 10, 30))),
+    "styles": (HeldOut(20_262, 40, styles=STYLES),),
+    "quick": (HeldOut(20_260, 10, lengths=(0.5, 1.5)),),
 }
 
 
@@ -66,7 +79,8 @@ def main() -> int:
     network = None if chosen.freeze else load_model(chosen.model)
     expected = {} if chosen.freeze else frozen(chosen)
     with folder_of(chosen.sessions) as folder:
-        simulate(folder, chosen)
+        for part in SETS[chosen.set]:
+            simulate(part, chosen, part.folder(folder))
         prints = prints_of(folder)
         if network is None:
             freeze(prints, chosen)
@@ -89,12 +103,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", default="final", help="a bundled model's name, or a model's folder")
     parser.add_argument("--recordings", type=Path, help="the recordings whose test split is played")
     parser.add_argument("--sessions", type=Path, help="folder to keep the sessions in, and to find them in")
-    parser.add_argument("--count", type=int, help="score the first so many sessions only")
+    parser.add_argument("--count", type=int, help="score the first so many sessions only (of each length)")
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate side by side")
     parser.add_argument("--freeze", action="store_true", help="write heldout.json from what is simulated")
     chosen = parser.parse_args()
     chosen.set = "quick" if chosen.quick else chosen.set
-    sessions = SETS[chosen.set].sessions
+    sessions = SETS[chosen.set][0].sessions
     chosen.count = min(chosen.count or sessions, sessions)
     if chosen.quick == bool(chosen.recordings):
         raise UsageError("give --recordings DIR for the whole held-out set, or --quick")
@@ -105,17 +119,15 @@ def folder_of(sessions: Path | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext(sessions) if sessions else tempfile.TemporaryDirectory()
 
 
-def simulate(folder: str | Path, chosen: argparse.Namespace) -> None:
+def simulate(held_out: HeldOut, chosen: argparse.Namespace, folder: Path) -> None:
     """Makes the sessions, unless they are there."""
     from editjax.simulate import SimulateSettings, simulate_folder
 
-    folder = Path(folder)
     found = len(list(folder.glob("*_raw.flac")))
     if found >= chosen.count:
         return
     if found:
         raise DataError(f"{folder}: holds {found} sessions instead of {chosen.count}; name an empty folder")
-    held_out = SETS[chosen.set]
     settings = SimulateSettings(
         min_length_s=held_out.shortest_s,
         max_length_s=held_out.longest_s,
@@ -133,7 +145,7 @@ def prints_of(folder: str | Path) -> dict[str, Any]:
     from editjax.edits import read_edits
 
     prints = {}
-    for raw in sorted(Path(folder).glob("*_raw.flac")):
+    for raw in sorted(Path(folder).rglob("*_raw.flac")):
         id = raw.name.removesuffix("_raw.flac")
         samples_S, _ = soundfile.read(raw, dtype="int16")
         lists = [read_edits(path) for path in sorted(raw.parent.glob(f"{id}*.edits.json"))]
@@ -189,28 +201,45 @@ def differ(level: float, wanted: float) -> bool:
 def evaluate(
     folder: str | Path, network: PointerNetwork, chosen: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows of the table and the figures beside it."""
+    """Rows of the table and the figures beside it, of every part of the set."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    ious: dict[int, float] = {}
+    for part in SETS[chosen.set]:
+        by_style, facts = examined(part, part.folder(folder), network, chosen.count)
+        rows += [
+            ({"minutes": part.minutes} if part.minutes else {})
+            | ({"style": style} if len(by_style) > 1 else {})
+            | row
+            for style, editors_board in by_style.items()
+            for row in rows_of(editors_board)
+        ]
+        editors = next(iter(by_style.values()))
+        where = f", {part.minutes} minutes" if part.minutes else ""
+        ratios |= {f"{name}{where}": ratio for name, ratio in ratios_of(editors, facts).items()}
+        ious[part.minutes] = next(iter(editors.values()))["kept_iou"].mean
+    first, *others = ious
+    ratios |= {f"kept IoU, {minutes} minutes - {first}": ious[minutes] - ious[first] for minutes in others}
+    return rows, ratios
+
+
+def examined(
+    part: HeldOut, folder: Path, network: PointerNetwork, count: int
+) -> tuple[dict[str, Board], dict[str, Any]]:
+    """The figures of one part by style, and what its sessions are like."""
     from editjax import evaluate as ours
     from editjax.scoreboard import boards
 
-    lengths = SETS[chosen.set].lengths
-
     def examine(task: ours.Task) -> dict[str, float]:
         row = ours.teacher_forced(network, task) | ours.obedience(network, task)
-        return row | ours.at_lengths(network, task, lengths) if lengths else row
+        return row | ours.at_lengths(network, task, part.lengths) if part.lengths else row
 
-    settings = ours.EvaluateSettings(limit=chosen.count, beats=network.beats)
+    settings = ours.EvaluateSettings(limit=count, beats=network.beats)
     editors = ours.editors_beside(network)
     evaluation = ours.evaluate(folder, editors, settings, examine, quiet=False)
     if evaluation.skipped:
         raise DataError(f"{evaluation.skipped[0]['pair']}: skipped, {evaluation.skipped[0]['reason']}")
-    by_style = boards(evaluation.rows)
-    rows = [
-        ({"style": style} if len(by_style) > 1 else {}) | row
-        for style, editors_board in by_style.items()
-        for row in rows_of(editors_board)
-    ]
-    return rows, ratios_of(next(iter(by_style.values())), ours.audit(evaluation.facts))
+    return boards(evaluation.rows), ours.audit(evaluation.facts)
 
 
 def rows_of(editors: Board) -> list[dict[str, Any]]:

@@ -126,8 +126,9 @@ def jumps(order, played):
     still["trust"] = jnp.ones(4)
     found = hints(order)
     keys = pointer.Keys(
-        jnp.zeros((1, N_FRAMES, 16)), (), (), jnp.zeros((1, 63, 32)), jnp.zeros((1, 252, 32)),
-        jnp.zeros((1, N_FRAMES, 32)), jnp.zeros((1, 63, 32)), jnp.zeros((1, 252, 32)), found,
+        jnp.zeros((1, N_FRAMES, 16)), (), (), jnp.ones((1, 63), bool), jnp.zeros((1, 63, 32)),
+        jnp.zeros((1, 252, 32)), jnp.zeros((1, N_FRAMES, 32)), jnp.zeros((1, 63, 32)),
+        jnp.zeros((1, 252, 32)), found,
         jnp.zeros((1, SETTINGS.style_width)), jnp.array([N_FRAMES]),
     )  # fmt: skip
     began = pointer_now = -1

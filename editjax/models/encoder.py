@@ -9,13 +9,14 @@ result of the whole; `relate` needs it whole, at their rate. Every cost is linea
 the blockwise match, which keeps O(n) memory.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from editjax.mel import STEM_FRAMES
-from editjax.models.layers import frame_mask, masked
+from editjax.models.layers import anew_if_long, frame_mask, masked
 from editjax.models.level import FAR_BLOCK, FAR_BLOCKS, LEVEL_CHANNELS, NEAR_FRAMES, level_normalise
 from editjax.models.match import STEP_FRAMES, find_matches, fingerprints, shapes
 from editjax.models.scales import (
@@ -108,9 +109,12 @@ def encode(
     mel (B, T, n_mels) in [0, 1], valid frames (B,), beat/bar/phrase phase (B, T, 3) in [0, 1), what is asked
     of the edit, and the stems where there are any. Padding may hold anything.
     """
-    x, step_shapes, landmark_shapes, announced_BT = listen(settings, params, mel_BTF, frames_B, phase_BT3)
+    n_frames = mel_BTF.shape[1]
+    heard = anew_if_long(partial(listen, settings), n_frames)(params, mel_BTF, frames_B, phase_BT3)
+    x, step_shapes, landmark_shapes, announced_BT = heard
     landmarks = relate(settings, params, x, step_shapes, landmark_shapes, frames_B, asked, stems)
-    frames, beats, bars, structure = settle(settings, params, x, landmarks, frames_B)
+    settled = anew_if_long(partial(settle, settings), n_frames)(params, x, landmarks, frames_B)
+    frames, beats, bars, structure = settled
     log_length_B = length(settings, params, bars, structure, frames_B)
     parts = frames, landmarks, beats, bars, structure, announced_BT
     return Encoded(*parts, log_length_B, jnp.asarray(asked.style_BZ), frames_B)
@@ -149,6 +153,7 @@ def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked
     def layer(landmarks, one):
         return LandmarkLayer(settings).apply({"params": one}, landmarks, landmarks_B, *matches), None
 
+    layer = anew_if_long(layer, x_BTD.shape[1])
     return jax.lax.scan(layer, entry, params["landmark_layers"])[0]
 
 
@@ -159,7 +164,7 @@ def settle(settings, params, x_BTD, landmarks_BLD, frames_B):
     def layer(x, one):
         return FrameLayer(settings).apply({"params": one}, x, frames_B), None
 
-    x, _ = jax.lax.scan(layer, x, params["frame_layers"])
+    x, _ = jax.lax.scan(anew_if_long(layer, x.shape[1]), x, params["frame_layers"])
     return Levels(settings).apply({"params": params["levels"]}, x, frames_B)
 
 

@@ -4,11 +4,16 @@ Linen in its pure style: parameters only, no other collections; randomness and c
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from editjax.attention import Mask, Tokens, Window, attend
 
 ROTARY_BASE = 10_000.0
+TURN_SPAN = 1024.0
+LONG = 32_768
+"""Frames beyond which the backward pass computes stages anew; more than a crop has."""
 
 
 def rotary(x_BTHK, position_BT):
@@ -20,10 +25,19 @@ def rotary(x_BTHK, position_BT):
 
 
 def turns(position_BT, head_width: int):
-    """Cosines and sines of the angles `rotary` turns by, (B, T, head width / 2) each."""
+    """Cosines and sines of the angles `rotary` turns by, (B, T, head width / 2) each.
+
+    Whole spans of TURN_SPAN positions turn by angles that are reduced to one turn beforehand, in float64. Of
+    the plain product float32 loses a hundredth of a radian by position 200,000, and a step there would not be
+    that step near the start.
+    """
     half = head_width // 2
-    rate_R = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BTR = position_BT.astype(jnp.float32)[:, :, None] * rate_R[None, None, :]
+    rate_R = (ROTARY_BASE ** (-np.arange(half) / half)).astype(np.float32)
+    span_R = (TURN_SPAN * rate_R.astype(np.float64) % (2 * np.pi)).astype(np.float32)
+    position_BT1 = position_BT.astype(jnp.float32)[:, :, None]
+    spans_BT1 = jnp.floor(position_BT1 / TURN_SPAN)
+    within_BT1 = position_BT1 - TURN_SPAN * spans_BT1
+    angle_BTR = within_BT1 * rate_R[None, None, :] + spans_BT1 * span_R[None, None, :]
     return jnp.cos(angle_BTR), jnp.sin(angle_BTR)
 
 
@@ -37,6 +51,34 @@ def turned(x_BTHK, turns_BTR):
 def frame_mask(frames_B, n_frames: int):
     """Validity of each frame, (batch, frames) bool."""
     return jnp.arange(n_frames)[None, :] < frames_B[:, None]
+
+
+def in_chunks(function, size: int, *arrays):
+    """`function` of arrays (B, N, …), each step of which it treats by itself: `size` of the N at a time.
+
+    Where there are more, backward computes anew what it needs of each chunk, so that only arguments and
+    results grow with N. Up to `size` steps it is the function itself.
+    """
+    batch, n_steps = arrays[0].shape[:2]
+    if n_steps <= size:
+        return function(*arrays)
+    n_chunks = -(-n_steps // size)
+
+    def split(x_BNX):
+        rest = x_BNX.shape[2:]
+        around = ((0, 0), (0, n_chunks * size - n_steps), *((0, 0) for _ in rest))
+        return jnp.swapaxes(jnp.pad(x_BNX, around).reshape(batch, n_chunks, size, *rest), 0, 1)
+
+    results = jax.lax.map(lambda parts: jax.checkpoint(function)(*parts), tuple(map(split, arrays)))
+    return jnp.swapaxes(results, 0, 1).reshape(batch, n_chunks * size, *results.shape[3:])[:, :n_steps]
+
+
+def anew_if_long(function, length: int):
+    """`function`, of which nothing but its arguments is held for the backward pass beyond LONG frames.
+
+    The whole function runs once more then: a third more work for a training step, which must fit first.
+    """
+    return jax.checkpoint(function) if length > LONG else function
 
 
 def masked(x_BTD, mask_BT):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask
+from editjax.models.layers import frame_mask, in_chunks
 from editjax.models.level import running_sum
 
 STEP_FRAMES = 8  # 5.4 steps a second
@@ -25,6 +25,7 @@ ROW_BLOCK = 128
 NOT_A_MATCH = -2.0
 SMOOTH = 5  # landmarks whose likeness counts together
 DIFFERENCE_BANDS = 8
+LANDMARK_CHUNK = 16_384  # whose matches are settled at once
 DETAIL_CHANNELS = DIFFERENCE_BANDS + 2
 
 
@@ -82,7 +83,10 @@ def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ, reach: int):
         flat = jnp.take_along_axis(x_BLG, at_BLX.reshape(at_BLX.shape[0], -1, 1), axis=1)
         return flat.reshape(*at_BLX.shape, -1)
 
-    alike_BLJR = jnp.einsum("blg,bljrg->bljr", u_BLG, rows(u_BLG, near_BLJR))
+    def likeness(u_BXG, near_BXJR):
+        return jnp.einsum("bxg,bxjrg->bxjr", u_BXG, rows(u_BLG, near_BXJR))
+
+    alike_BLJR = in_chunks(likeness, LANDMARK_CHUNK, u_BLG, near_BLJR)
     alike_BLJR = jnp.where(inside_BLJR, alike_BLJR, 0.0)
     around = ((0, 0), (SMOOTH // 2, SMOOTH // 2), (0, 0), (0, 0))
     window = (1, SMOOTH, 1, 1)

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from editjax.attention import Mask, Window, attend
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
-from editjax.models.layers import Mlp, Norm, frame_mask, rotary, turned, turns
+from editjax.models.layers import Mlp, Norm, in_chunks, rotary, turned, turns
 from editjax.models.match import STEP_FRAMES
+from editjax.models.scales import bar_globals
 from editjax.models.style import Asked, init_style
 
 ADVANCE, JUMP, STOP_MODE = 0, 1, 2
@@ -26,6 +27,8 @@ DISTANCE_BUCKETS = 24
 ADVANCE_BIAS = 5.0
 AVOID_BIAS = -3.0
 TRUST = 0.5
+STEP_CHUNK = 12_288
+"""Steps whose cross attention is computed at once: more than a crop has, so that only longer edits differ."""
 AFTER_FLOOR = 1e-2
 
 
@@ -34,10 +37,10 @@ class PointerSettings:
     """Architecture of the pointer network; mel and beat settings as it was trained with.
 
     Window sizes are in units of their level: landmarks, frames, decoder steps. A match is settled within
-    `match_reach` landmarks of where it was found. `max_globals` bounds the encoder's pooled bar tokens, so
-    that its cost grows with the length, not with its square. `stem_width` is that of the part that listens to
-    single stems; 0 leaves it out. With `kinds` the model also says what it hears (`events.KINDS`), learned
-    where that is known.
+    `match_reach` landmarks of where it was found. `max_globals` bounds the pooled bars that landmarks and
+    decoder steps attend to, so that their cost grows with the length, not with its square. `stem_width` is
+    that of the part that listens to single stems; 0 leaves it out. With `kinds` the model also says what it
+    hears (`events.KINDS`), learned where that is known.
     """
 
     n_mels: int = 128
@@ -79,12 +82,14 @@ class Keys(NamedTuple):
     """What decoding reads at every step, computed once per recording and loop-invariant.
 
     Per decoder layer, `around` holds keys and values side by side (B, L, 2 · width), and `bars` the two apart
-    and by heads (B, H, V, K). `hints` are what the dense heads say (see `hints_of`).
+    and by heads (B, H, G, K), of bars pooled to at most `max_globals`. `hints` are what the dense heads say
+    (see `hints_of`).
     """
 
     frames_BTD: jax.Array
     around: tuple[jax.Array, ...]
     bars: tuple[tuple[jax.Array, jax.Array], ...]
+    bars_valid_BG: jax.Array
     bar_keys_BVD: jax.Array
     beat_keys_BUD: jax.Array
     frame_keys_BTD: jax.Array
@@ -157,7 +162,7 @@ def weighted(groups):
 
 
 class CrossAttention(nn.Module):
-    """Residual branch: the landmarks around the pointer and all bars of the recording."""
+    """Residual branch: the landmarks around the pointer, and all bars of the recording, pooled if many."""
 
     settings: PointerSettings
 
@@ -172,37 +177,43 @@ class CrossAttention(nn.Module):
         span = s.look_back + 1 + s.look_ahead
         self.offset = self.param("offset", nn.initializers.normal(0.02), (s.heads, span))
 
-    def keys(self, encoded: Encoded):
-        """Keys and values of landmarks and bars, the bars' keys rotated by their position."""
-        k, v = (self._heads(a) for a in jnp.split(self.bars(encoded.bars_BVD), 2, -1))
-        position_1V = jnp.arange(k.shape[1], dtype=jnp.float32)[None, :] + 0.5
-        bars = jnp.swapaxes(rotary(k, position_1V), 1, 2), jnp.swapaxes(v, 1, 2)
-        return self.around(encoded.landmarks_BLD), bars
+    def keys(self, landmarks_BLD, bars_BGD, position_BG):
+        """Keys and values of landmarks and pooled bars, the bars' keys rotated by their position."""
+        k, v = (self._heads(a) for a in jnp.split(self.bars(bars_BGD), 2, -1))
+        bars = jnp.swapaxes(rotary(k, position_BG), 1, 2), jnp.swapaxes(v, 1, 2)
+        return self.around(landmarks_BLD), bars
 
-    def __call__(self, x_BND, pointer_BN, around_BLE, bars, n_frames_B):
+    def __call__(self, x_BND, pointer_BN, around_BLE, bars, bars_valid_BG, n_frames_B):
         """Steps with any pointers."""
-        s, (far_k, far_v) = self.settings, bars
         q_BNHK = self._heads(self.query(self.norm(x_BND)))
+        near = tuple(self._extended(a) for a in jnp.split(around_BLE, 2, -1))
+        offset_HW = self.offset
+
+        def attended(q_BNHK, pointer_BN):
+            return self._attended(q_BNHK, pointer_BN, offset_HW, near, bars, bars_valid_BG, n_frames_B)
+
+        return self.out(in_chunks(attended, STEP_CHUNK, q_BNHK, pointer_BN).reshape(x_BND.shape))
+
+    def _attended(self, q_BNHK, pointer_BN, offset_HW, near, bars, bars_valid_BG, n_frames_B):
+        s, (far_k, far_v) = self.settings, bars
         offsets_W = jnp.arange(-s.look_back, s.look_ahead + 1)
         place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // s.landmark_frames + offsets_W[None, None, :]
         n_landmarks_B = -(-n_frames_B // s.landmark_frames)
         seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
-        near_k, near_v = (self._slices(a, place_BNW[..., 0]) for a in jnp.split(around_BLE, 2, -1))
+        near_k, near_v = (self._slices(a, place_BNW[..., 0]) for a in near)
         scale = q_BNHK.shape[-1] ** -0.5
         near_logits = jnp.einsum("bnhk,bnhwk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
-        near_logits = near_logits * scale + self.offset[None, None]
+        near_logits = near_logits * scale + offset_HW[None, None]
         near_logits = jnp.where(seen_BNW[:, :, None, :], near_logits, NEVER)
         q_far = rotary(q_BNHK, bar_position(pointer_BN, s))
         far_logits = jnp.einsum("bnhk,bhvk->bnhv", q_far, far_k, preferred_element_type=jnp.float32) * scale
-        bar_B1V = frame_mask(-(-n_frames_B // s.frames_per_bar), far_k.shape[2])[:, None, None, :]
-        far_logits = jnp.where(bar_B1V, far_logits, NEVER)
-        weights = jax.nn.softmax(jnp.concatenate([near_logits, far_logits], -1), axis=-1).astype(x_BND.dtype)
+        far_logits = jnp.where(bars_valid_BG[:, None, None, :], far_logits, NEVER)
+        weights = jax.nn.softmax(jnp.concatenate([near_logits, far_logits], -1), axis=-1).astype(q_BNHK.dtype)
         span = near_logits.shape[-1]
         out = jnp.einsum("bnhw,bnhwk->bnhk", weights[..., :span], near_v)
-        out = out + jnp.einsum("bnhv,bhvk->bnhk", weights[..., span:], far_v)
-        return self.out(out.reshape(x_BND.shape))
+        return out + jnp.einsum("bnhv,bhvk->bnhk", weights[..., span:], far_v)
 
-    def run(self, x_BND, pointer_BN, bar_turns, around_BLE, bars, n_frames_B):
+    def run(self, x_BND, pointer_BN, bar_turns, around_BLE, bars, bars_valid_BG, n_frames_B):
         """The same for pointers that advance from step to step: they share one slice of the landmarks."""
         s, (far_k, far_v) = self.settings, bars
         q_BNHK = self._heads(self.query(self.norm(x_BND)))
@@ -216,8 +227,7 @@ class CrossAttention(nn.Module):
         bias_HBNP = jnp.take(self.offset, offset_BNP + s.look_back, axis=1, mode="clip")
         near = scores(q_BHNK, near_k) + jnp.swapaxes(bias_HBNP, 0, 1)
         near = jnp.where(seen_BNP[:, None], near, NEVER)
-        bar_BV = frame_mask(-(-n_frames_B // s.frames_per_bar), far_k.shape[2])
-        far = jnp.where(bar_BV[:, None, None, :], scores(q_far, far_k), NEVER)
+        far = jnp.where(bars_valid_BG[:, None, None, :], scores(q_far, far_k), NEVER)
         out_BHNK = weighted([(near, near_v), (far, far_v)])
         return self.out(jnp.swapaxes(out_BHNK, 1, 2).reshape(x_BND.shape))
 
@@ -235,12 +245,15 @@ class CrossAttention(nn.Module):
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.settings.heads, -1)
 
-    def _slices(self, x_BLD, first_BN):
-        """Heads of what is seen from `first` on, (B, N, H, W, K), zero outside the recording: slices, and in
-        the order in which products read them, or XLA would turn them round in memory."""
+    def _extended(self, x_BLD):
+        """By heads, with zeros for what is seen outside the recording, (B, H, back + L + ahead, K)."""
+        around = ((0, 0), (0, 0), (self.settings.look_back, self.settings.look_ahead), (0, 0))
+        return jnp.pad(jnp.swapaxes(self._heads(x_BLD), 1, 2), around)
+
+    def _slices(self, x_BHLK, first_BN):
+        """Heads of what is seen from `first` on, (B, N, H, W, K): slices of what `_extended` gave, and in the
+        order in which products read them, or XLA would turn them round in memory."""
         s = self.settings
-        around = ((0, 0), (0, 0), (s.look_back, s.look_ahead), (0, 0))
-        x_BHLK = jnp.pad(jnp.swapaxes(self._heads(x_BLD), 1, 2), around)
         size = (s.heads, s.look_back + 1 + s.look_ahead, x_BHLK.shape[-1])
 
         def cut(x_HLK, first):
@@ -316,11 +329,14 @@ class Decoder(nn.Module):
 
     def keys(self, encoded: Encoded) -> Keys:
         """Everything the steps read, computed once."""
-        pairs = [cross.keys(encoded) for cross in self.crosses]
+        s, bars_B = self.settings, -(-encoded.n_frames_B // self.settings.frames_per_bar)
+        pooled_BGD, position_BG, valid_BG = bar_globals(encoded.bars_BVD, bars_B, 1, s.max_globals)
+        pairs = [cross.keys(encoded.landmarks_BLD, pooled_BGD, position_BG) for cross in self.crosses]
         return Keys(
             encoded.frames_BTD,
             tuple(a for a, _ in pairs),
             tuple(b for _, b in pairs),
+            valid_BG,
             self.bar_key(encoded.bars_BVD),
             self.beat_key(encoded.beats_BUD),
             self.frame_key(encoded.frames_BTD),
@@ -330,8 +346,8 @@ class Decoder(nn.Module):
                 encoded.structure_BTS,
                 encoded.announced_BT,
                 encoded.n_frames_B,
-                self.settings.frames_per_beat,
-                self.settings.frames_per_bar // self.settings.frames_per_beat,
+                s.frames_per_beat,
+                s.frames_per_bar // s.frames_per_beat,
             ),
             encoded.style_BZ,
             encoded.n_frames_B,
@@ -342,7 +358,8 @@ class Decoder(nn.Module):
         x = self._inputs(keys, step)
         for i, (attention, mlp) in enumerate(zip(self.selfs, self.mlps, strict=True)):
             x = x + attention(x, step.index_BN, steps_B)
-            x = x + self.crosses[i](x, step.pointer_BN, keys.around[i], keys.bars[i], keys.n_frames_B)
+            around = keys.around[i], keys.bars[i], keys.bars_valid_BG, keys.n_frames_B
+            x = x + self.crosses[i](x, step.pointer_BN, *around)
             x = x + mlp(x)
         return self.norm(x)
 
@@ -358,7 +375,7 @@ class Decoder(nn.Module):
             out, cache = attention.step(x, step.index_BN, index_turns, caches[i])
             longer.append(cache)
             x = x + out
-            around = keys.around[i], keys.bars[i], keys.n_frames_B
+            around = keys.around[i], keys.bars[i], keys.bars_valid_BG, keys.n_frames_B
             x = x + self.crosses[i].run(x, step.pointer_BN, bar_turns, *around)
             x = x + mlp(x)
         return self.norm(x), tuple(longer)

@@ -112,7 +112,8 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
     """At most `limit` pooled tokens: one a bar, or one for several bars when there are more bars than that.
 
     Returns (tokens_BGD, position_BG in landmarks, valid_BG). How many bars share a token depends on the valid
-    length alone, so padding changes nothing.
+    length alone, so padding changes nothing. `per_bar` 1 pools bars themselves; a token of one bar is that
+    bar, bit for bit.
     """
     n_landmarks = x_BLD.shape[1]
     n_tokens = min(-(-n_landmarks // per_bar), limit)
@@ -121,10 +122,11 @@ def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
     token_BL = jnp.minimum(jnp.arange(n_landmarks)[None, :] // span_B[:, None], n_tokens - 1)
 
     def mean(x_LD, token_L, count):
-        weight_L = (jnp.arange(n_landmarks) < count).astype(x_LD.dtype)
-        total = jax.ops.segment_sum(x_LD * weight_L[:, None], token_L, n_tokens, indices_are_sorted=True)
+        weight_L = (jnp.arange(n_landmarks) < count).astype(jnp.float32)  # bfloat16 counts to 256
+        weighed_LD = x_LD.astype(jnp.float32) * weight_L[:, None]
+        total = jax.ops.segment_sum(weighed_LD, token_L, n_tokens, indices_are_sorted=True)
         number = jax.ops.segment_sum(weight_L, token_L, n_tokens, indices_are_sorted=True)
-        return total / jnp.maximum(number, 1.0)[:, None], number > 0
+        return (total / jnp.maximum(number, 1.0)[:, None]).astype(x_LD.dtype), number > 0
 
     tokens_BGD, valid_BG = jax.vmap(mean)(x_BLD, token_BL, landmarks_B)
     position_BG = (jnp.arange(n_tokens, dtype=jnp.float32)[None, :] + 0.5) * span_B[:, None].astype(
