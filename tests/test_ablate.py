@@ -60,10 +60,15 @@ def test_what_is_held_gets_no_gradient(params):
 
 
 @pytest.mark.parametrize(
-    ("part", "heard"),
-    [("styles", "style"), ("the wanted length", "length"), ("what was played", "replay"), ("stems", "stems")],
+    ("part", "heard", "value"),
+    [
+        ("styles", "style", 50.0),
+        ("the wanted length", "length", 50.0),
+        ("what was played", "replay", 50.0),
+        ("stems", "stems", 1.0),
+    ],
 )
-def test_without_a_part_the_model_does_not_hear_of_it(part, heard, params):
+def test_without_a_part_the_model_does_not_hear_of_it(part, heard, value, params):
     rng = np.random.default_rng(0)
     mel = rng.uniform(0.3, 0.7, (1, 172, 32)).astype(np.float32)
     stem = rng.uniform(0.3, 0.7, (1, 1, 22, 32)).astype(np.float32)
@@ -80,7 +85,7 @@ def test_without_a_part_the_model_does_not_hear_of_it(part, heard, params):
         step = Step(at, at, at, asked.target_B, jnp.full((1, 1, 2), replay))
         return decoder_call(SMALL, p, "states", keys, step, jnp.array([1]))
 
-    plain, changed = dict.fromkeys(("style", "length", "replay", "stems"), 0.0), {heard: 50.0}
+    plain, changed = dict.fromkeys(("style", "length", "replay", "stems"), 0.0), {heard: value}
     less = reduced(part, params)
     for p, deaf in ((params, False), (less, True)):
         one, other = states(p, **plain), states(p, **{**plain, **changed})
