@@ -17,8 +17,7 @@ from editjax.data import Batch
 from editjax.losses import LossSettings
 from editjax.models.level import LEVEL_CHANNELS
 from editjax.models.pointer import PointerSettings
-from editjax.models.style import LISTEN_WIDTH, LOWEST_LOG_STD, POSTERIOR_WIDTH, SPAN_FRAMES
-from editjax.styles import STYLES
+from editjax.models.style import LISTEN_WIDTH, LOWEST_LOG_STD, POSTERIOR_WIDTH, PRIOR_MEAN, SPAN_FRAMES
 
 LENGTHS = 3
 
@@ -62,15 +61,10 @@ def chance_of(key: jax.Array, count: int, s: PointerSettings, weights: LossSetti
     return Chance(*(torch.tensor(np.asarray(a)) for a in drawn))
 
 
-class Prior(nn.Module):
-    """A Gaussian for every named style."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.mean, self.log_std = (nn.Parameter(torch.empty(len(STYLES), width)) for _ in range(2))
-
-    def forward(self, style_B: Tensor) -> Gaussian:
-        return Gaussian(self.mean[style_B], self.log_std[style_B].clamp(min=LOWEST_LOG_STD))
+def prior(s: PointerSettings, style_B: Tensor) -> Gaussian:
+    """`style.prior`."""
+    mean_BZ = PRIOR_MEAN * nn.functional.one_hot(style_B.long(), s.style_width).float()
+    return Gaussian(mean_BZ, torch.zeros_like(mean_BZ))
 
 
 class Posterior(nn.Module):
@@ -100,12 +94,12 @@ class Styles(nn.Module):
     def __init__(self, s: PointerSettings):
         super().__init__()
         self.settings = s
-        self.prior, self.posterior = Prior(s.style_width), Posterior(s)
+        self.posterior = Posterior(s)
 
     def forward(self, batch: Batch, joins_BN2: Tensor, weights: LossSettings, chance: Chance) -> Style:
         """`losses.infer_style`."""
         s = self.settings
-        known = self.prior(batch.style_B)
+        known = prior(s, batch.style_B)
         with torch.no_grad():
             frames_B, known_B = batch.steps_B - 1, (~chance.alone_B).float()
             level_BNF = level_normalise(

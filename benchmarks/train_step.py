@@ -203,12 +203,13 @@ def prove_agreement(case: str, config: TrainConfig, batch: Batch, ours: Ours, tw
 
 def state_differences(config: TrainConfig, batch: Batch, params: Any, twin: Torch) -> dict[str, float]:
     """How far apart what the encoder and the decoder make of the batch is, with the first parameters."""
+    from torch_style import prior as torch_prior
     from torch_twin import frame_mask, targets, twin_of
 
     fresh = twin_of(config.model, params, twin.twin.encoder.kind)
     with twin.torch.no_grad():
         b = twin.batch
-        asked = Asked(b.target_B, fresh.style.prior(b.style_B).mean_BZ)
+        asked = Asked(b.target_B, torch_prior(config.model, b.style_B).mean_BZ)
         encoded = fresh.encoder(b.mel_BTF, b.frames_B, b.phase_BT3, asked)
         step = targets(b.pointers_BN, b.steps_B, b.target_B, b.mel_BTF.shape[1]).step
         h_BND = fresh.decoder.states(fresh.decoder.keys(encoded), step, b.steps_B)
@@ -223,7 +224,7 @@ def state_differences(config: TrainConfig, batch: Batch, params: Any, twin: Torc
 
 def states(settings: PointerSettings, params: Any, batch: Batch) -> list[Any]:
     """What our encoder makes of the batch, and the decoder's states, zero in the padding."""
-    asked = Asked(batch.target_B, prior(settings, params, batch.style_B).mean_BZ)
+    asked = Asked(batch.target_B, prior(settings, batch.style_B).mean_BZ)
     encoded = encode(settings, params["encoder"], batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked)
     keys = decoder_call(settings, params, "keys", encoded)
     n_frames = batch.mel_BTF.shape[1]

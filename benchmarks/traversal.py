@@ -5,14 +5,14 @@
 
 DIR are shards of recordings that the model was not trained on, with an edit in every style, as made by
 
-    editjax simulate DATA --split valid --styles final tight loose radio extended produced --recordings DIR
-    editjax prepare DATA SHARDS --split valid
+    editjax simulate DATA --split validation --recordings R --styles final tight loose radio extended produced
+    editjax prepare DATA SHARDS --split validation
 
-Rows of three kinds. *dimension*: the variance of the inferred styles over that of the named ones' middles,
-between all edits and within a style (above 0.01 a dimension is active, Burda et al. 2016), and the kept-frame
-IoU of edits in the style *final* with those two standard deviations of the middles to either side. *line*:
-edits at points between the middles of two named styles and beyond. *example*: how often an edit in the style
-inferred from another session's true edit is nearest to the true edit in that style.
+Rows of three kinds. *dimension*: the variance of the inferred styles, between all edits and within a style
+(above 0.01 a dimension is active, Burda et al. 2016), and the kept-frame IoU of edits in the style *final*
+with those two standard deviations of the prior to either side. *line*: edits at points between the middles of
+two named styles and beyond. *example*: how often an edit in the style inferred from another session's true
+edit is nearest to the true edit in that style.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ STYLE = "final"
 LINES = (("tight", "final"), ("final", "loose"), ("final", "radio"), ("final", "extended"))
 SHARES = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 DEVIATIONS = (-2.0, 2.0)
-ACTIVE = 0.01
 
 
 class Session(NamedTuple):
@@ -53,6 +52,7 @@ def main() -> int:
     """Measure, and print the table."""
     chosen = arguments()
     use_one_core()
+    from editjax.models.style import ACTIVE
     from editjax.network import load_model
 
     network = load_model(chosen.model)
@@ -128,11 +128,9 @@ def sessions_of(shards: Path, count: int, network: PointerNetwork) -> Iterator[S
 
 def dimension_rows(network: PointerNetwork, sessions: Sequence[Session]) -> Iterator[dict[str, Any]]:
     """A row a dimension of the space."""
-    middles_SZ = np.stack([network.point_of(style) for style in network.styles])
     points_NSZ = np.stack([[one.points[style] for style in network.styles] for one in sessions])
-    spread_Z = middles_SZ.var(0)
-    between_Z, within_Z = points_NSZ.var((0, 1)) / spread_Z, points_NSZ.var(0).mean(0) / spread_Z
-    middle_Z, std_Z = network.point_of(STYLE), middles_SZ.std(0)
+    between_Z, within_Z = points_NSZ.var((0, 1)), points_NSZ.var(0).mean(0)
+    middle_Z = network.point_of(STYLE)
     plain = edits_of(network, sessions, middle_Z)
     for z, (between, within) in enumerate(zip(between_Z, within_Z, strict=True)):
         row = {
@@ -142,7 +140,7 @@ def dimension_rows(network: PointerNetwork, sessions: Sequence[Session]) -> Iter
             "within a style": float(within),
         }
         for deviations in DEVIATIONS:
-            step_Z = np.where(np.arange(len(std_Z)) == z, deviations * std_Z, 0.0)
+            step_Z = np.where(np.arange(len(middle_Z)) == z, deviations, 0.0)
             row[f"IoU at {deviations:+g}"] = alike(
                 sessions, plain, edits_of(network, sessions, middle_Z + step_Z)
             )

@@ -41,6 +41,7 @@ from editjax.edits import (
     summary,
 )
 from editjax.errors import DataError, UsageError
+from editjax.events import events_of
 from editjax.formats import DEFAULT_LIMITS, AudioLimits, output_format
 from editjax.mel import FrameGrid, MelSettings, mel_of, stem_mel
 from editjax.render import RenderSettings, place_joins, render
@@ -377,13 +378,18 @@ def _phases(heard: Heard, settings: EditSettings) -> np.ndarray:
 def _listed(
     edited: "EditedPointers", heard: Heard, settings: EditSettings, notes: dict[str, Any]
 ) -> EditList:
-    """Pointers as an edit list: scores are the probability of each jump, reasons the mean to keep a frame."""
+    """Pointers as an edit list: scores are the probability of each jump, reasons the mean to keep a frame.
+
+    What was heard is noted, so that every cut has a reason (`operations`).
+    """
+    heard_as = events_of(edited.kind_T, heard.grid, heard.source.frames)
     editor = {
         "name": "pointer",
         "model": settings.model,
         "style": settings.style_from or settings.style or STYLE,
         "stopped": edited.stopped,
         "expected_length_s": round(edited.length_frames / settings.mel.frames_per_second, 2),
+        **({"heard": heard_as} if heard_as else {}),
     }
     probability_N = np.exp(edited.score_N.astype(np.float64))
     edit_list = from_pointers(

@@ -49,7 +49,7 @@ class LossSettings:
     smoothness: float = 0.01
     max_jumps: int = 64
     named_style: float = 0.5
-    free_nats: float = 0.02
+    free_nats: float = 0.1
 
 
 class Targets(NamedTuple):
@@ -228,11 +228,10 @@ class Style(NamedTuple):
 def infer_style(settings: PointerSettings, params, batch, t: Targets, weights: LossSettings, key) -> Style:
     """A style for every example, drawn from the posterior given its edit or from its name's prior.
 
-    A dimension is active when the posterior's mean varies by more than a hundredth of the spread of the
-    priors (Burda et al. 2016 take 0.01 where the prior is a unit Gaussian).
+    Active are the dimensions in which edits differ beyond the name of their style.
     """
     named_key, known_key, prior_key, posterior_key = jax.random.split(key, 4)
-    known = style.prior(settings, params, batch.style_B)
+    known = style.prior(settings, batch.style_B)
     if not settings.style_width:
         zero = jnp.zeros(())
         return Style(known.mean_BZ, zero, zero, zero)
@@ -252,8 +251,7 @@ def infer_style(settings: PointerSettings, params, batch, t: Targets, weights: L
     named_B1 = jax.random.bernoulli(named_key, weights.named_style, size)[:, None]
     style_BZ = jnp.where(named_B1, known.draw(prior_key), inferred.draw(posterior_key))
     nats_Z = style.divergence(inferred, known).mean(0)
-    spread_Z = jnp.var(params["style"]["prior"]["mean"], axis=0)
-    active = (jnp.var(inferred.mean_BZ, axis=0) > 0.01 * spread_Z).sum()
+    active = (jnp.var(inferred.mean_BZ - known.mean_BZ, axis=0) > style.ACTIVE).sum()
     return Style(style_BZ, jnp.maximum(nats_Z, weights.free_nats).sum(), nats_Z.sum(), active)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.ndimage import uniform_filter1d
 from scipy.special import softmax
 
 from editjax.beam import beam_search
@@ -20,9 +21,10 @@ from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
 from editjax.errors import UsageError
+from editjax.events import UNKNOWN
 from editjax.mel import STEM_FRAMES, MelSettings, layout_error
 from editjax.metrics import kept_iou
-from editjax.models.encoder import Encoded, aligned
+from editjax.models.encoder import Encoded, aligned, kinds
 from editjax.models.pointer import PointerSettings
 from editjax.models.stems import Stems
 from editjax.models.style import Asked, Example, Gaussian, posterior, prior
@@ -34,6 +36,8 @@ LONGEST_STEPS = 1.6  # decoding ends after this many times the padded length
 SAME_IOU = 0.98
 """Edits that share this much of what they keep are the same to a listener."""
 SAME_SECONDS = 0.5  # as are joins this near
+KIND_SECONDS = 0.5
+"""What a moment is, talk or a take, is heard from what lies around it, as nothing is so for less time."""
 BEAM_WIDTH, BEAM_WIDTH_EACH = 16, 4
 """Hypotheses held when variants are searched for: at least, and for each variant."""
 STYLE = "final"
@@ -41,14 +45,24 @@ STYLE = "final"
 
 class EditedPointers(NamedTuple):
     """One recording's edit: `pointers_N` raw frames in playing order, `score_N` the log-probability of each
-    choice, `keep_T` the probability that a raw frame is kept, `length_frames` the predicted length, `stopped`
+    choice, `keep_T` the probability that a raw frame is kept, `kind_T` what it is (its number in
+    `events.KINDS`; UNKNOWN to a model that does not hear it), `length_frames` the predicted length, `stopped`
     false when decoding was cut off at the longest length."""
 
     pointers_N: np.ndarray
     score_N: np.ndarray
     keep_T: np.ndarray
+    kind_T: np.ndarray
     length_frames: float
     stopped: bool
+
+
+class _Heard(NamedTuple):
+    """What the dense heads say of one recording: see `EditedPointers`."""
+
+    keep_T: np.ndarray
+    kind_T: np.ndarray
+    length_frames: float
 
 
 class PointerNetwork:
@@ -94,8 +108,8 @@ class PointerNetwork:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
         phases = None if phase_T3 is None else [phase_T3]
         out, encoded = self._run([mel_TF], phases, target_frames, temperature, seed, style, stems_IMF)
-        heard, (pointers_BN, log_p_BN) = _heard(encoded), jax.device_get(out[:2])
-        return _edited(pointers_BN[0], log_p_BN[0], heard, len(mel_TF))
+        heard, (pointers_BN, log_p_BN) = self._heard(encoded, len(mel_TF)), jax.device_get(out[:2])
+        return _edited(pointers_BN[0], log_p_BN[0], heard)
 
     def variants(
         self,
@@ -117,10 +131,10 @@ class PointerNetwork:
         width = max(BEAM_WIDTH, BEAM_WIDTH_EACH * count)
         apart = round(SAME_SECONDS * self.mel.frames_per_second)
         found = beam_search(self.settings, self.params, keys, asked.target_B, max_steps, width, apart)
-        heard, found = _heard(encoded), jax.device_get(found)
+        heard, found = self._heard(encoded, len(mel_TF)), jax.device_get(found)
         held = int(np.isfinite(found.log_p_W).sum())
         edits = [
-            _edited(pointers_N, log_p_N, heard, len(mel_TF))
+            _edited(pointers_N, log_p_N, heard)
             for pointers_N, log_p_N in zip(found.pointers_WN[:held], found.log_p_WN[:held], strict=True)
         ]
         return _different(edits, len(mel_TF))[:count]
@@ -207,7 +221,7 @@ class PointerNetwork:
     def _named(self, style: str) -> Gaussian:
         if style not in self.styles:
             raise UsageError(f"style {style!r} is unknown to this model; it knows {', '.join(self.styles)}")
-        return prior(self.settings, self.params, np.array([STYLES.index(style)]))
+        return prior(self.settings, np.array([STYLES.index(style)]))
 
     def phases(self, mel_TF: np.ndarray) -> np.ndarray:
         """Position in beat, bar and phrase of every frame, from tracked beats, (T, 3)."""
@@ -251,6 +265,24 @@ class PointerNetwork:
             encoded, keys = encode(self.settings, self.params, *padded, asked, stems)
         return encoded, keys, int(length * LONGEST_STEPS)
 
+    def _heard(self, encoded: Encoded, n_frames: int) -> _Heard:
+        """Of the first recording, on the host: on the device every small operation would be a program of its
+        own to compile."""
+        kind_BLK = _kinds(self.settings, self.params["encoder"], encoded.landmarks_BLD)
+        structure_BTS, log_length_B, kind_BLK = jax.device_get(
+            (encoded.structure_BTS, encoded.log_length_B, kind_BLK)
+        )
+        keep_T = softmax(structure_BTS[0, :n_frames], axis=-1)[:, 1:].sum(-1)
+        if kind_BLK is None:
+            kind_T = np.full(n_frames, UNKNOWN, np.int8)
+        else:
+            landmark_frames = self.settings.landmark_frames
+            around = round(KIND_SECONDS * self.mel.frames_per_second / landmark_frames)
+            p_LK = softmax(kind_BLK[0, : -(-n_frames // landmark_frames)], axis=-1)
+            kind_L = uniform_filter1d(p_LK, max(around, 1), axis=0, mode="nearest").argmax(-1)
+            kind_T = kind_L.astype(np.int8).repeat(landmark_frames)[:n_frames]
+        return _Heard(keep_T, kind_T, float(np.exp(log_length_B[0])))
+
     def stems(self, stems_IMF: np.ndarray | None, length: int) -> Stems | None:
         """The stems of one recording, as many rows as the next power of two: None without any."""
         if not self.hears_stems or stems_IMF is None or not len(stems_IMF):
@@ -259,6 +291,11 @@ class PointerNetwork:
         padded_IMF = _padded(list(stems_IMF), -(-length // STEM_FRAMES))
         padded_IMF = np.pad(padded_IMF, ((0, rows - len(stems_IMF)), (0, 0), (0, 0)))
         return Stems(padded_IMF[None], (np.arange(rows) < len(stems_IMF))[None])
+
+
+@partial(jax.jit, static_argnums=0)
+def _kinds(settings: PointerSettings, params, landmarks_BLD):
+    return kinds(settings, params, landmarks_BLD) if settings.kinds else None
 
 
 _posterior = partial(jax.jit, static_argnums=0)(posterior)
@@ -284,27 +321,9 @@ def load_model(model: str | Path) -> PointerNetwork:
     return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=trained)
 
 
-def _heard(encoded: Encoded) -> tuple[np.ndarray, float]:
-    """Structure logits (T, 3) and length of the first recording, on the host.
-
-    On the device every small operation on them would be a program of its own to compile.
-    """
-    structure_BTS, log_length_B = jax.device_get((encoded.structure_BTS, encoded.log_length_B))
-    return structure_BTS[0], float(np.exp(log_length_B[0]))
-
-
-def _edited(
-    pointers_N: np.ndarray, log_p_N: np.ndarray, heard: tuple[np.ndarray, float], n_frames: int
-) -> EditedPointers:
-    structure_TS, length_frames = heard
-    steps = int((pointers_N >= 0).sum())
-    return EditedPointers(
-        pointers_N[:steps],
-        log_p_N[:steps],
-        softmax(structure_TS[:n_frames], axis=-1)[:, 1:].sum(-1),
-        length_frames,
-        bool((pointers_N == STOP).any()),
-    )
+def _edited(pointers_N: np.ndarray, log_p_N: np.ndarray, heard: _Heard) -> EditedPointers:
+    steps, stopped = int((pointers_N >= 0).sum()), bool((pointers_N == STOP).any())
+    return EditedPointers(pointers_N[:steps], log_p_N[:steps], *heard, stopped)
 
 
 def _different(edits: list[EditedPointers], n_frames: int) -> list[EditedPointers]:

@@ -30,6 +30,7 @@ from editjax.edit_list import (
 )
 from editjax.edits import cut_spans
 from editjax.errors import DataError
+from editjax.events import named_after
 
 FORMAT = "editjax.operations"
 PLAYS = ("COPY", "LOOP", "REORDER")
@@ -44,7 +45,8 @@ class Operation(NamedTuple):
     """One step of an edit: `kind` acts on source samples [start, stop) at output sample `at`.
 
     COPY plays new material, LOOP plays what was heard before, REORDER plays new material from before the
-    furthest point reached. CUT is never played; `at` is where it would have followed. FADE_IN and FADE_OUT
+    furthest point reached. CUT is never played; `at` is where it would have followed, `reason` what was heard
+    there (`editor["heard"]`). FADE_IN and FADE_OUT
     span the fade. A TRANSITION leaves the source at `start` and enters it at `stop`, fading out and in over
     `fade_out` and `fade_in` samples.
 
@@ -226,7 +228,11 @@ def _cuts(edit_list: EditList) -> list[Operation]:
     for segment in nominal.segments:
         at += segment.stop - segment.start
         ends.setdefault(segment.stop, at)
-    return [Operation("CUT", start, stop, ends[start]) for start, stop in cut_spans(nominal)]
+    heard = edit_list.editor.get("heard")
+    return [
+        Operation("CUT", start, stop, ends[start], reason=named_after(heard, start, stop))
+        for start, stop in cut_spans(nominal)
+    ]
 
 
 def _fades(edit_list: EditList) -> list[Operation]:

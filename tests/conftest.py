@@ -1,6 +1,7 @@
 """Strict JAX for every test: no silent rank or dtype promotion, several CPU devices, no accelerator.
 
-It keeps no compiled code. Hypothesis keeps no time: a busy machine is no failure.
+Programs are compiled quickly rather than well, for most run once, and none is kept on disk. Hypothesis keeps
+no time: a busy machine is no failure.
 """
 
 import os
@@ -11,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("EDITJAX_CACHE", "off")
 

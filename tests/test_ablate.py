@@ -24,7 +24,7 @@ SMALL = PointerSettings(
     landmark_layers=1,
     landmark_window=6,
     frame_window=5,
-    style_width=4,
+    style_width=6,
     stem_width=4,
 )
 FAMILY = family_of(SMALL)
@@ -78,7 +78,7 @@ def test_without_a_part_the_model_does_not_hear_of_it(part, heard, value, params
     def states(p, style, length, replay, stems):
         from editjax.models.encoder import encode
 
-        asked = Asked(jnp.full(1, length), jnp.full((1, 4), style))
+        asked = Asked(jnp.full(1, length), jnp.full((1, SMALL.style_width), style))
         heard = Stems(stems * stem, np.ones((1, 1), bool))
         keys = decoder_call(SMALL, p, "keys", encode(SMALL, p["encoder"], mel, frames, phase, asked, heard))
         at = jnp.array([[3]])

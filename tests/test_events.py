@@ -9,10 +9,11 @@ import pytest
 from test_style import ROWS, SMALL, batch_of
 
 from editjax.data import DataSettings, batches
-from editjax.events import FAULT, KINDS, UNKNOWN, in_frames, kinds_of
+from editjax.events import FAULT, KINDS, UNKNOWN, events_of, in_frames, kinds_of, named_after
 from editjax.losses import LossSettings, kind_loss, pointer_loss
 from editjax.mel import MelSettings
 from editjax.models.pointer import init
+from editjax.network import PointerNetwork
 from editjax.prepare import prepare
 from editjax.simulate import SimulateSettings, simulate_folder
 
@@ -69,3 +70,37 @@ def test_a_model_learns_what_it_hears() -> None:
         params = jax.tree.map(lambda p, g: p - 0.02 * g, params, gradient)
         (_, after), gradient = step(params)
     assert after["kind"] < 0.5 * before["kind"]
+
+
+def test_what_was_heard_is_said_in_samples_and_back() -> None:
+    kind_T = np.array([7, 7, UNKNOWN, 4, 4, 4, 7, 0], np.int8)
+    events = events_of(kind_T, GRID, 512 * 7 + 100)
+    assert [event["kind"] for event in events] == ["take", "talk", "take", "silence"]
+    assert events[0]["start"] == 0 and events[-1]["stop"] == 512 * 7 + 100
+    np.testing.assert_array_equal(kinds_of(in_frames(events, GRID), 8), kind_T)
+    assert events_of(np.full(4, UNKNOWN, np.int8), GRID, 2048) == []
+
+
+def test_a_cut_is_named_after_what_fills_it() -> None:
+    events = [
+        {"start": 0, "stop": 100, "kind": "talk"},
+        {"start": 100, "stop": 130, "kind": "silence"},
+        {"start": 130, "stop": 300, "kind": "false_start"},
+    ]
+    assert named_after(events, 0, 300) == "false start, talk"
+    assert named_after(events, 100, 130) == "silence"
+    foreign = [*events, 3, {"start": "0", "stop": 300, "kind": "noise"}, {"kind": "noise"}]
+    assert named_after(foreign, 0, 300) == "false start, talk"
+    for nothing in (None, 3, {}, "talk", []):
+        assert named_after(nothing, 0, 300) == ""
+
+
+def test_a_model_that_hears_kinds_says_so_for_every_frame() -> None:
+    """Its own landmarks decide, smoothed; one that does not says nothing."""
+    params = init(HEARING, jax.random.key(0))
+    params["encoder"]["kinds"]["kind"]["bias"] = 9.0 * jax.nn.one_hot(KINDS.index("talk"), len(KINDS))
+    mel_TF = np.random.default_rng(0).uniform(0.3, 0.7, (203, HEARING.n_mels)).astype(np.float32)
+    edited = PointerNetwork(HEARING, params).edit_pointers(mel_TF)
+    np.testing.assert_array_equal(edited.kind_T, np.full(203, KINDS.index("talk")))
+    deaf = PointerNetwork(SMALL, init(SMALL, jax.random.key(0))).edit_pointers(mel_TF)
+    np.testing.assert_array_equal(deaf.kind_T, np.full(203, UNKNOWN))

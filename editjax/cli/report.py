@@ -116,7 +116,7 @@ def _row(operation: Operation, edit_list: EditList) -> str:
     start_s, stop_s = operation.start / rate, operation.stop / rate
     name = NAMES[operation.kind]
     row = f"  {name:<4} {clock(start_s):>9} – {clock(stop_s):>9}  {clock(stop_s - start_s):>9}"
-    why = "" if name == "cut" else _why(operation, edit_list)
+    why = operation.reason if name == "cut" else _why(operation, edit_list)
     return f"{row}  {why}".rstrip()
 
 

@@ -20,6 +20,7 @@ from editjax.models.layers import Mlp, Norm, in_chunks, rotary, turned, turns
 from editjax.models.match import STEP_FRAMES
 from editjax.models.scales import bar_globals
 from editjax.models.style import Asked, init_style
+from editjax.styles import STYLES
 
 ADVANCE, JUMP, STOP_MODE = 0, 1, 2
 NEVER = -1e9
@@ -76,6 +77,8 @@ class PointerSettings:
             raise ValueError("frames_per_bar must be a multiple of frames_per_beat")
         if STEP_FRAMES % self.landmark_frames:
             raise ValueError(f"landmark_frames must divide {STEP_FRAMES}")
+        if 0 < self.style_width < len(STYLES):
+            raise ValueError(f"style_width must be 0 or at least {len(STYLES)}, the number of styles")
 
 
 class Keys(NamedTuple):

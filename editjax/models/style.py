@@ -5,6 +5,9 @@ training inferred from the edit itself (the posterior), or drawn from what is kn
 prior, one Gaussian per name); at inference the middle of a named style, the posterior's mean of an example,
 or a draw. Kingma and Welling 2014; one prior component per style as in Dilokthanakul et al. 2016, with
 the component given.
+
+The priors are unit Gaussians far apart and stay so. Learned ones met in the middle: what moves them most is
+the cost of the posterior, which at first knows no style from another; then a draw no longer tells its name.
 """
 
 from typing import Any, NamedTuple
@@ -16,11 +19,13 @@ import jax.numpy as jnp
 from editjax.models.layers import frame_mask, masked
 from editjax.models.level import LEVEL_CHANNELS, level_normalise
 from editjax.models.scales import pool
-from editjax.styles import STYLES
 
 LISTEN_WIDTH, POSTERIOR_WIDTH = 32, 64
 SPAN_FRAMES = 8
 LOWEST_LOG_STD = -4.0
+PRIOR_MEAN = 4.0  # standard deviations from the origin, every style in a direction of its own
+ACTIVE = 0.01
+"""A dimension in which the posterior's means vary by more is not collapsed (Burda et al. 2016)."""
 
 
 class Asked(NamedTuple):
@@ -74,25 +79,19 @@ class Posterior(nn.Module):
 
 
 def init_style(settings, key):
-    """Fresh parameters {"prior": …, "posterior": …}; none where the model knows no styles."""
+    """Fresh parameters {"posterior": …}; none where the model knows no styles."""
     if not settings.style_width:
         return {}
-    prior_key, posterior_key = jax.random.split(key)
-    shape, n_frames = (len(STYLES), settings.style_width), SPAN_FRAMES
-    level = jnp.zeros((1, n_frames, settings.n_mels + LEVEL_CHANNELS))
-    one_B, joins = jnp.full((1,), n_frames, jnp.int32), jnp.zeros((1, n_frames, 2))
-    posterior = Posterior(settings.style_width).init(posterior_key, level, joins, one_B, jnp.zeros((1, 3)))
-    prior = {"mean": jax.random.normal(prior_key, shape), "log_std": jnp.zeros(shape)}
-    return {"prior": prior, "posterior": posterior["params"]}
+    level = jnp.zeros((1, SPAN_FRAMES, settings.n_mels + LEVEL_CHANNELS))
+    one_B, joins = jnp.full((1,), SPAN_FRAMES, jnp.int32), jnp.zeros((1, SPAN_FRAMES, 2))
+    posterior = Posterior(settings.style_width).init(key, level, joins, one_B, jnp.zeros((1, 3)))
+    return {"posterior": posterior["params"]}
 
 
-def prior(settings, params, style_B) -> Gaussian:
+def prior(settings, style_B) -> Gaussian:
     """What is known of named styles, given by their number in `styles.STYLES`."""
-    if not settings.style_width:
-        nothing = jnp.zeros((*style_B.shape, 0))
-        return Gaussian(nothing, nothing)
-    rows = params["style"]["prior"]
-    return Gaussian(rows["mean"][style_B], jnp.maximum(rows["log_std"][style_B], LOWEST_LOG_STD))
+    mean_BZ = PRIOR_MEAN * jax.nn.one_hot(style_B, settings.style_width)
+    return Gaussian(mean_BZ, jnp.zeros_like(mean_BZ))
 
 
 def posterior(settings, params, example: Example) -> Gaussian:
