@@ -20,6 +20,7 @@ from editjax.cli.options import InputOptions, parse
 from editjax.cli.report import clock
 from editjax.editor import EditSettings
 from editjax.edits import read_edits
+from editjax.events import UNKNOWN
 from editjax.formats import AudioLimits
 from editjax.mel import MelSettings
 from editjax.network import EditedPointers
@@ -258,12 +259,18 @@ def test_the_whole_cut_away_is_an_error(run, take: Path) -> None:
     assert done.code == 65 and "empty" in done.err and list(take.parent.iterdir()) == [take]
 
 
+def edited(pointers_N: np.ndarray, n_frames: int, stopped: bool = True) -> EditedPointers:
+    """What a stand-in network says: every frame is kept, and nothing is known of what it is."""
+    kind_T = np.full(n_frames, UNKNOWN, np.int8)
+    return EditedPointers(pointers_N, np.zeros(len(pointers_N)), np.ones(n_frames), kind_T, 50.0, stopped)
+
+
 def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
     """Each seed of a stand-in network keeps another stretch of the recording."""
 
     def edit_pointers(mel_TF, phase_T3, *, temperature, seed, style, stems_IMF):
         pointers_N = np.arange(10, 60 + 20 * seed)
-        return EditedPointers(pointers_N, np.zeros(len(pointers_N)), np.ones(len(mel_TF)), 50.0, True)
+        return edited(pointers_N, len(mel_TF))
 
     network = SimpleNamespace(
         mel=MelSettings(),
@@ -298,12 +305,7 @@ def test_the_likeliest_variants_are_written_and_fewer_are_said(
 
     def variants(mel_TF, phase_T3, count, style, stems_IMF):
         assert count == 3
-        return [
-            EditedPointers(
-                np.arange(10, 40 + 20 * k), np.zeros(30 + 20 * k), np.ones(len(mel_TF)), 50.0, True
-            )
-            for k in range(there_are)
-        ]
+        return [edited(np.arange(10, 40 + 20 * k), len(mel_TF)) for k in range(there_are)]
 
     network = SimpleNamespace(
         mel=MelSettings(),
@@ -334,9 +336,7 @@ def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped
     network = SimpleNamespace(
         mel=MelSettings(),
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
-        edit_pointers=lambda mel_TF, *_, **__: EditedPointers(
-            np.arange(50), np.zeros(50), np.ones(len(mel_TF)), 50.0, stopped
-        ),
+        edit_pointers=lambda mel_TF, *_, **__: edited(np.arange(50), len(mel_TF), stopped),
         point_of=lambda style: np.zeros(1),
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)

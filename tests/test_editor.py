@@ -13,8 +13,10 @@ from editjax.audio import ArrayReader, Reader
 from editjax.editor import EditResult, EditSettings, decide, listen
 from editjax.edits import duration_samples
 from editjax.errors import CannotCreateError, DataError, NoInputError, UsageError
+from editjax.events import KINDS
 from editjax.mel import MelSettings
 from editjax.network import EditedPointers
+from editjax.operations import operations
 from editjax.render import faded_spans, largest_join_step_ratio
 
 RATE_HZ = 44100
@@ -187,7 +189,8 @@ class Planted:
         pointers_N = np.concatenate([np.arange(half), np.arange(eighth)])
         score_N = np.full(len(pointers_N), -0.1)
         score_N[half] = np.log(0.5)
-        return EditedPointers(pointers_N, score_N, np.linspace(1, 0, len(mel_TF)), half, True)
+        keep_T, kind_T = np.linspace(1, 0, len(mel_TF)), np.full(len(mel_TF), KINDS.index("talk"), np.int8)
+        return EditedPointers(pointers_N, score_N, keep_T, kind_T, half, True)
 
 
 @pytest.fixture
@@ -205,6 +208,7 @@ def test_pointers_become_clips_with_score_and_reason(planted: Planted) -> None:
     assert first.score == pytest.approx(np.exp(-0.1), abs=1e-3) and second.score == pytest.approx(0.5)
     assert first.reason == "keep 0.75" and second.reason == "keep 0.94"
     assert done.summary.looped_s > 0
+    assert {step.reason for step in operations(done.edit_list) if step.kind == "CUT"} == {"talk"}
     assert planted.asked == [(0.5, 3)]
     made_by = done.edit_list.editor
     assert (made_by["name"], made_by["model"], made_by["target_s"], made_by["seed"]) == (

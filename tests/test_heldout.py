@@ -24,10 +24,10 @@ def test_the_bundled_model_on_ten_held_out_sessions(tmp_path: Path) -> None:
     iou = rows["kept_iou"]
     assert iou["edits"] == 10
     assert iou["pointer network"] > max(iou["keep everything"], iou["silence cutter"]) + 0.25
-    assert iou["pointer network"] >= 0.9
-    assert rows["boundary_f1_half_second"]["pointer network"] >= 0.85
+    assert iou["pointer network"] >= 0.93
+    assert rows["boundary_f1_half_second"]["pointer network"] >= 0.9
     assert rows["order_agreement"]["pointer network"] >= 0.95
-    assert rows["length_error"]["pointer network"] <= 0.05
+    assert rows["length_error"]["pointer network"] <= 0.08  # one wrong take of the ten sessions' is 0.05
     assert rows["spoiled_takes_found"]["pointer network"] > 0.7
     assert rows["spoiled_takes_found"]["silence cutter"] <= 0.1
     assert rows["length_0.5_met"]["pointer network"] >= 0.8 <= rows["length_1.5_met"]["pointer network"]
