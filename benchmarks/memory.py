@@ -23,6 +23,7 @@ from editjax import losses
 from editjax.config import load_config
 from editjax.data import Batch
 from editjax.edits import STOP
+from editjax.events import UNKNOWN
 from editjax.losses import LossSettings, pointer_loss
 from editjax.models import encoder, pointer
 from editjax.models.pointer import PointerSettings, decoder_call
@@ -115,9 +116,12 @@ def planted(settings: PointerSettings, n_frames: int) -> Batch:
         pointers_N.astype(jnp.int32)[None],
         jnp.full((1,), n_steps, jnp.int32),
         (jnp.arange(n_frames) // RUN_FRAMES % 3 == 0).astype(jnp.int32)[None],
+        jnp.full((1, n_frames), UNKNOWN, jnp.int32),
         jnp.zeros((1,)),
         jnp.zeros((1,), jnp.int32),
         jnp.zeros((1,), jnp.int32),
+        jnp.zeros((1, 0, 1, settings.n_mels)),
+        jnp.zeros((1, 0), bool),
     )
 
 

@@ -25,6 +25,7 @@ from editjax.losses import LossSettings, Targets, nll_of_states, targets  # noqa
 from editjax.models import pointer  # noqa: E402
 from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.pointer import ADVANCE, STOP_MODE, PointerSettings, Step, decoder_call  # noqa: E402
+from editjax.models.style import Asked  # noqa: E402
 
 SETTINGS = PointerSettings(width=256, heads=4)
 STEPS, FRAMES = 10_240, 25_840
@@ -75,14 +76,15 @@ def planted(params: Any, n_steps: int, n_frames: int) -> tuple[jax.Array, pointe
     rng = np.random.default_rng(0)
     mel_BTF = rng.random((1, n_frames, SETTINGS.n_mels), np.float32)
     frames_B, phase_BT3 = np.array([n_frames], np.int32), rng.random((1, n_frames, 3), np.float32)
+    asked = Asked(np.zeros(1, np.float32), np.zeros((1, SETTINGS.style_width), np.float32))
     encoded = jax.jit(encode, static_argnums=0)(
-        SETTINGS, params["encoder"], mel_BTF, frames_B, phase_BT3, np.zeros(1, np.float32)
+        SETTINGS, params["encoder"], mel_BTF, frames_B, phase_BT3, asked
     )
     keys = decoder_call(SETTINGS, params, "keys", encoded)
     step_N = np.arange(n_steps)
     pointers_BN = (step_N + step_N // RUN_FRAMES * RUN_FRAMES).astype(np.int32)[None] % n_frames
     pointers_BN[0, -1] = STOP
-    t = targets(pointers_BN, np.array([n_steps], np.int32), np.zeros(1, np.float32))
+    t = targets(pointers_BN, np.array([n_steps], np.int32), asked.target_B, n_frames)
     h_BND = rng.standard_normal((1, n_steps, SETTINGS.width), np.float32)
     return jnp.asarray(h_BND), keys, t
 
@@ -156,7 +158,7 @@ def prove_sum(params: Any) -> None:
     n_frames, before = 4 * SETTINGS.frames_per_bar - 50, 300
     _, keys, _ = planted(params, 4, n_frames)
     index_BN = jnp.zeros((1, 1), jnp.int32)
-    step = Step(index_BN + before, index_BN, index_BN, jnp.zeros(1))
+    step = Step(index_BN + before, index_BN, index_BN, jnp.zeros(1), jnp.zeros((1, 1, 2)))
     h_BND = jax.random.normal(jax.random.key(1), (1, 1, SETTINGS.width))
 
     def log_p(method: str, *args: Any) -> jax.Array:
