@@ -127,7 +127,8 @@ def test_greedy_steps_are_those_of_our_decoder(twin: ModuleType, params: dict, b
     jumpy = {**params["decoder"]["mode"], "bias": np.array([-2.0, 0.0, -9.0], np.float32)}
     params = {**params, "decoder": {**params["decoder"], "mode": jumpy}}
     mel, phase = batch.mel_BTF[:1], batch.phase_BT3[:1]
-    asked = Asked(np.zeros(1, np.float32), prior(SETTINGS, np.zeros(1, np.int32)).mean_BZ)
+    final_BZ = np.array(prior(SETTINGS, np.zeros(1, np.int32)).mean_BZ)
+    asked = Asked(np.zeros(1, np.float32), final_BZ)
     _, keys = encode(SETTINGS, params, mel, FRAMES_B[:1], phase, asked)
     out = decode(SETTINGS, params, keys, asked.target_B, 1000, np.float32(0), KEY)
     wanted_N = np.asarray(out.pointers_BN[0, : int(out.steps_B[0])])
