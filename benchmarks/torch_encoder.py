@@ -85,23 +85,25 @@ class LandmarkLayer(nn.Module):
     def __init__(self, s: PointerSettings, kind: str):
         super().__init__()
         self.window = WindowAttention(s.width, s.heads, kind, with_globals=True)
-        self.match, self.mlp = MatchAttention(s.width, s.heads), Mlp(s.width, s.expansion)
+        self.match, self.mlp = MatchAttention(s.width, s.heads), Mlp(s.width, s.expansion, asked_width(s))
 
-    def forward(self, x: Tensor, reach: Reach, tokens: Globals, matches: Any, mask_BL: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, reach: Reach, tokens: Globals, matches: Any, asked_BE: Tensor, mask_BL: Tensor
+    ) -> Tensor:
         x = x + self.window(x, reach, tokens)
         x = masked(x + self.match(x, matches), mask_BL)
-        return masked(x + self.mlp(x), mask_BL)
+        return masked(x + self.mlp(x, asked_BE), mask_BL)
 
 
 class FrameLayer(nn.Module):
     def __init__(self, s: PointerSettings, kind: str):
         super().__init__()
         self.window = WindowAttention(s.frame_width, s.frame_heads, kind, with_globals=False)
-        self.mlp = Mlp(s.frame_width, s.expansion)
+        self.mlp = Mlp(s.frame_width, s.expansion, asked_width(s))
 
-    def forward(self, x: Tensor, reach: Reach, mask_BT: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reach: Reach, asked_BE: Tensor, mask_BT: Tensor) -> Tensor:
         x = masked(x + self.window(x, reach), mask_BT)
-        return masked(x + self.mlp(x), mask_BT)
+        return masked(x + self.mlp(x, asked_BE), mask_BT)
 
 
 class Stem(nn.Module):
@@ -134,7 +136,7 @@ class LandmarkEntry(nn.Module):
         self.size = s.landmark_frames
         self.frames = nn.Linear(s.landmark_frames * s.frame_width, s.width)
         self.matches = nn.Linear(2 * s.matches * MATCH_CHANNELS, s.width)
-        self.asked = nn.Linear(TARGET_FEATURES + s.style_width, s.width)
+        self.asked = nn.Linear(asked_width(s), s.width)
 
     def forward(self, x_BTD: Tensor, features_BLJC: Tensor, asked_BE: Tensor, mask_BL: Tensor) -> Tensor:
         x = F.pad(x_BTD, (0, 0, 0, -x_BTD.shape[1] % self.size)).unflatten(1, (-1, self.size)).flatten(2)
@@ -225,12 +227,13 @@ class Encoder(nn.Module):
             reach_L, reach_T = self.reaches(frames_B, n_frames, tokens.valid_BG)
         announced_BT = self.announce(level_BTF, mask_BT)
         x = self.stem(level_BTF, phase_BT3 * mask_BT[..., None], mask_BT)
-        landmarks = self.entry(x, matches[1], torch.cat([target_B3, asked.style_BZ], -1), mask_BL)
+        asked_BE = torch.cat([target_B3, asked.style_BZ], -1)
+        landmarks = self.entry(x, matches[1], asked_BE, mask_BL)
         for layer in self.landmark_layers:
-            landmarks = layer(landmarks, reach_L, tokens, matches, mask_BL)
+            landmarks = layer(landmarks, reach_L, tokens, matches, asked_BE, mask_BL)
         x = self.fusion(x, landmarks, frames_B)
         for layer in self.frame_layers:
-            x = layer(x, reach_T, mask_BT)
+            x = layer(x, reach_T, asked_BE, mask_BT)
         x, beats, bars, structure = self.levels(x, frames_B)
         log_length_B = self.length(bars, structure, frames_B)
         parts = x, landmarks, beats, bars, structure, announced_BT, log_length_B
@@ -244,6 +247,10 @@ class Encoder(nn.Module):
             reach(self.kind, window_L, landmarks_B, n_landmarks, s.width // s.heads, valid_BG),
             reach(self.kind, window_T, frames_B, n_frames, s.frame_width // s.frame_heads),
         )
+
+
+def asked_width(s: PointerSettings) -> int:
+    return TARGET_FEATURES + s.style_width
 
 
 def pool(x_BTD: Tensor, frames_B: Tensor, size: int) -> Tensor:

@@ -160,14 +160,21 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, reach: Reach, extra: list
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, expansion: int):
-        super().__init__()
-        self.norm = norm(width)
-        self.up = nn.Linear(width, width * expansion)
-        self.down = nn.Linear(width * expansion, width)
+    """`editjax.models.layers.Mlp`; `asked` is the width of what modulates it, 0 where nothing does."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(gelu(self.up(self.norm(x))))
+    def __init__(self, width: int, expansion: int, asked: int = 0):
+        super().__init__()
+        hidden = width * expansion
+        self.norm = norm(width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.asked = nn.Linear(asked, 2 * hidden, bias=False) if asked else None
+
+    def forward(self, x: Tensor, asked_BE: Tensor | None = None) -> Tensor:
+        h = self.up(self.norm(x))
+        if self.asked is not None:
+            scale, shift = self.asked(asked_BE)[:, None].chunk(2, -1)
+            h = torch.addcmul(shift, h, 1.0 + scale)
+        return self.down(gelu(h))
 
 
 def norm(width: int) -> nn.RMSNorm:

@@ -20,6 +20,7 @@ from editjax.models.style import Asked
 
 CHUNK_FRAMES = 32 * ALIGN_FRAMES
 
+_asked_features = jax.jit(encoder.asked_features)
 _listen = partial(jax.jit, static_argnums=0)(encoder.listen)
 _relate = partial(jax.jit, static_argnums=0)(encoder.relate)
 _settle = partial(jax.jit, static_argnums=0)(encoder.settle)
@@ -59,13 +60,14 @@ def encode_in_chunks(
         for whole, part, rate in zip(shapes, heard_shapes, shape_rates, strict=True):
             whole[_coarse(inner, rate)] = _inner(part, window, inner, rate)
     held = x_TD[None], *(shape[None] for shape in shapes)
-    landmarks_BLD = _relate(s, params, *held, valid_B, asked, stems)
+    asked_BE = _asked_features(asked, valid_B)
+    landmarks_BLD = _relate(s, params, *held, valid_B, asked_BE, stems)
     landmarks_LD = np.asarray(landmarks_BLD[0])
     rates = (1, s.frames_per_beat, s.frames_per_bar, 1)
     parts: list[Any] = [None] * len(rates)
     for window, inner in _chunks(n_frames, total, chunk_frames, encoder.settle_halo(s)):
         x, landmarks = x_TD[window][None], landmarks_LD[_coarse(window, s.landmark_frames)][None]
-        settled = _settle(s, params, x, landmarks, _valid(n_frames, window))
+        settled = _settle(s, params, x, landmarks, _valid(n_frames, window), asked_BE)
         for k, (rate, part) in enumerate(zip(rates, settled, strict=True)):
             part = np.asarray(part[0])
             parts[k] = np.zeros((total // rate, part.shape[-1]), part.dtype) if parts[k] is None else parts[k]

@@ -317,8 +317,10 @@ def load_model(model: str | Path) -> PointerNetwork:
     from editjax.export import load_bundle
 
     bundle = load_bundle(model)
-    trained = bundle.config["training"].get("config", {}).get("data", {}).get("styles") or STYLES
-    return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=trained)
+    training = bundle.config["training"]
+    trained = training.get("config", {}).get("data", {}).get("styles")
+    styles = training.get("styles") or trained or STYLES  # a model may offer fewer than it was trained on
+    return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=styles)
 
 
 def _edited(pointers_N: np.ndarray, log_p_N: np.ndarray, heard: _Heard) -> EditedPointers:

@@ -60,8 +60,8 @@ def asked_numbers(first: int, count: int | None) -> Held:
 
     def held(settings: PointerSettings, path: str, shape: tuple[int, ...]) -> Any:
         mask = np.zeros(shape, bool)
-        if path == "encoder/entry/asked/kernel":
-            mask[first : None if count is None else first + count] = True
+        if path.startswith("encoder/") and path.endswith("asked/kernel"):
+            mask[..., first : None if count is None else first + count, :] = True
         return mask
 
     return held

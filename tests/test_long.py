@@ -25,7 +25,7 @@ from editjax.models import encoder, layers, match, pointer
 from editjax.models.encoder import ALIGN_FRAMES, Encoded
 from editjax.models.layers import WindowAttention, in_chunks, turned, turns
 from editjax.models.pointer import PointerSettings, Step, decoder_call
-from editjax.models.scales import bar_globals
+from editjax.models.scales import TARGET_FEATURES, bar_globals
 from editjax.models.style import Asked
 from editjax.network import PointerNetwork
 
@@ -193,11 +193,12 @@ def test_frames_of_a_crop_are_those_of_the_whole(start):
     mel = rng.uniform(0.3, 0.7, (1, total, 32)).astype(np.float32)
     phase = rng.uniform(size=(1, total, 3)).astype(np.float32)
     landmarks = rng.normal(size=(1, total // 8, 16)).astype(np.float32)
+    asked = rng.normal(size=(1, TARGET_FEATURES + SMALL.style_width)).astype(np.float32)
     window = slice(start * ALIGN_FRAMES, start * ALIGN_FRAMES + size)
     whole, crop = (
         [
             *listen(SMALL, params, mel[:, part], np.array([length]), phase[:, part]),
-            *settle(SMALL, params, x[:, part], landmarks[:, coarse], np.array([length])),
+            *settle(SMALL, params, x[:, part], landmarks[:, coarse], np.array([length]), asked),
         ]
         for x in [rng.normal(size=(1, total, 8)).astype(np.float32)]
         for part, coarse, length in (

@@ -11,6 +11,7 @@ from editjax.errors import UsageError
 from editjax.events import UNKNOWN
 from editjax.losses import LossSettings, infer_style, pointer_loss, targets
 from editjax.models import pointer, style
+from editjax.models.encoder import encode
 from editjax.models.match import refine
 from editjax.models.pointer import PointerSettings
 from editjax.network import PointerNetwork
@@ -155,6 +156,24 @@ def test_a_style_changes_what_the_structure_head_hears(network):
     again = network.edit_pointers(mel, style=network.point_of("tight")).keep_T
     assert np.abs(keeps[0] - keeps[1]).max() > 1e-4
     np.testing.assert_array_equal(keeps[1], again)
+
+
+def test_what_is_asked_modulates_every_layer(params):
+    """Feature-wise: with nothing but one layer's modulation learned, the style reaches what it should."""
+    mel, rng = mel_of(300)[None], np.random.default_rng(4)
+    recording = jnp.asarray(mel), jnp.array([300]), jnp.zeros((1, 300, 3))
+    entry = params["encoder"]["entry"]
+    frozen = {**entry, "asked": jax.tree.map(jnp.zeros_like, entry["asked"])}
+    hear = jax.jit(lambda p, z: encode(SMALL, p, *recording, style.Asked(jnp.zeros(1), z)))
+    one, other = (style.prior(SMALL, np.array([k])).mean_BZ for k in (0, 1))
+    for stack, reached in (("landmark_layers", "landmarks_BLD"), ("frame_layers", "structure_BTS")):
+        encoder = {**params["encoder"], "entry": frozen}
+        np.testing.assert_array_equal(*(getattr(hear(encoder, z), reached) for z in (one, other)))
+        layers = jax.tree.map(lambda a: a, encoder[stack])
+        kernel = layers["mlp"]["asked"]["kernel"]
+        layers["mlp"]["asked"]["kernel"] = jnp.asarray(0.1 * rng.normal(size=kernel.shape), kernel.dtype)
+        heard = (getattr(hear({**encoder, stack: layers}, z), reached) for z in (one, other))
+        assert float(jnp.abs(jnp.subtract(*heard)).max()) > 1e-3
 
 
 def test_an_unknown_style_is_refused_with_the_known_ones(network):

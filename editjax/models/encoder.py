@@ -82,8 +82,8 @@ def init_encoder(settings, key):
     def stacked(module, count, key, *args):
         return jax.vmap(lambda k: fresh(module, k, *args))(jax.random.split(key, count))
 
-    landmark_args = (landmarks, jnp.full((1,), n_landmarks, jnp.int32), *matches)
     asked = jnp.zeros((1, TARGET_FEATURES + s.style_width))
+    landmark_args = (landmarks, jnp.full((1,), n_landmarks, jnp.int32), asked, *matches)
     entry_args = (x, matches[1], asked, jnp.ones((1, n_landmarks), bool))
     kinds = {"kinds": fresh(Kinds(), jax.random.fold_in(key, 9), landmarks)} if s.kinds else {}
     return {
@@ -92,7 +92,7 @@ def init_encoder(settings, key):
         "entry": fresh(LandmarkEntry(s), keys[1], *entry_args),
         "landmark_layers": stacked(LandmarkLayer(s), s.landmark_layers, keys[2], *landmark_args),
         "fusion": fresh(Fusion(s), keys[3], x, landmarks, frames_B),
-        "frame_layers": stacked(FrameLayer(s), s.frame_layers, keys[4], x, frames_B),
+        "frame_layers": stacked(FrameLayer(s), s.frame_layers, keys[4], x, frames_B, asked),
         "levels": fresh(Levels(s), keys[5], x, frames_B),
         "length": fresh(Length(s), keys[6], bars, structure, frames_B),
         "announce": fresh(Announce(), keys[7], level, jnp.ones((1, n_frames), bool)),
@@ -112,12 +112,18 @@ def encode(
     n_frames = mel_BTF.shape[1]
     heard = anew_if_long(partial(listen, settings), n_frames)(params, mel_BTF, frames_B, phase_BT3)
     x, step_shapes, landmark_shapes, announced_BT = heard
-    landmarks = relate(settings, params, x, step_shapes, landmark_shapes, frames_B, asked, stems)
-    settled = anew_if_long(partial(settle, settings), n_frames)(params, x, landmarks, frames_B)
+    asked_BE = asked_features(asked, frames_B)
+    landmarks = relate(settings, params, x, step_shapes, landmark_shapes, frames_B, asked_BE, stems)
+    settled = anew_if_long(partial(settle, settings), n_frames)(params, x, landmarks, frames_B, asked_BE)
     frames, beats, bars, structure = settled
     log_length_B = length(settings, params, bars, structure, frames_B)
     parts = frames, landmarks, beats, bars, structure, announced_BT
     return Encoded(*parts, log_length_B, jnp.asarray(asked.style_BZ), frames_B)
+
+
+def asked_features(asked: Asked, frames_B):
+    """What modulates every layer, (B, TARGET_FEATURES + style width); `frames_B` are those of the whole."""
+    return jnp.concatenate([target_features(asked.target_B, frames_B), asked.style_BZ], -1)
 
 
 def listen(settings, params, mel_BTF, frames_B, phase_BT3):
@@ -133,7 +139,7 @@ def listen(settings, params, mel_BTF, frames_B, phase_BT3):
     return x, steps, landmarks, announced_BT
 
 
-def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked, stems: Stems | None = None):
+def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked_BE, stems: Stems | None = None):
     """Landmarks (B, L, width) that know the whole recording, its stems and what is asked of the edit."""
     n_landmarks, landmarks_B = shape_BLG.shape[1], -(-frames_B // settings.landmark_frames)
     found = find_matches(fingerprints(shape_BMG), -(-frames_B // STEP_FRAMES), settings.matches)
@@ -142,7 +148,7 @@ def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked
         {"params": params["entry"]},
         x_BTD,
         matches[1],
-        jnp.concatenate([target_features(asked.target_B, frames_B), asked.style_BZ], -1),
+        asked_BE,
         frame_mask(landmarks_B, n_landmarks),
     )
     if settings.stem_width and stems is not None and stems.mel_BIMF.shape[1]:
@@ -151,18 +157,20 @@ def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked: Asked
         entry = masked(entry + told, frame_mask(landmarks_B, n_landmarks))
 
     def layer(landmarks, one):
-        return LandmarkLayer(settings).apply({"params": one}, landmarks, landmarks_B, *matches), None
+        return LandmarkLayer(settings).apply(
+            {"params": one}, landmarks, landmarks_B, asked_BE, *matches
+        ), None
 
     layer = anew_if_long(layer, x_BTD.shape[1])
     return jax.lax.scan(layer, entry, params["landmark_layers"])[0]
 
 
-def settle(settings, params, x_BTD, landmarks_BLD, frames_B):
+def settle(settings, params, x_BTD, landmarks_BLD, frames_B, asked_BE):
     """(frames, beats, bars, structure logits) of a stretch that starts on a bar: see `settle_halo`."""
     x = Fusion(settings).apply({"params": params["fusion"]}, x_BTD, landmarks_BLD, frames_B)
 
     def layer(x, one):
-        return FrameLayer(settings).apply({"params": one}, x, frames_B), None
+        return FrameLayer(settings).apply({"params": one}, x, frames_B, asked_BE), None
 
     x, _ = jax.lax.scan(anew_if_long(layer, x.shape[1]), x, params["frame_layers"])
     return Levels(settings).apply({"params": params["levels"]}, x, frames_B)

@@ -97,17 +97,26 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Normalised feed-forward residual branch."""
+    """Normalised feed-forward residual branch.
+
+    What is asked of the edit, (B, E), where it is given, scales and shifts every hidden channel (feature-wise
+    linear modulation: Perez et al. 2018); it begins without effect.
+    """
 
     width: int
     expansion: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        h = Norm(self.dtype, name="norm")(x)
-        h = nn.gelu(nn.Dense(self.width * self.expansion, dtype=self.dtype, name="up")(h))
-        return nn.Dense(self.width, dtype=self.dtype, name="down")(h)
+    def __call__(self, x_BTD, asked_BE=None):
+        hidden = self.width * self.expansion
+        h = nn.Dense(hidden, dtype=self.dtype, name="up")(Norm(self.dtype, name="norm")(x_BTD))
+        if asked_BE is not None:
+            none = nn.initializers.zeros
+            change = nn.Dense(2 * hidden, use_bias=False, dtype=self.dtype, kernel_init=none, name="asked")
+            scale_B1D, shift_B1D = jnp.split(change(asked_BE.astype(self.dtype))[:, None], 2, -1)
+            h = h * (1.0 + scale_B1D) + shift_B1D
+        return nn.Dense(self.width, dtype=self.dtype, name="down")(nn.gelu(h))
 
 
 class WindowAttention(nn.Module):

@@ -96,7 +96,7 @@ class LandmarkLayer(nn.Module):
     settings: Any
 
     @nn.compact
-    def __call__(self, x_BLD, landmarks_B, places_BLJ, features_BLJC, valid_BLJ):
+    def __call__(self, x_BLD, landmarks_B, asked_BE, places_BLJ, features_BLJC, valid_BLJ):
         s = self.settings
         dtype, reach = jnp.dtype(s.dtype), Window(s.landmark_window, s.landmark_window)
         mask_BL = frame_mask(landmarks_B, x_BLD.shape[1])
@@ -105,7 +105,7 @@ class LandmarkLayer(nn.Module):
         x = x_BLD + window(x_BLD, landmarks_B, *tokens)
         match = MatchAttention(s.width, s.heads, dtype, name="match")
         x = masked(x + match(x, places_BLJ, features_BLJC, valid_BLJ), mask_BL)
-        return masked(x + Mlp(s.width, s.expansion, dtype, name="mlp")(x), mask_BL)
+        return masked(x + Mlp(s.width, s.expansion, dtype, name="mlp")(x, asked_BE), mask_BL)
 
 
 def bar_globals(x_BLD, landmarks_B, per_bar: int, limit: int):
@@ -226,13 +226,13 @@ class FrameLayer(nn.Module):
     settings: Any
 
     @nn.compact
-    def __call__(self, x_BTD, frames_B):
+    def __call__(self, x_BTD, frames_B, asked_BE):
         s = self.settings
         dtype, window = jnp.dtype(s.dtype), Window(s.frame_window, s.frame_window)
         mask_BT = frame_mask(frames_B, x_BTD.shape[1])
         attention = WindowAttention(s.frame_width, s.frame_heads, window, s.attention, dtype, name="window")
         x = masked(x_BTD + attention(x_BTD, frames_B), mask_BT)
-        return masked(x + Mlp(s.frame_width, s.expansion, dtype, name="mlp")(x), mask_BT)
+        return masked(x + Mlp(s.frame_width, s.expansion, dtype, name="mlp")(x, asked_BE), mask_BT)
 
 
 class Levels(nn.Module):
