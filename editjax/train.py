@@ -211,7 +211,7 @@ def train_command(
                 f"{data}: mels with {name} {manifest['mel'][name]}, but {config_path} wants {value}"
             )
     _check_batches(config)
-    first_params, began = _begin_from(start_from, config) if start_from else (None, {})
+    first_params, began = begin_from(start_from, config) if start_from else (None, {})
     origin = {
         "command": shlex.join(["editjax", "train", *command]),
         **began,
@@ -240,7 +240,7 @@ def _check_batches(config: TrainConfig) -> None:
             )
 
 
-def _begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
+def begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
     """A trained model's parameters, and how a run notes them; UsageError for another architecture.
 
     Parts that it does not have and that change nothing at first are fresh.

@@ -1,9 +1,11 @@
 """What each part of the pointer network is worth: train without it, at the same budget, on several seeds.
 
-    python launch/ablate.py CONFIG --data SHARDS --validation SHARDS --out FOLDER [--seeds 3] [TRAIN OPTIONS]
+    python launch/ablate.py CONFIG --data SHARDS --validation SHARDS --out FOLDER [--seeds 3]
+        [--start-from NAME|FOLDER] [TRAIN OPTIONS]
 
 A part is taken away by holding the parameters that let it in at zero, so that every run has the same code,
-data and cost. Runs are independent: a script that was killed goes on where it stopped, and FOLDER/table.md
+data and cost. With `--start-from` a trained model loses the part, and the budget is what it has to make up
+for it. Runs are independent: a script that was killed goes on where it stopped, and FOLDER/table.md
 has a row a part of what is done. Choose the budget with `--optim.steps` and `--data.batch-frames`.
 """
 
@@ -31,7 +33,7 @@ from editjax.mesh import tree_path
 from editjax.models.match import DETAIL_CHANNELS
 from editjax.models.pointer import PointerSettings
 from editjax.models.scales import MATCH_CHANNELS, TARGET_FEATURES
-from editjax.train import TrainConfig, train
+from editjax.train import TrainConfig, begin_from, train
 
 FIGURES = ("kept_iou", "structure_iou", "boundary_f1_half_second", "order_agreement", "length_error")
 STEP_NUMBERS, LENGTH_NUMBERS, HINT_NUMBERS, REPLAY_NUMBERS = 3, 4, 2, 2  # of `Decoder._inputs`, in its order
@@ -106,22 +108,27 @@ PARTS: dict[str, Held] = {
 }
 
 
+def kept(params: Any, settings: PointerSettings, held: Held) -> Any:
+    """Parameters with what is held at zero."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a: a * jnp.asarray(~held(settings, tree_path(path), a.shape), a.dtype), params
+    )
+
+
 def without(family: Family, settings: PointerSettings, held: Held) -> Family:
     """The family with some parameters at zero for ever."""
 
-    def kept(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, a: a * jnp.asarray(~held(settings, tree_path(path), a.shape), a.dtype), params
-        )
+    def init(settings: PointerSettings, key: Any) -> Any:
+        return kept(family.init(settings, key), settings, held)
 
     def loss(params: Any, **rest: Any) -> Any:
-        return family.loss(kept(params), **rest)
+        return family.loss(kept(params, settings, held), **rest)
 
-    return family._replace(init=lambda settings, key: kept(family.init(settings, key)), loss=loss)
+    return family._replace(init=init, loss=loss)
 
 
 def run(
-    config: TrainConfig, part: str, seed: int, data: Path, validation: Path, folder: Path
+    config: TrainConfig, part: str, seed: int, data: Path, validation: Path, start: str | None, folder: Path
 ) -> dict[str, float]:
     """The figures of one run, trained now unless they are there."""
     result = folder / "figures.json"
@@ -129,8 +136,9 @@ def run(
         return json.loads(result.read_text())
     config = replace(config, seed=seed, data=replace(config.data, seed=seed), validate_every=0)
     family = without(family_of(config.model), config.model, PARTS[part])
+    first = kept(begin_from(start, config)[0], config.model, PARTS[part]) if start else None
     with contextlib.closing(batches(data, config.data)) as stream:
-        state = train(config, stream, folder / "run", family=family)
+        state = train(config, stream, folder / "run", family=family, first_params=first)
     params = state.params if state.ema_params is None else state.ema_params
     figures = make_validate(config, validation, ValidateSettings(split=None, examples=1 << 20))(params)
     result.write_text(json.dumps(figures))
@@ -156,10 +164,11 @@ def main() -> None:
     parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--start-from", metavar="NAME|FOLDER", help="a trained model that loses the part")
     chosen, overrides = parser.parse_known_args()
     config = override(load_config(chosen.config), overrides)
     found: dict[str, list[dict[str, float]]] = {}
-    one = partial(run, config, data=chosen.data, validation=chosen.validation)
+    one = partial(run, config, data=chosen.data, validation=chosen.validation, start=chosen.start_from)
     for seed in range(chosen.seeds):
         for part in PARTS:
             folder = chosen.out / part.replace(" ", "_") / str(seed)
