@@ -5,7 +5,7 @@
 
 DIR are shards of recordings that the model was not trained on, with an edit in every style, as made by
 
-    editjax simulate DATA --split validation --recordings R --styles final tight loose radio extended produced
+    editjax simulate DATA --split valid --recordings R --styles final tight loose radio extended produced
     editjax prepare DATA SHARDS --split validation
 
 Rows of three kinds. *dimension*: the variance of the inferred styles, between all edits and within a style
@@ -53,9 +53,12 @@ def main() -> int:
     chosen = arguments()
     use_one_core()
     from editjax.models.style import ACTIVE
-    from editjax.network import load_model
+    from editjax.network import PointerNetwork, load_model
+    from editjax.styles import STYLES
 
     network = load_model(chosen.model)
+    if chosen.quick:  # whatever the model offers
+        network = PointerNetwork(network.settings, network.params, network.mel, styles=STYLES)
     if len(network.styles) < 2:
         raise UsageError(f"{chosen.model}: knows one style only; name a model of several with --model")
     with tempfile.TemporaryDirectory() as folder:

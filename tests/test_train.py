@@ -22,7 +22,7 @@ from editjax.journal import read_journal
 from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings
 from editjax.models.style import Asked
-from editjax.train import TrainConfig, TrainState, _begin_from, _check_batches, init_state, train, update
+from editjax.train import TrainConfig, TrainState, begin_from, _check_batches, init_state, train, update
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 advance = jax.jit(update, static_argnums=(3, 4))
@@ -181,18 +181,18 @@ def test_a_run_begins_with_the_parameters_it_is_given(tmp_path, whole):
 
 def test_only_a_model_of_the_same_architecture_is_begun_from():
     config = load_config(CONFIGS / "pointer_tiny.py")
-    params, began = _begin_from("final", config)
+    params, began = begin_from("final", config)
     assert jax.tree.structure(params) and began["start_from"] == "final"
     wider = replace(config, model=replace(config.model, width=256))
     with pytest.raises(UsageError, match=r"final: has model\.width 128, but the config wants 256"):
-        _begin_from("final", wider)
+        begin_from("final", wider)
 
 
 def test_a_model_that_hears_no_stems_is_begun_from_with_a_part_that_says_nothing_yet():
     config = load_config(CONFIGS / "pointer_tiny.py")
-    without, _ = _begin_from("final", config)
+    without, _ = begin_from("final", config)
     hears = replace(config, model=replace(config.model, stem_width=8))
-    grown, _ = _begin_from("final", hears)
+    grown, _ = begin_from("final", hears)
     shapes = jax.eval_shape(lambda: family_of(hears.model).init(hears.model, jax.random.key(0)))
     assert jax.tree.map(lambda a: a.shape, grown) == jax.tree.map(lambda a: a.shape, shapes)
     stems = grown["encoder"].pop("stems")
