@@ -142,10 +142,9 @@ def structure_loss(logits_BTS: Tensor, structure_BT: Tensor) -> Tensor:
     return (weight_BT * nll(logits_BTS, structure_BT.clamp(min=0))).sum() / weight_BT.sum().clamp(min=1)
 
 
-def kind_loss(logits_BLK: Tensor, kind_BT: Tensor) -> Tensor:
+def kind_loss(logits_BLK: Tensor, kind_BT: Tensor, frames: int) -> Tensor:
     """`losses.kind_loss`, without the share that is right."""
     n_landmarks = logits_BLK.shape[1]
-    frames = -(-kind_BT.shape[1] // n_landmarks)
     padded_BT = F.pad(kind_BT, (0, n_landmarks * frames - kind_BT.shape[1]), value=UNKNOWN)
     kind_BL = padded_BT.unflatten(1, (n_landmarks, frames)).amax(-1)
     known_BL = kind_BL != UNKNOWN
@@ -188,7 +187,8 @@ class Twin(nn.Module):
         loss = sum(getattr(weights, name) * part for name, part in parts.items())
         loss = loss + weights.style * inferred.cost * len(jumps_B) / events
         if self.encoder.kinds:
-            parts["kind"] = kind_loss(self.encoder.kinds(encoded.landmarks_BLD), batch.kind_BT)
+            logits_BLK = self.encoder.kinds(encoded.landmarks_BLD)
+            parts["kind"] = kind_loss(logits_BLK, batch.kind_BT, self.settings.landmark_frames)
             loss = loss + weights.kinds * parts["kind"]
         return loss, parts | {"style_nats": inferred.nats}
 

@@ -43,14 +43,13 @@ IMPOSSIBLE = -1e8
 class Hypotheses(NamedTuple):
     """The edits found, likeliest first; W of them, those without a sequence have log-probability −inf.
 
-    Pointers (W, N) as `Decoded` has them; log-probability of each sequence (W,), of each step's choice and
-    probability of stopping, (W, N); passes of the decoder.
+    Pointers (W, N) as `Decoded` has them; log-probability of each sequence (W,) and of each step's choice
+    (W, N); passes of the decoder.
     """
 
     pointers_WN: jax.Array
     log_p_W: jax.Array
     log_p_WN: jax.Array
-    stop_p_WN: jax.Array
     passes: jax.Array
 
 
@@ -60,7 +59,7 @@ class Paths(NamedTuple):
     played_WV: jax.Array
     played_WT: jax.Array
     pointers_WN: jax.Array
-    p_WN2: jax.Array
+    log_p_WN: jax.Array
 
 
 class Beam(NamedTuple):
@@ -111,7 +110,7 @@ def beam_search(
         jnp.zeros((width, keys.bars_BVD.shape[1]), jnp.int32),
         jnp.zeros((width, keys.frames_BTD.shape[1]), jnp.int32),
         jnp.full((width, max_steps), PAD, jnp.int32),
-        jnp.zeros((width, max_steps, 2), jnp.float32),
+        jnp.zeros((width, max_steps), jnp.float32),
     )
     turns = run_turns(settings, drafts_of(state_W4, paths.played_WT, target_W, draft))
     caches = empty_caches(settings, width)
@@ -122,9 +121,8 @@ def beam_search(
 
     end = jax.lax.while_loop(going, partial(_pass, fixed, apart, reach), start)
     order_W = jnp.argsort(-end.log_p_W)
-    p_WN2 = end.paths.p_WN2[order_W]
-    sequences = end.paths.pointers_WN[order_W], end.log_p_W[order_W]
-    return Hypotheses(*sequences, p_WN2[..., 0], p_WN2[..., 1], end.passes)
+    paths = end.paths
+    return Hypotheses(paths.pointers_WN[order_W], end.log_p_W[order_W], paths.log_p_WN[order_W], end.passes)
 
 
 def _pass(fixed: Fixed, apart: int, reach, beam: Beam) -> Beam:
@@ -167,19 +165,18 @@ def _first_event(fixed: Fixed, reach, beam: Beam, drafted: Step, log_p_WS3, befo
 
 def _advanced(fixed: Fixed, beam: Beam, drafted: Step, log_p_WS3, count) -> Beam:
     """The first `count` drafted steps taken by all that have not ended."""
-    played_WV, played_WT, pointers_WN, p_WN2 = beam.paths
+    played_WV, played_WT, pointers_WN, log_p_WN = beam.paths
     row_W1, ahead_1S = jnp.arange(len(played_WV))[:, None], jnp.arange(fixed.draft + 1)[None, :]
     taken_WS = (ahead_1S < count) & _live(beam)[:, None]
     frame_WS = jnp.where(taken_WS, drafted.pointer_BN + 1, played_WT.shape[1])
     place_WS = jnp.where(taken_WS, drafted.index_BN, fixed.max_steps)
-    p_WS2 = jnp.stack([log_p_WS3[..., ADVANCE], jnp.exp(log_p_WS3[..., STOP_MODE])], -1)
     last_W = drafted.pointer_BN[:, 0] + jnp.where(_live(beam), count, 0)
     in_bars_WV = frames_of_bars(drafted.pointer_BN[:, 0], last_W, fixed.settings, played_WV.shape[1])
     paths = Paths(
         played_WV + in_bars_WV,
         played_WT.at[row_W1, frame_WS].add(1, mode="drop"),
         pointers_WN.at[row_W1, place_WS].set(drafted.pointer_BN + 1, mode="drop"),
-        p_WN2.at[row_W1, place_WS].set(p_WS2, mode="drop"),
+        log_p_WN.at[row_W1, place_WS].set(log_p_WS3[..., ADVANCE], mode="drop"),
     )
     return beam._replace(paths=paths)
 
@@ -271,13 +268,12 @@ def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension, log_p_
     place_W = jnp.where(kind_W == STAY, fixed.max_steps, step.index_BN[parent_W, 0])
     frame_W = jnp.where(lives_W, next_W, paths.played_WT.shape[1])
     chosen_W = jnp.where(lives_W, score_W - beam.score_W[parent_W], log_p_W3[parent_W, STOP_MODE])
-    p_W2 = jnp.stack([chosen_W, jnp.exp(log_p_W3[parent_W, STOP_MODE])], -1)
     landed_WV = frames_of_bars(next_W - 1, next_W, fixed.settings, paths.played_WV.shape[1])
     paths = Paths(
         paths.played_WV + jnp.where(lives_W[:, None], landed_WV, 0),
         paths.played_WT.at[row_W, frame_W].add(1, mode="drop"),
         paths.pointers_WN.at[row_W, place_W].set(next_W, mode="drop"),
-        paths.p_WN2.at[row_W, place_W].set(p_W2, mode="drop"),
+        paths.log_p_WN.at[row_W, place_W].set(chosen_W, mode="drop"),
     )
     run_W = jnp.where(kind_W == ADVANCE, step.run_BN[parent_W, 0] + 1, 0)
     state_W4 = jnp.stack([step.index_BN[:, 0] + 1, next_W, run_W, (~lives_W).astype(jnp.int32)], axis=1)
@@ -289,13 +285,14 @@ def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension, log_p_
 
 def _recombined(beam: Beam, extension: Extension, apart: int) -> Beam:
     """The beam with only the likeliest of those that are alike, where the last step was no mere advance."""
-    alike_WW = _alike(beam, apart)
-    kept: list[jax.Array] = []
-    for place in range(len(beam.score_W)):
-        better = [kept_one & alike_WW[before, place] for before, kept_one in enumerate(kept)]
-        kept.append(~jnp.stack(better).any() if better else jnp.array(True))
+    better_WW = jnp.triu(_alike(beam, apart), 1)  # likelier in the row, alike in the column
+
+    def decide(place, kept_W):
+        return kept_W.at[place].set(~(kept_W & better_WW[:, place]).any())
+
+    kept_W = jax.lax.fori_loop(0, len(better_WW), decide, jnp.ones(len(better_WW), bool))
     branched = ((extension.kind_W == JUMP) | (extension.kind_W == STOP_MODE)) & jnp.isfinite(beam.score_W)
-    kept_W = jnp.stack(kept) | ~branched.any()
+    kept_W |= ~branched.any()
     score_W, log_p_W = (jnp.where(kept_W, a, -jnp.inf) for a in (beam.score_W, beam.log_p_W))
     return beam._replace(score_W=score_W, log_p_W=log_p_W)
 

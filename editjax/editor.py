@@ -56,7 +56,7 @@ EDITORS = ("pointer", "silence")
 Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
-STYLE, ANY = "final", "any"
+ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class EditResult(NamedTuple):
     """An edit made: its list, and the samples (S, C) or the file they were written to.
 
     `timings_s` are seconds of wall clock a stage: `read` (decoding, in its own thread beside the mel), `mel`
-    (the whole pass over the file, reading included), `decide` (encode and decode for the pointer editor),
-    `place` (joins), `render`.
+    (the whole pass over the file, reading included), `decide` (for the pointer editor with `beats` and
+    `network`, its encoding and decoding), `place` (joins), `render`.
     """
 
     edit_list: EditList
@@ -367,7 +367,8 @@ def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[
         found = network.variants(
             heard.mel_TF, phase_T3, count, style=_style(settings), stems_IMF=heard.stems_IMF
         )
-    return [_listed(edited, heard, settings, {"variant": k}) for k, edited in enumerate(found, 1)]
+    listed = [_listed(edited, heard, settings, {"variant": k}) for k, edited in enumerate(found, 1)]
+    return listed or [_pointer_edit(heard, settings)]  # an edit that keeps nothing is refused as one alone is
 
 
 def _phases(heard: Heard, settings: EditSettings) -> np.ndarray:
@@ -386,7 +387,7 @@ def _listed(
     editor = {
         "name": "pointer",
         "model": settings.model,
-        "style": settings.style_from or settings.style or STYLE,
+        **_style_notes(settings),
         "stopped": edited.stopped,
         "expected_length_s": round(edited.length_frames / settings.mel.frames_per_second, 2),
         **({"heard": heard_as} if heard_as else {}),
@@ -404,17 +405,34 @@ def _style(settings: EditSettings) -> np.ndarray:
     """The point of the style asked for; where edits are drawn, so is what the style leaves open."""
     network = _network(settings.model)
     if settings.style_from:
-        return _example_style(settings.style_from, settings.model, settings.limits)
-    if settings.temperature or settings.style == ANY:
-        return network.some_style(settings.style or STYLE, settings.seed)
-    return network.point_of(settings.style or STYLE)
+        return _example_style(*_version_of(settings.style_from), settings)
+    style = settings.style or network.style
+    if settings.temperature or style == ANY:
+        return network.some_style(style, settings.seed)
+    return network.point_of(style)
+
+
+def _style_notes(settings: EditSettings) -> dict[str, Any]:
+    """What an edit list says of the style it was made in: a name only where a name was asked for."""
+    if settings.style_from:
+        return {"style_from": settings.style_from}
+    if settings.style == ANY:
+        return {"style_drawn": settings.seed}
+    return {"style": settings.style or _network(settings.model).style}
+
+
+def _version_of(path: str) -> tuple[str, int, int]:
+    """A file as it is now: another path, size or time is another example."""
+    place = Path(path).resolve()
+    found = place.stat() if place.is_file() else None
+    return str(place), found.st_size if found else 0, found.st_mtime_ns if found else 0
 
 
 @functools.lru_cache(maxsize=8)
-def _example_style(path: str, model: str, limits: AudioLimits) -> np.ndarray:
+def _example_style(path: str, size: int, time_ns: int, settings: EditSettings) -> np.ndarray:
     from editjax.reference import style_of_example
 
-    return style_of_example(path, _network(model), limits)
+    return style_of_example(path, _network(settings.model), settings.limits, settings.allow_truncated)
 
 
 def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segment:

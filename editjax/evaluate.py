@@ -38,7 +38,7 @@ from editjax.metrics import (
 from editjax.models.coverage import played_before
 from editjax.models.pointer import PointerSettings, Step, decoder_call
 from editjax.models.style import Asked
-from editjax.network import STYLE, WHOLE_FRAMES, PointerNetwork, padded_length
+from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
 from editjax.records import Edit, Recording
@@ -208,7 +208,7 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
 
 def style_asked(network: PointerNetwork, task: Task) -> str:
     """The task's style, or the default one for a model that never saw it."""
-    return task.style if task.style in network.styles else STYLE
+    return task.style if task.style in network.styles else network.style
 
 
 def keep_everything(task: Task) -> np.ndarray:
@@ -351,7 +351,9 @@ def at_lengths(network: PointerNetwork, task: Task, lengths: Sequence[float]) ->
     `error` is that of the length, `met` whether it is within 5 %, `ending` the share of the natural edit's
     last second that is still played: 0 for a shorter edit that was merely cut off.
     """
-    natural_N = network.edit_pointers(task.mel_TF, task.phase_T3, stems_IMF=task.stems_IMF).pointers_N
+    natural_N = network.edit_pointers(
+        task.mel_TF, task.phase_T3, style=style_asked(network, task), stems_IMF=task.stems_IMF
+    ).pointers_N
     ending = natural_N[-round(task.mel.frames_per_second) :]
     beats = track_beats(task.mel_TF, network.beats)
     row: dict[str, float] = {}

@@ -35,15 +35,19 @@ FAULT_S = -0.1, 0.5
 """A fault is heard from just before the moment it is noted at until it is over."""
 
 
-def in_frames(events: Iterable[dict], grid: FrameGrid) -> list[list]:
-    """[first frame, frame after the last, kind] of events in samples, their faults as events of their own."""
+def in_frames(events: Iterable[dict], grid: FrameGrid, n_samples: int) -> list[list]:
+    """[first frame, frame after the last, kind] of events in samples, their faults as events of their own.
+
+    What lies beyond the recording's `n_samples` is left out.
+    """
     found: list[list] = []
     for event in events:
         spans = [(event["start"], event["stop"], event["kind"])]
         for sample, _ in event.get("faults", ()):
             first, last = (sample + int(seconds * grid.source_rate_hz) for seconds in FAULT_S)
             spans.append((max(first, event["start"]), min(last, event["stop"]), FAULT))
-        found += [[grid.frame_of_sample(start), grid.frames_in(stop), kind] for start, stop, kind in spans]
+        inside = [(max(start, 0), min(stop, n_samples), kind) for start, stop, kind in spans]
+        found += [[grid.frame_of_sample(a), grid.frames_in(b), kind] for a, b, kind in inside if a < b]
     return found
 
 

@@ -44,7 +44,7 @@ def _pointer() -> Family:
     from editjax.losses import pointer_loss
     from editjax.models.pointer import init
 
-    def loss(params, batch, key, settings, weights, train):
+    def loss(params, batch, key, settings, weights):
         return pointer_loss(params, batch, settings, weights, key)
 
     return Family("pointer", init, loss)

@@ -195,11 +195,10 @@ def structure_loss(logits_BTS, structure_BT):
     return (weight_BT * nll_BT).sum() / jnp.maximum(weight_BT.sum(), 1.0)
 
 
-def kind_loss(logits_BLK, kind_BT):
+def kind_loss(logits_BLK, kind_BT, frames: int):
     """Cross-entropy of what every landmark is, averaged over those of which it is known, and the share that
-    is right. A landmark is what the latest kind in `events.KINDS` among its frames says."""
+    is right. A landmark, of so many frames, is what the latest kind in `events.KINDS` among them says."""
     n_landmarks = logits_BLK.shape[1]
-    frames = -(-kind_BT.shape[1] // n_landmarks)
     padding = ((0, 0), (0, n_landmarks * frames - kind_BT.shape[1]))
     padded_BT = jnp.pad(kind_BT, padding, constant_values=UNKNOWN)
     kind_BL = padded_BT.reshape(-1, n_landmarks, frames).max(-1)
@@ -260,8 +259,8 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
 
     The sequence part is nats per event (jumps and the stop), because events are what there is to learn:
     97–99 % of the steps advance. What the style costs is counted in the same unit, so that the two are the
-    negative evidence lower bound. The smoothness is the number of joins that the model expects to make, over
-    the true one.
+    negative evidence lower bound. The smoothness is the number of joins that the model expects to make, per
+    event.
     """
     t = targets(batch.pointers_BN, batch.steps_B, batch.target_B, batch.mel_BTF.shape[1])
     inferred = infer_style(settings, params, batch, t, weights, key)
@@ -284,8 +283,8 @@ def pointer_loss(params, batch, settings: PointerSettings, weights: LossSettings
     loss = loss + weights.style * style_cost + weights.smoothness * smoothness
     heard = {}
     if settings.kinds:
-        logits_BLK = kinds(settings, params["encoder"], encoded.landmarks_BLD)
-        heard["kind"], heard["kind_right"] = kind_loss(logits_BLK, batch.kind_BT)
+        logits_BLK = kinds(params["encoder"], encoded.landmarks_BLD)
+        heard["kind"], heard["kind_right"] = kind_loss(logits_BLK, batch.kind_BT, settings.landmark_frames)
         loss = loss + weights.kinds * heard["kind"]
     kept = jnp.argmax(encoded.structure_BTS, -1) > 0
     labelled = batch.structure_BT >= 0

@@ -81,5 +81,4 @@ def render_track_edits(
     with timed(timings_s, "render"):
         rendered = render_tracks(edit_list, mix, writers or [None] * len(mix.readers), settings.render)
     samples = tuple(track_SC for track_SC in rendered if track_SC is not None) or None
-    paths = tuple(writer.path for writer in writers) or None
-    return TracksResult(edit_list, summary(edit_list), mix.info.sample_rate_hz, samples, paths, timings_s)
+    return TracksResult(edit_list, summary(edit_list), mix.info.sample_rate_hz, samples, None, timings_s)

@@ -5,6 +5,7 @@ nothing (tested). Beats are tracked from the mel.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,6 @@ KIND_SECONDS = 0.5
 """What a moment is, talk or a take, is heard from what lies around it, as nothing is so for less time."""
 BEAM_WIDTH, BEAM_WIDTH_EACH = 16, 4
 """Hypotheses held when variants are searched for: at least, and for each variant."""
-STYLE = "final"
 
 
 class EditedPointers(NamedTuple):
@@ -87,7 +87,9 @@ class PointerNetwork:
         beats: BeatSettings | None = None,
         styles: Sequence[str] = STYLES,
     ):
-        self.settings, self.params, self.mel, self.styles = settings, params, mel, tuple(styles)
+        self.settings, self.params, self.mel = settings, params, mel
+        self.styles = tuple(styles) if settings.style_width else STYLES[:1]
+        self.style = STYLES[0] if STYLES[0] in self.styles else self.styles[0]
         self.beats = beats or BeatSettings(mel=mel)
 
     @property
@@ -102,7 +104,7 @@ class PointerNetwork:
         target_frames: float | None = None,
         temperature: float = 0.0,
         seed: int = 0,
-        style: str | np.ndarray = STYLE,
+        style: str | np.ndarray | None = None,
         stems_IMF: np.ndarray | None = None,
     ) -> EditedPointers:
         """The edit of one recording, decoded freely: greedy at temperature 0, sampled by `seed` above."""
@@ -117,7 +119,7 @@ class PointerNetwork:
         phase_T3: np.ndarray | None = None,
         count: int = 3,
         target_frames: float | None = None,
-        style: str | np.ndarray = STYLE,
+        style: str | np.ndarray | None = None,
         stems_IMF: np.ndarray | None = None,
     ) -> list[EditedPointers]:
         """At most `count` edits of one recording that differ in what they keep, likeliest first.
@@ -181,11 +183,17 @@ class PointerNetwork:
         pointers = _trimmed(out.pointers_BN)
         return pointers, np.asarray(out.stop_p_BN)[:, : pointers.shape[1]]
 
-    def point_of(self, style: str | np.ndarray) -> np.ndarray:
-        """The point (Z,) of a style, the middle of a named one; UsageError for a name it did not learn."""
-        if isinstance(style, str):
-            return np.asarray(self._named(style).mean_BZ[0])
-        return np.asarray(style, np.float32)
+    def point_of(self, style: str | np.ndarray | None) -> np.ndarray:
+        """The point (Z,) of a style, the middle of a named one, None of the default.
+
+        UsageError for a name it did not learn, ValueError for a point in another space.
+        """
+        if style is None or isinstance(style, str):
+            return np.asarray(self._named(style or self.style).mean_BZ[0])
+        point_Z = np.asarray(style, np.float32)
+        if point_Z.shape != (self.settings.style_width,):
+            raise ValueError(f"style of shape {point_Z.shape}, wanted ({self.settings.style_width},)")
+        return point_Z
 
     def some_style(self, style: str, seed: int) -> np.ndarray:
         """A point (Z,) drawn from what is known of a named style, or of one of them at random ("any")."""
@@ -200,15 +208,12 @@ class PointerNetwork:
         """The style (Z,) of an example: an edited track, and where they are known its pointers.
 
         `mel_NF` are the edited frames, with pointers the raw frames they play; `raw_frames` is the length of
-        the recording. UsageError for a model that knows no styles.
+        the recording, which counts with pointers alone. UsageError for a model that knows no styles.
         """
-        if not self.settings.style_width:
-            raise UsageError("this model knows no styles: train one with model.style_width above 0")
+        self.refuse_styles()
         n_frames, joins_N2 = len(mel_NF), np.zeros((len(mel_NF), 2), np.float32)
         if pointers_N is not None:
-            joins_N2[:, 0] = np.diff(pointers_N, prepend=-1) != 1
-            _, first_N = np.unique(pointers_N, return_index=True)
-            joins_N2[:, 1] = ~np.isin(np.arange(n_frames), first_N)
+            joins_N2 = _joins(np.asarray(pointers_N))
         length = padded_length(n_frames)
         example = Example(
             _padded([np.asarray(mel_NF, np.float32)], length),
@@ -217,6 +222,11 @@ class PointerNetwork:
             np.array([raw_frames if pointers_N is not None else 0], np.int32),
         )
         return np.asarray(_posterior(self.settings, self.params, example).mean_BZ[0])
+
+    def refuse_styles(self) -> None:
+        """UsageError for a model that knows no styles."""
+        if not self.settings.style_width:
+            raise UsageError("this model knows no styles: train one with model.style_width above 0")
 
     def _named(self, style: str) -> Gaussian:
         if style not in self.styles:
@@ -227,7 +237,7 @@ class PointerNetwork:
         """Position in beat, bar and phrase of every frame, from tracked beats, (T, 3)."""
         return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
 
-    def _run(self, mels, phases, target_frames, temperature, seed, style=STYLE, stems_IMF=None):
+    def _run(self, mels, phases, target_frames, temperature, seed, style=None, stems_IMF=None):
         asked = self._asked(len(mels), target_frames, style)
         encoded, keys, max_steps = self._encoded(mels, phases, asked, stems_IMF)
         out = decode(
@@ -241,7 +251,7 @@ class PointerNetwork:
         )
         return out, encoded
 
-    def _asked(self, count: int, target_frames: float | None, style: str | np.ndarray) -> Asked:
+    def _asked(self, count: int, target_frames: float | None, style: str | np.ndarray | None) -> Asked:
         target_B = np.full(count, target_frames or 0.0, np.float32)
         return Asked(target_B, np.tile(self.point_of(style), (count, 1)))
 
@@ -295,7 +305,7 @@ class PointerNetwork:
 
 @partial(jax.jit, static_argnums=0)
 def _kinds(settings: PointerSettings, params, landmarks_BLD):
-    return kinds(settings, params, landmarks_BLD) if settings.kinds else None
+    return kinds(params, landmarks_BLD) if settings.kinds else None
 
 
 _posterior = partial(jax.jit, static_argnums=0)(posterior)
@@ -309,18 +319,30 @@ def padded_length(n_frames: int) -> int:
     return int(length)
 
 
-def load_model(model: str | Path) -> PointerNetwork:
+def load_model(model: str | Path, attention: str = "block") -> PointerNetwork:
     """The bundled model of that name, or a model folder written by `editjax export`.
 
+    It attends by the kind given, whatever it was trained with: parameters are the same for all.
     Raises NoInputError when there is none, DataError when it is damaged or not a pointer network.
     """
     from editjax.export import load_bundle
 
     bundle = load_bundle(model)
-    training = bundle.config["training"]
-    trained = training.get("config", {}).get("data", {}).get("styles")
-    styles = training.get("styles") or trained or STYLES  # a model may offer fewer than it was trained on
-    return PointerNetwork(bundle.settings, bundle.params, bundle.mel, styles=styles)
+    settings, styles = replace(bundle.settings, attention=attention), bundle.config["training"].get("styles")
+    return PointerNetwork(settings, bundle.params, bundle.mel, styles=styles or STYLES)
+
+
+def _joins(pointers_N: np.ndarray) -> np.ndarray:
+    """Whether each frame of an edit does not follow the one before, and whether it was played before, (N, 2).
+
+    As `losses.targets` has it: after frames of unknown origin an edit goes on from the last known one.
+    """
+    known_N, index_N = pointers_N >= 0, np.arange(len(pointers_N))
+    last_N = np.maximum.accumulate(np.where(known_N, index_N, -1))
+    before_N = np.append(-1, np.where(last_N >= 0, pointers_N[last_N], -1))[:-1]
+    _, first_N = np.unique(pointers_N, return_index=True)
+    again_N = known_N & ~np.isin(index_N, first_N)
+    return np.stack([pointers_N != before_N + 1, again_N], -1).astype(np.float32)
 
 
 def _edited(pointers_N: np.ndarray, log_p_N: np.ndarray, heard: _Heard) -> EditedPointers:
@@ -340,9 +362,10 @@ def _different(edits: list[EditedPointers], n_frames: int) -> list[EditedPointer
 
 def _recordings(mel: np.ndarray | Sequence[np.ndarray], n_mels: int) -> list[np.ndarray]:
     """One recording, a batch, or several of any length, as a list. Raises UsageError for other layouts."""
-    if isinstance(mel, np.ndarray) and mel.ndim == 3:
-        mel = list(mel)
-    mels = [np.asarray(part, np.float32) for part in (mel if isinstance(mel, list | tuple) else [mel])]
+    if not isinstance(mel, list | tuple):
+        mel = np.asarray(mel)
+        mel = list(mel) if mel.ndim == 3 else [mel]
+    mels = [np.asarray(part, np.float32) for part in mel]
     for part in mels:
         if part.ndim != 2 or part.shape[-1] != n_mels or not part.size:
             raise layout_error(part, f"(batch, time, {n_mels}) or (time, {n_mels})")

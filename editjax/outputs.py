@@ -89,6 +89,10 @@ class Outputs:
         """Removes an older file in the end, unless an output of that name takes its place."""
         self._outdated.append(path)
 
+    def keep(self, path: Path) -> None:
+        """Lets an older file stay that was to be removed."""
+        self._outdated.remove(path)
+
     def drop(self, path: Path) -> None:
         """Takes back an output that turned out to have no content."""
         self._new.pop(path).unlink()

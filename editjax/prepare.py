@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,9 @@ class PrepareSettings:
             raise UsageError(f"validation {self.validation}: give a share from 0 to below 1")
 
 
+OpenAudio = Callable[[Path], Reader]
+
+
 class Raw(NamedTuple):
     """A raw recording as its edits need it."""
 
@@ -79,6 +82,7 @@ class Raw(NamedTuple):
     mel_TF: np.ndarray
     beat_frames: np.ndarray
     stems_IMF: np.ndarray | None
+    open_audio: OpenAudio
 
 
 def prepare(
@@ -127,13 +131,15 @@ def prepare(
     return report
 
 
-def prepare_recording(files: RawFiles, settings: PrepareSettings) -> tuple[Recording | None, dict[str, Any]]:
+def prepare_recording(
+    files: RawFiles, settings: PrepareSettings, open_audio: OpenAudio = Reader
+) -> tuple[Recording | None, dict[str, Any]]:
     """The record of one recording with its good edits (None without any), and the report's part about it."""
     outcome: dict[str, Any] = {"good": [], "skipped": [], "aligned": []}
     edits: list[Edit] = []
     meta: dict[str, Any] = {}
     try:
-        raw, meta, phase_T3 = _read_raw(files, settings)
+        raw, meta, phase_T3 = _read_raw(files, settings, open_audio)
     except Exception as error:  # whatever is wrong with one file must not end a run over thousands
         outcome["skipped"] = [{"pair": edit.id, "reason": _reason(error)} for edit in files.edits]
         return None, outcome
@@ -154,9 +160,11 @@ def prepare_recording(files: RawFiles, settings: PrepareSettings) -> tuple[Recor
     return recording, outcome
 
 
-def _read_raw(files: RawFiles, settings: PrepareSettings) -> tuple[Raw, dict[str, Any], np.ndarray]:
+def _read_raw(
+    files: RawFiles, settings: PrepareSettings, open_audio: OpenAudio
+) -> tuple[Raw, dict[str, Any], np.ndarray]:
     mel = settings.beats.mel
-    with Reader(files.raw) as reader:
+    with open_audio(files.raw) as reader:
         mel_TF, samples = mel_of(reader, mel)
         rate_hz = reader.info.sample_rate_hz
     if not samples:
@@ -175,7 +183,8 @@ def _read_raw(files: RawFiles, settings: PrepareSettings) -> tuple[Raw, dict[str
     }
     stems_IMF = _read_stems(files, samples, rate_hz, len(mel_TF), settings) if files.stems else None
     mel_TF, beat_frames = mel_TF.astype(np.float16), np.asarray(beats.beat_frames)
-    return Raw(files, samples, mel.grid(rate_hz), mel_TF, beat_frames, stems_IMF), meta, phase_T3
+    raw = Raw(files, samples, mel.grid(rate_hz), mel_TF, beat_frames, stems_IMF, open_audio)
+    return raw, meta, phase_T3
 
 
 def _read_stems(
@@ -210,7 +219,7 @@ def _prepare_edit(
     labels = beat_labels(edit_list, raw.beat_frames, len(raw.mel_TF), grid=raw.grid, effects=effects)
     edit_mel_NF = None
     if files.edited is not None and (files.edits is None or style == "produced" or _is_processed(edit_list)):
-        edit_mel_NF = _fitted_mel(files.edited, len(pointers_N), settings)
+        edit_mel_NF = _fitted_mel(raw, files.edited, len(pointers_N), settings)
     target_s = editor.get("target_length_s")
     meta: dict[str, Any] = {
         "natural": target_s is None,
@@ -256,13 +265,13 @@ def _read_edit_list(raw: Raw, files: EditFiles, path: Path) -> EditList:
     if source.sha256 and source.sha256 != sha256_of(raw.files.raw):
         raise DataError(f"{files.edits}: is of another recording than {name} (SHA-256)")
     if files.edited is not None:
-        _check_length(files.edited, duration_samples(edit_list) / source.sample_rate)
+        _check_length(raw, files.edited, duration_samples(edit_list) / source.sample_rate)
     return edit_list
 
 
-def _check_length(edited: Path, wanted_s: float) -> None:
+def _check_length(raw: Raw, edited: Path, wanted_s: float) -> None:
     """Refuse an edited file that is not as long as its edit list; only a header that agrees is believed."""
-    with Reader(edited) as reader:
+    with raw.open_audio(edited) as reader:
         rate_hz, header_frames = reader.info.sample_rate_hz, reader.info.header_frames
         if abs(header_frames / rate_hz - wanted_s) > LENGTH_TOLERANCE_S:
             counted_s = reader.frames / rate_hz
@@ -275,7 +284,7 @@ def _align(raw: Raw, edited: Path, settings: PrepareSettings) -> tuple[np.ndarra
     from editjax.align import AlignSettings, align
 
     how = AlignSettings(mel=settings.beats.mel)
-    with Reader(raw.files.raw) as raw_reader, Reader(edited) as edited_reader:
+    with raw.open_audio(raw.files.raw) as raw_reader, raw.open_audio(edited) as edited_reader:
         alignment = align(raw_reader, edited_reader, how)
     return np.asarray(alignment.pointers_N), alignment.edit_list, float(alignment.alignment_ratio)
 
@@ -297,9 +306,9 @@ def _is_processed(edit_list: EditList) -> bool:
     return touched or bool(edit_list.editor.get("effects") or edit_list.editor.get("unaligned"))
 
 
-def _fitted_mel(path: Path, steps: int, settings: PrepareSettings) -> np.ndarray:
+def _fitted_mel(raw: Raw, path: Path, steps: int, settings: PrepareSettings) -> np.ndarray:
     """The edited file's mel, one frame a pointer (cuts between frames shift it by a few in the end)."""
-    with Reader(path) as reader:
+    with raw.open_audio(path) as reader:
         mel_NF, _ = mel_of(reader, settings.beats.mel)
     return mel_NF[np.minimum(np.arange(steps), len(mel_NF) - 1)].astype(np.float16)
 
@@ -308,7 +317,7 @@ def _describe_recording(meta: dict[str, Any], editor: dict[str, Any], grid: Fram
     """Add what an edit list tells of its recording: the sources it is made of and what happens when."""
     meta["sources"] = sorted({*meta["sources"], *map(str, editor.get("sources", ()))})
     if "events" in editor and "events" not in meta:
-        meta["events"] = in_frames(editor["events"], grid)
+        meta["events"] = in_frames(editor["events"], grid, meta["samples"])
 
 
 def _split_of(id: str, settings: PrepareSettings) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from editjax.audio import Reader, resample_stream, to_mono_float
-from editjax.errors import DataError, NoInputError
+from editjax.errors import DataError, NoInputError, UsageError
 from editjax.formats import CONTAINER_OF_SUFFIX
 from editjax.performance import TAKE_LEVEL
 from editjax.studio import levelled, noise, room_tone, talk
@@ -86,8 +86,10 @@ def split_of(name: str) -> str:
 def scan(folder: Path, split: str = "") -> Library:
     """The library in a folder and its subfolders; `split` "" takes every file.
 
-    Raises NoInputError when there is no such folder or no audio file in it.
+    Raises NoInputError when there is no such folder or no audio file in it, UsageError for an unknown split.
     """
+    if split and split not in SPLITS:
+        raise UsageError(f"split {split!r} is unknown: choose from {', '.join(SPLITS)}")
     if not folder.is_dir():
         raise NoInputError(f"{folder}: no such folder of recordings; check --recordings")
     kinds = _manifest_kinds(folder)

@@ -28,6 +28,8 @@ EDITING = {
     "length_mae_frames": "MAE in frames",
     "keep_ratio": "keep ratio",
 }
+NO_SHARES = ("join_target_error_frames", "length_error", "length_mae_frames", "keep_ratio")
+"""Figures of `EDITING` that are not best at 1."""
 CUT_KINDS = ("spoiled", "superseded", "false_start", "talk", "noise", "count_in", "silence")
 """Kinds of events in a simulated session that an editor should cut."""
 
@@ -146,7 +148,7 @@ def for_programs(rows: Sequence[Row], by_style: Mapping[str, Board]) -> dict[str
 
 def for_picture(editors: Board) -> dict[str, dict[str, float]]:
     """The figures of which 1 is best, by editor and name: what `picture.draw_scores` draws."""
-    shown = {name: label for name, label in EDITING.items() if name not in ("length_error", "keep_ratio")}
+    shown = {name: label for name, label in EDITING.items() if name not in NO_SHARES}
     shown["spoiled_takes_found"] = "spoiled takes found"
     known = {name: label for name, label in shown.items() if _known(editors, {name: label})}
     return {

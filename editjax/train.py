@@ -36,6 +36,7 @@ from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
 from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
 from editjax.shards import MANIFEST, read_manifest, write_json
+from editjax.styles import STYLES
 
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
 """Settings without a say in the result: a run may go on with others."""
@@ -102,9 +103,7 @@ def update(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step. A loss or gradient that is not finite leaves everything but the counters as it was."""
     key = jax.random.fold_in(key, state.step)
-    loss_of = functools.partial(
-        family.loss, batch=batch, key=key, settings=config.model, weights=config.loss, train=True
-    )
+    loss_of = functools.partial(family.loss, batch=batch, key=key, settings=config.model, weights=config.loss)
     (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     norm = optax.tree.norm(gradient)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -219,6 +218,7 @@ def train_command(
         "shards_sha256": sha256_of(data / MANIFEST),
         "mel": manifest["mel"],
         "settings": manifest["settings"],
+        "styles": [s for s in STYLES if s in (config.data.styles or manifest["counts"]["styles"])],
     }
     validate = make_validate(config, data) if make_validate else None
     stream = read_batches(

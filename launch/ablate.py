@@ -24,15 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from editjax.cli import complain
-from editjax.config import load_config, override
+from editjax.config import load_config, override, to_json
 from editjax.data import batches
-from editjax.errors import EditjaxError
+from editjax.errors import DataError, EditjaxError
 from editjax.evaluate import ValidateSettings, make_validate
 from editjax.family import Family, family_of
 from editjax.mesh import tree_path
 from editjax.models.match import DETAIL_CHANNELS
 from editjax.models.pointer import PointerSettings
 from editjax.models.scales import MATCH_CHANNELS, TARGET_FEATURES
+from editjax.shards import write_json
 from editjax.train import TrainConfig, begin_from, train
 
 FIGURES = ("kept_iou", "structure_iou", "boundary_f1_half_second", "order_agreement", "length_error")
@@ -42,7 +43,7 @@ Held = Callable[[PointerSettings, str, tuple[int, ...]], Any]  # which entries o
 
 
 def whole(*endings: str) -> Held:
-    """Every entry of the parameters whose path ends so."""
+    """Every entry of the parameters whose path has one of these parts."""
     return lambda settings, path, shape: np.full(shape, any(f"/{end}" in f"/{path}" for end in endings))
 
 
@@ -131,17 +132,21 @@ def run(
     config: TrainConfig, part: str, seed: int, data: Path, validation: Path, start: str | None, folder: Path
 ) -> dict[str, float]:
     """The figures of one run, trained now unless they are there."""
+    config = replace(config, seed=seed, data=replace(config.data, seed=seed), validate_every=0)
+    about = {"config": to_json(config), "data": str(data), "validation": str(validation), "start": start}
     result = folder / "figures.json"
     if result.exists():
-        return json.loads(result.read_text())
-    config = replace(config, seed=seed, data=replace(config.data, seed=seed), validate_every=0)
+        found = json.loads(result.read_text())
+        if found["about"] != about:
+            raise DataError(f"{result}: made with other settings or data; name another --out")
+        return found["figures"]
     family = without(family_of(config.model), config.model, PARTS[part])
     first = kept(begin_from(start, config)[0], config.model, PARTS[part]) if start else None
     with contextlib.closing(batches(data, config.data)) as stream:
         state = train(config, stream, folder / "run", family=family, first_params=first)
     params = state.params if state.ema_params is None else state.ema_params
     figures = make_validate(config, validation, ValidateSettings(split=None, examples=1 << 20))(params)
-    result.write_text(json.dumps(figures))
+    write_json(result, {"about": about, "figures": figures})
     return figures
 
 

@@ -71,10 +71,9 @@ def test_bfloat16_sums_in_float32():
     expected, expected_gradients = reference(case, d_out)
     out, gradients = value_and_gradients(case, "block", d_out)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.02)
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        error = np.linalg.norm(np.asarray(gradient, np.float64) - wanted) / np.linalg.norm(wanted)
-        assert error < 0.01
+    for found, wanted in zip((out, *gradients), (expected, *expected_gradients), strict=True):
+        error = np.linalg.norm(np.asarray(found, np.float64) - wanted) / np.linalg.norm(wanted)
+        assert error <= 0.003  # sums rounded to bfloat16 are 0.004 off
 
 
 def test_what_is_not_known_is_refused():

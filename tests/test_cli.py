@@ -277,6 +277,7 @@ def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
         some_style=lambda style, seed: np.zeros(4),
         edit_pointers=edit_pointers,
+        style="final",
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
     words = [
@@ -312,6 +313,7 @@ def test_the_likeliest_variants_are_written_and_fewer_are_said(
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
         variants=variants,
         point_of=lambda style: np.zeros(1),
+        style="final",
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
     words = ["--editor", "pointer", "--variants", "3", "--preview-joins", take.with_name("joins")]
@@ -331,6 +333,20 @@ def test_the_likeliest_variants_are_written_and_fewer_are_said(
         )
 
 
+def test_no_variant_is_as_empty_as_an_empty_edit(run, take: Path, monkeypatch) -> None:
+    network = SimpleNamespace(
+        mel=MelSettings(),
+        phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
+        variants=lambda *_, **__: [],
+        edit_pointers=lambda mel_TF, *_, **__: edited(np.arange(0), len(mel_TF)),
+        point_of=lambda style: np.zeros(1),
+        style="final",
+    )
+    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    done = run("edit", take, "--editor", "pointer", "--variants", "2")
+    assert done.code == 65 and "would be empty" in done.err and list(take.parent.iterdir()) == [take]
+
+
 @pytest.mark.parametrize("stopped", [True, False])
 def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped: bool) -> None:
     network = SimpleNamespace(
@@ -338,6 +354,7 @@ def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped
         phases=lambda mel_TF: np.zeros((len(mel_TF), 3)),
         edit_pointers=lambda mel_TF, *_, **__: edited(np.arange(50), len(mel_TF), stopped),
         point_of=lambda style: np.zeros(1),
+        style="final",
     )
     monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
     done = run("edit", take, "--editor", "pointer", "--dry-run")

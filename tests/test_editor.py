@@ -168,7 +168,7 @@ def test_cuts_snap_to_the_beat() -> None:
 class Planted:
     """Stands in for a trained network: cuts the second half and plays the first eighth twice."""
 
-    mel = MelSettings()
+    mel, style = MelSettings(), "final"
 
     def __init__(self) -> None:
         self.asked: list[tuple] = []

@@ -236,8 +236,9 @@ class Straight:
 
     mel = MelSettings()
     beats = ours.BeatSettings()
+    styles, style = ("final",), "final"
 
-    def edit_pointers(self, mel_TF, phase_T3, target_frames=None, stems_IMF=None):
+    def edit_pointers(self, mel_TF, phase_T3, target_frames=None, style=None, stems_IMF=None):
         return SimpleNamespace(pointers_N=np.arange(len(mel_TF)))
 
 

@@ -23,7 +23,13 @@ GRID = MelSettings().grid(22_050)
 
 def test_events_become_frames_and_faults_events_of_their_own() -> None:
     take = {"start": 512 * 10, "stop": 512 * 100, "kind": "spoiled", "faults": [[512 * 99, "dropout"]]}
-    assert in_frames([take], GRID) == [[10, 100, "spoiled"], [94, 100, FAULT]]
+    assert in_frames([take], GRID, 512 * 200) == [[10, 100, "spoiled"], [94, 100, FAULT]]
+
+
+def test_events_beyond_the_recording_are_left_out() -> None:
+    spans = [(-512, 512), (512 * 9, 10**9), (10**9, 10**9 + 512), (1024, 512)]
+    events = [{"start": start, "stop": stop, "kind": "talk"} for start, stop in spans]
+    assert in_frames(events, GRID, 512 * 20) == [[0, 1, "talk"], [9, 20, "talk"]]
 
 
 def test_the_later_kind_counts_where_two_share_a_frame() -> None:
@@ -36,10 +42,17 @@ def test_the_later_kind_counts_where_two_share_a_frame() -> None:
 def test_the_loss_counts_known_landmarks_alone() -> None:
     kind_BT = jnp.array([[3, 3, 5, 3, UNKNOWN, UNKNOWN, 2]])
     logits_BLK = 20.0 * jax.nn.one_hot(jnp.array([[3, 5, 0, 1]]), len(KINDS))
-    nll, right = kind_loss(logits_BLK, kind_BT)
+    nll, right = kind_loss(logits_BLK, kind_BT, 2)
     assert right == pytest.approx(2 / 3) and nll == pytest.approx(20 / 3, rel=1e-3)
-    nll, right = kind_loss(logits_BLK, jnp.full_like(kind_BT, UNKNOWN))
+    nll, right = kind_loss(logits_BLK, jnp.full_like(kind_BT, UNKNOWN), 2)
     assert nll == 0 and right == 0
+
+
+def test_a_landmark_keeps_its_length_however_the_recording_ends() -> None:
+    """41 frames in landmarks of 8: not six of seven."""
+    kind_BT = jnp.arange(41)[None] // 8 % 2
+    logits_BLK = 20.0 * jax.nn.one_hot(jnp.arange(6)[None] % 2, len(KINDS))
+    assert kind_loss(logits_BLK, kind_BT, 8)[1] == 1.0
 
 
 def test_simulated_sessions_say_what_their_frames_are(tmp_path) -> None:
@@ -55,8 +68,12 @@ def test_simulated_sessions_say_what_their_frames_are(tmp_path) -> None:
     assert KINDS.index(FAULT) in inside_T
 
 
+def fresh(settings):
+    return jax.jit(init, static_argnums=0)(settings, jax.random.key(0))
+
+
 def test_a_model_learns_what_it_hears() -> None:
-    params = init(HEARING, jax.random.key(0))
+    params = fresh(HEARING)
     batch = batch_of(ROWS)
     batch = batch._replace(kind_BT=np.where(batch.structure_BT > 0, KINDS.index("take"), KINDS.index("talk")))
 
@@ -77,7 +94,7 @@ def test_what_was_heard_is_said_in_samples_and_back() -> None:
     events = events_of(kind_T, GRID, 512 * 7 + 100)
     assert [event["kind"] for event in events] == ["take", "talk", "take", "silence"]
     assert events[0]["start"] == 0 and events[-1]["stop"] == 512 * 7 + 100
-    np.testing.assert_array_equal(kinds_of(in_frames(events, GRID), 8), kind_T)
+    np.testing.assert_array_equal(kinds_of(in_frames(events, GRID, 512 * 7 + 100), 8), kind_T)
     assert events_of(np.full(4, UNKNOWN, np.int8), GRID, 2048) == []
 
 
@@ -97,10 +114,10 @@ def test_a_cut_is_named_after_what_fills_it() -> None:
 
 def test_a_model_that_hears_kinds_says_so_for_every_frame() -> None:
     """Its own landmarks decide, smoothed; one that does not says nothing."""
-    params = init(HEARING, jax.random.key(0))
+    params = fresh(HEARING)
     params["encoder"]["kinds"]["kind"]["bias"] = 9.0 * jax.nn.one_hot(KINDS.index("talk"), len(KINDS))
     mel_TF = np.random.default_rng(0).uniform(0.3, 0.7, (203, HEARING.n_mels)).astype(np.float32)
     edited = PointerNetwork(HEARING, params).edit_pointers(mel_TF)
     np.testing.assert_array_equal(edited.kind_T, np.full(203, KINDS.index("talk")))
-    deaf = PointerNetwork(SMALL, init(SMALL, jax.random.key(0))).edit_pointers(mel_TF)
+    deaf = PointerNetwork(SMALL, fresh(SMALL)).edit_pointers(mel_TF)
     np.testing.assert_array_equal(deaf.kind_T, np.full(203, UNKNOWN))

@@ -175,6 +175,20 @@ def test_a_changed_list_is_rendered_for_all_tracks(run, stems: Path, tmp_path: P
     assert "keys.flac" in (tmp_path / "fewer" / "stems_edited.rpp").read_text()
 
 
+def test_tracks_named_in_any_order_are_rendered_again(run, stems: Path, tmp_path: Path) -> None:
+    run("edit", stems / "keys.flac", stems / "bass.wav", "--multitrack", "-o", tmp_path / "a")
+    edits = tmp_path / "a" / "stems_edited.edits.json"
+    assert run("render", stems, edits, "--multitrack", "-o", tmp_path / "b").code == 0
+    for name in ("bass_edited.wav", "keys_edited.flac"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_tracks_that_share_no_folder_need_a_place(run, stems: Path, monkeypatch) -> None:
+    monkeypatch.setattr(editjax.cli.edit, "tracks_named", lambda words: ([stems / "bass.wav"], Path("/")))
+    done = run("edit", stems, "--multitrack")
+    assert done.code == 2 and "shares no folder" in done.err and done.err.count("\n") == 1
+
+
 def test_other_tracks_are_named_and_refused_unless_forced(run, stems: Path, tmp_path: Path) -> None:
     run("edit", stems, "--multitrack")
     edits = stems.with_name("stems_edited") / "stems_edited.edits.json"

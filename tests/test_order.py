@@ -120,7 +120,7 @@ SETTINGS = PointerSettings(
 
 def jumps(order, played):
     """The bars a decoder that minds nothing but order and coverage jumps to after frames in `played`."""
-    decoder = pointer.init(SETTINGS, jax.random.key(0))["decoder"]
+    decoder = jax.jit(pointer.init, static_argnums=0)(SETTINGS, jax.random.key(0))["decoder"]
     still = jax.tree.map(jnp.zeros_like, decoder)
     still["bar_avoid"]["bias"] = jnp.full(3, -8.0)
     still["trust"] = jnp.ones(4)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from editjax.composition import compose
-from editjax.errors import NoInputError
+from editjax.errors import NoInputError, UsageError
 from editjax.excerpts import (
     MAX_LIKENESS,
     likeness,
@@ -77,11 +77,13 @@ def test_a_manifest_overrules_folders(folder: Path, tmp_path: Path) -> None:
     assert [recording.name for recording in scan(tmp_path).speech] == ["x.wav"]
 
 
-def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_and_unknown_splits_are_named(tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match="nowhere: no such folder"):
         scan(tmp_path / "nowhere")
     with pytest.raises(NoInputError, match="holds no audio file"):
         scan(tmp_path)
+    with pytest.raises(UsageError, match="split 'validation' is unknown: choose from train, valid, test"):
+        scan(tmp_path, "validation")
 
 
 def test_load_is_mono_at_the_rate_asked_for(folder: Path) -> None:

@@ -11,11 +11,11 @@ from editjax.edit_list import EditList, Segment, Source, read_edits, write_edits
 from editjax.editor import EditSettings, edit
 from editjax.errors import DataError, NoInputError, UsageError
 from editjax.formats import DEFAULT_LIMITS
-from editjax.network import load_model
+from editjax.network import PointerNetwork, load_model
 from editjax.reference import style_of_example
 
 RATE_HZ = 22050
-CUTS = ((22050, 88200), (110250, 264600))
+CUTS = ((43 * 512, 172 * 512), (215 * 512, 517 * 512))  # on frames: pointers are the same, aligned or listed
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,54 @@ def test_what_is_no_example_is_refused(network, folder, tmp_path):
         style_of_example(tmp_path / "other_edit.wav", network, DEFAULT_LIMITS)
 
 
-def test_the_edit_list_says_which_style_was_asked_for(folder, tmp_path):
-    raw, example = folder / "take_raw.wav", str(folder / "take_edit.wav")
-    keep = ("0,1",)
-    named = edit(raw, out=tmp_path / "a.wav", settings=EditSettings(style="final", keep=keep))
-    assert named.edit_list.editor["style"] == "final"
-    by_example = edit(raw, out=tmp_path / "b.wav", settings=EditSettings(style_from=example, keep=keep))
-    assert by_example.edit_list.editor["style"] == example
-    drawn = edit(raw, out=tmp_path / "c.wav", settings=EditSettings(style="any", seed=3, keep=keep))
-    assert (drawn.edit_list.editor["style"], drawn.edit_list.editor["seed"]) == ("any", 3)
+def test_the_style_asked_for_is_what_the_network_is_given_and_the_edit_list_says(
+    network, folder, tmp_path, monkeypatch
+):
+    given, edit_pointers = [], PointerNetwork.edit_pointers
+
+    def watched(self, *inputs, style, **named):
+        given.append(style)
+        return edit_pointers(self, *inputs, style=style, **named)
+
+    monkeypatch.setattr(PointerNetwork, "edit_pointers", watched)
+    example = str(folder / "take_edit.wav")
+    heard = style_of_example(example, network, DEFAULT_LIMITS)
+    asked = (
+        ({"style": "final"}, {"style": "final"}, network.point_of("final")),
+        (
+            {"style": "final", "temperature": 0.5, "seed": 4},
+            {"style": "final"},
+            network.some_style("final", 4),
+        ),
+        ({"style_from": example}, {"style_from": example}, heard),
+        ({"style": "any", "seed": 3}, {"style_drawn": 3}, network.some_style("any", 3)),
+    )
+    for number, (named, said, style) in enumerate(asked):
+        settings = EditSettings(keep=("0,1",), **named)
+        edited = edit(folder / "take_raw.wav", out=tmp_path / f"{number}.wav", settings=settings)
+        editor = edited.edit_list.editor
+        assert {name: value for name, value in editor.items() if name.startswith("style")} == said
+        assert editor.get("seed") == named.get("seed")
+        np.testing.assert_array_equal(given.pop(), style)
+    assert not given
+
+
+def test_an_edit_that_editjax_made_is_an_example_too(folder, tmp_path, network):
+    """Whatever its list says of the style it was made in."""
+    raw = shutil.copy(folder / "take_raw.wav", tmp_path)
+    words = [
+        "--style",
+        "any",
+        "--seed",
+        "3",
+        "--keep",
+        "0,1",
+        "-q",
+        "--edits",
+        str(tmp_path / "take.edits.json"),
+    ]
+    assert main(["edit", str(raw), "-o", str(tmp_path / "take_edit.wav"), *words]) == 0
+    assert np.isfinite(style_of_example(tmp_path / "take_edit.wav", network, DEFAULT_LIMITS)).all()
 
 
 def test_styles_that_cannot_be_are_refused():
@@ -93,4 +132,4 @@ def test_the_command_refuses_them_before_the_work(folder, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
     arguments = ["--keep", "0,1", "--style-from", str(folder / "take.edits.json"), "-q"]
     assert main(["edit", raw, "-o", str(tmp_path / "x.wav"), *arguments]) == 0
-    assert read_edits(tmp_path / "x.edits.json").editor["style"].endswith("take.edits.json")
+    assert read_edits(tmp_path / "x.edits.json").editor["style_from"].endswith("take.edits.json")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from editjax.data import Batch
-from editjax.edits import PAD, STOP
+from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.errors import UsageError
 from editjax.events import UNKNOWN
 from editjax.losses import LossSettings, infer_style, pointer_loss, targets
 from editjax.models import pointer, style
 from editjax.models.encoder import encode
 from editjax.models.match import refine
-from editjax.models.pointer import PointerSettings
-from editjax.network import PointerNetwork
+from editjax.models.pointer import JUMP, PointerSettings
+from editjax.network import PointerNetwork, _joins
 from editjax.styles import STYLES
 
 SMALL = PointerSettings(
@@ -113,13 +113,50 @@ def test_a_named_style_is_drawn_from_its_prior_and_an_inferred_one_is_not(params
     assert (from_edits.argmax(1) != names).any()
 
 
-def test_free_bits_cost_nothing_more(params):
-    """A dimension below the free nats costs these, one above what it is."""
-    found = inferred(params, free_nats=0.0)
-    assert float(found.cost) == pytest.approx(float(found.nats))
-    generous = inferred(params, free_nats=1e3)
-    assert float(generous.cost) == pytest.approx(8e3)
-    assert float(generous.nats) == pytest.approx(float(found.nats), rel=1e-5)
+@pytest.fixture
+def infer_planted(monkeypatch):
+    """The styles of edits whose posterior, by how far it is from their names', is given."""
+    batch = batch_of(ROWS)
+    t = targets(batch.pointers_BN, batch.steps_B, batch.target_B, 200)
+
+    def infer(away: style.Gaussian, **changes):
+        known = style.prior(SMALL, batch.style_B)
+        found = style.Gaussian(known.mean_BZ + away.mean_BZ, known.log_std_BZ + away.log_std_BZ)
+        monkeypatch.setattr(style, "posterior", lambda *_: found)
+        return infer_style(SMALL, {}, batch, t, LossSettings(**changes), jax.random.key(0))
+
+    return infer
+
+
+def test_free_bits_cost_nothing_more(infer_planted):
+    """A dimension below the free nats costs these and is not moved, one above costs what it is."""
+    rng, size = np.random.default_rng(0), (len(ROWS), SMALL.style_width)
+    mean_BZ, log_std_BZ = (jnp.asarray(rng.normal(0.0, 0.3, size), jnp.float32) for _ in range(2))
+    nats_Z = 0.5 * (np.exp(2.0 * log_std_BZ) + mean_BZ**2 - 1.0).mean(0) - log_std_BZ.mean(0)
+    free = float(np.median(nats_Z))
+    below_Z = np.asarray(nats_Z) < free
+    assert below_Z.sum() == SMALL.style_width / 2
+
+    @jax.jit
+    def cost(away):
+        found = infer_planted(away, free_nats=free)
+        return found.cost, found.nats
+
+    (total, nats), gradient = jax.value_and_grad(cost, has_aux=True)(style.Gaussian(mean_BZ, log_std_BZ))
+    assert float(nats) == pytest.approx(float(nats_Z.sum()), rel=1e-5)
+    assert float(total) == pytest.approx(float(np.maximum(nats_Z, free).sum()), rel=1e-5)
+    for part_BZ in gradient:
+        assert not part_BZ[:, below_Z].any() and part_BZ[:, ~below_Z].all()
+
+
+def test_dimensions_in_which_edits_differ_beyond_their_names_are_active(infer_planted):
+    away_BZ = np.zeros((len(ROWS), SMALL.style_width), np.float32)
+    away_BZ[:, 1] = 5.0  # from all names alike
+    away_BZ[:, 2] = [0.3, -0.3] * 3
+    away_BZ[:, 5] = [0.15, -0.15] * 3
+    away_BZ[:, 6] = [0.05, -0.05] * 3
+    away = style.Gaussian(jnp.asarray(away_BZ), jnp.zeros(away_BZ.shape))
+    assert int(infer_planted(away).active) == 2
 
 
 def test_the_posterior_learns_from_the_edit(params):
@@ -145,7 +182,9 @@ def test_a_model_without_styles_trains_and_edits():
     loss, parts = jax.jit(lambda p: pointer_loss(p, batch, plain, LossSettings(), jax.random.key(1)))(params)
     assert np.isfinite(loss) and float(parts["style_nats"]) == 0.0
     network = PointerNetwork(plain, params)
-    assert network.point_of("tight").shape == (0,)
+    assert network.point_of("final").shape == (0,)
+    with pytest.raises(UsageError, match="'tight' is unknown to this model"):
+        network.point_of("tight")
     with pytest.raises(UsageError, match="style_width"):
         network.style_of(mel_of(50))
 
@@ -187,6 +226,12 @@ def test_some_style_is_the_seed_s(network):
     assert np.abs(one - other).max() > 0.01
 
 
+def test_any_style_is_one_of_those_it_knows(network):
+    """Names lie so far apart that a draw tells its name."""
+    drawn = [network.some_style("any", seed) for seed in range(12)]
+    assert {STYLES[point.argmax()] for point in drawn} == {"final", "tight"}
+
+
 def test_an_example_s_style_is_heard_with_and_without_its_recording(network):
     raw = mel_of(300)
     pointers = np.array([*range(10, 90), *range(40, 90), *range(200, 260)])
@@ -195,6 +240,25 @@ def test_an_example_s_style_is_heard_with_and_without_its_recording(network):
     assert pair.shape == alone.shape == (8,) and np.abs(pair - alone).max() > 1e-4
     forwards = network.style_of(raw[pointers], np.arange(len(pointers)), len(raw))
     assert np.abs(pair - forwards).max() > 1e-4, "joins and replays are not heard"
+
+
+def test_joins_of_an_example_are_those_of_training(network):
+    """Through frames of unknown origin, too."""
+    pointers = np.array([0, 1, UNALIGNED, UNALIGNED, 2, 3, 1, 2, UNALIGNED, 9])
+    t = targets(np.append(pointers, STOP)[None], np.array([11]), np.zeros(1, np.float32), 20)
+    wanted = np.stack([t.mode_BN[0] == JUMP, t.again_BN[0]], -1)[:-1]
+    np.testing.assert_array_equal(_joins(pointers), wanted)
+
+
+def test_a_point_of_another_space_is_refused(network):
+    with pytest.raises(ValueError, match=r"\(5,\), wanted \(8,\)"):
+        network.point_of(np.zeros(5))
+
+
+def test_a_model_asks_for_the_first_style_it_knows(params):
+    network = PointerNetwork(SMALL, params, styles=("tight", "loose"))
+    np.testing.assert_array_equal(network.point_of(None), network.point_of("tight"))
+    assert network.generate(mel_of(60)).shape[0] == 1
 
 
 def test_a_match_is_settled_to_the_landmark_and_says_what_is_louder():

@@ -22,7 +22,7 @@ from editjax.journal import read_journal
 from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings
 from editjax.models.style import Asked
-from editjax.train import TrainConfig, TrainState, begin_from, _check_batches, init_state, train, update
+from editjax.train import TrainConfig, TrainState, _check_batches, begin_from, init_state, train, update
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 advance = jax.jit(update, static_argnums=(3, 4))
@@ -219,7 +219,7 @@ def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def loss(params, batch, key):
-        return family_of(settings).loss(params, batch, key, settings, config.loss, True)
+        return family_of(settings).loss(params, batch, key, settings, config.loss)
 
     (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch, key)
     assert value.dtype == jnp.float32 and jax.tree.map(lambda a: a.shape, gradient) == jax.tree.map(
@@ -263,7 +263,7 @@ def test_a_bad_update_changes_nothing_but_the_counters(poison):
 
 
 def test_a_bad_gradient_of_a_finite_loss_changes_nothing_either():
-    def loss(params, batch, key, settings, weights, train):
+    def loss(params, batch, key, settings, weights):
         return jnp.sqrt(0 * jnp.sum(params["out"]["kernel"])), {}
 
     config, key = tiny_config(), jax.random.key(0)

@@ -75,10 +75,9 @@ def init(settings, key):
     }
 
 
-def loss(params, batch, key, settings, weights, train):
+def loss(params, batch, key, settings, weights):
     hidden_BD = jnp.tanh(batch.x_BD @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
-    if train:
-        hidden_BD *= jax.random.bernoulli(key, 1 - settings.dropout, hidden_BD.shape).astype(jnp.float32)
+    hidden_BD *= jax.random.bernoulli(key, 1 - settings.dropout, hidden_BD.shape).astype(jnp.float32)
     error_B = (hidden_BD @ params["out"]["kernel"])[:, 0] - batch.y_B
     return weights.square * jnp.mean(error_B**2), {"error": jnp.mean(jnp.abs(error_B))}
 

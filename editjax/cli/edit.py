@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from editjax.multitrack import TracksResult
     from editjax.render import RenderSettings
 
+MOST_VARIANTS = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
@@ -183,8 +185,8 @@ def settings_of(options: EditOptions) -> "EditSettings":
     from editjax.editor import EditSettings
     from editjax.render import RenderSettings
 
-    if options.variants < 1:
-        raise UsageError(f"--variants {options.variants}: give the number of edits to write, 1 or more")
+    if not 1 <= options.variants <= MOST_VARIANTS:
+        raise UsageError(f"--variants {options.variants}: give a number of edits from 1 to {MOST_VARIANTS}")
     if options.variants > 1 and options.editor != "pointer":
         raise UsageError(
             f"--variants {options.variants}: only the pointer editor has several: --editor pointer"
@@ -230,9 +232,13 @@ def edit_session(options: EditOptions, settings: "EditSettings") -> None:
     from editjax.tracks import Mix
 
     tracks, folder = tracks_named(options.inputs)
-    name = f"{os.path.basename(os.path.abspath(folder))}{EDITED}"
-    default = Path(os.path.abspath(folder)).with_name(name)
-    wanted = options.wanted(options.edits)
+    shared, wanted = Path(os.path.abspath(folder)), options.wanted(options.edits)
+    if not shared.name and wanted.out is None:
+        raise UsageError(
+            f"{tracks[0]}: shares no folder with the other tracks; name one for the edit (--out)"
+        )
+    name = f"{shared.name}{EDITED}"
+    default = shared.parent / name
     spots = [place_of_tracks(tracks, default, name, wanted, ending) for ending in endings(options)]
     readers = [Reader(track, settings.limits, settings.allow_truncated) for track in tracks]
     with Mix(readers, folder) as mix:

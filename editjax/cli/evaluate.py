@@ -13,7 +13,7 @@ from editjax.errors import UsageError
 from editjax.outputs import Outputs
 
 if TYPE_CHECKING:
-    from editjax.evaluate import Evaluation
+    from editjax.evaluate import Evaluation, Task
     from editjax.scoreboard import Board
 
 MAX_ROWS = 20
@@ -60,13 +60,18 @@ def run(arguments: Sequence[str]) -> int:
     styles = tuple(style.strip() for style in options.styles.split(",") if style.strip())
     network = load_model(options.model)
     settings = EvaluateSettings(styles, options.limit, network.beats)
+
+    def examine(task: "Task") -> dict[str, float]:
+        row = teacher_forced(network, task)
+        return row | at_lengths(network, task, lengths) if lengths else row
+
     with Outputs(options.overwrite, []) as outputs:
         paths = {path: outputs.add(path) for path in (options.out, options.plot) if path}
         evaluation = evaluate(
             options.data,
             editors_beside(network),
             settings,
-            examine=lambda task: teacher_forced(network, task) | at_lengths(network, task, lengths),
+            examine,
             quiet=options.quiet,
         )
         by_style = boards(evaluation.rows)

@@ -188,9 +188,11 @@ def open_place(outputs: Outputs, place: Place, make_folders: bool = False) -> No
 
 
 def close_place(outputs: Outputs, place: Place) -> None:
-    """Takes back the files of a place that turned out to have no edit."""
+    """Takes back the files of a place that turned out to have no edit; what was there before stays whole."""
     for path in place.files():
         outputs.drop(path)
+    for old in place.previews.glob(PREVIEWS) if place.previews else ():
+        outputs.keep(old)
 
 
 def _is_raw_recording(path: Path, stems: set[str]) -> bool:

@@ -56,6 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     limits = options.limits(), options.allow_truncated
     if options.multitrack:
         inputs, folder = tracks_named([str(options.recording)])
+        inputs = _as_edited(inputs, edit_list.source.tracks)
         reader: Reader = Mix([Reader(track, *limits) for track in inputs], folder)
         place = place_of_tracks(inputs, options.edits.parent, name, options.wanted())
     else:
@@ -65,6 +66,13 @@ def run(arguments: Sequence[str]) -> int:
     with reader:
         render_opened(edit_list, reader, inputs, place._replace(edits=None), options)
     return 0
+
+
+def _as_edited(tracks: list[Path], sources: Sequence["Source"]) -> list[Path]:
+    """The tracks in the order of the edit list; as they are where they are not the same ones."""
+    by_name = {track.name: track for track in tracks}
+    names = [Path(source.path).name for source in sources]
+    return [by_name[name] for name in names] if sorted(names) == sorted(by_name) else tracks
 
 
 def render_opened(

@@ -2,8 +2,6 @@
 
 import json
 import sys
-from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +114,7 @@ def _row(operation: Operation, edit_list: EditList) -> str:
     start_s, stop_s = operation.start / rate, operation.stop / rate
     name = NAMES[operation.kind]
     row = f"  {name:<4} {clock(start_s):>9} – {clock(stop_s):>9}  {clock(stop_s - start_s):>9}"
-    why = operation.reason if name == "cut" else _why(operation, edit_list)
-    return f"{row}  {why}".rstrip()
-
-
-def _why(operation: Operation, edit_list: EditList) -> str:
-    """Score and reason of the segment an operation lies in."""
-    ends = list(accumulate(segment.nominal_stop - segment.nominal_start for segment in edit_list.segments))
-    segment = edit_list.segments[bisect_right(ends, operation.at)]
-    return _said(segment.score, segment.reason)
+    return f"{row}  {_said(operation.score, operation.reason)}".rstrip()
 
 
 def _said(score: float | None, reason: str) -> str:

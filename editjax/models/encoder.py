@@ -176,7 +176,7 @@ def settle(settings, params, x_BTD, landmarks_BLD, frames_B, asked_BE):
     return Levels(settings).apply({"params": params["levels"]}, x, frames_B)
 
 
-def kinds(settings, params, landmarks_BLD):
+def kinds(params, landmarks_BLD):
     """Logits of what every landmark is, (B, L, kinds); needs a model with `settings.kinds`."""
     return Kinds().apply({"params": params["kinds"]}, landmarks_BLD)
 

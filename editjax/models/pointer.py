@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from editjax.attention import Mask, Window, attend
+from editjax.attention import KINDS, Mask, Window, attend
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, in_chunks, rotary, turned, turns
@@ -75,6 +75,11 @@ class PointerSettings:
     def __post_init__(self):
         if self.frames_per_bar % self.frames_per_beat:
             raise ValueError("frames_per_bar must be a multiple of frames_per_beat")
+        for width, heads in ((self.width, self.heads), (self.frame_width, self.frame_heads)):
+            if width % heads or width // heads % 2:
+                raise ValueError(f"{heads} heads of a width of {width}: the width of a head must be even")
+        if self.attention not in KINDS:
+            raise ValueError(f"attention {self.attention!r}: choose one of {', '.join(KINDS)}")
         if STEP_FRAMES % self.landmark_frames:
             raise ValueError(f"landmark_frames must divide {STEP_FRAMES}")
         if 0 < self.style_width < len(STYLES):

@@ -1,4 +1,4 @@
-"""The layers of the encoder at its scales: frames, landmarks (÷8), beats, bars; and the way between them."""
+"""The layers of the encoder at its scales: frames, landmarks, beats, bars; and the way between them."""
 
 from typing import Any
 

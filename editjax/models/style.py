@@ -38,6 +38,7 @@ class Asked(NamedTuple):
 class Example(NamedTuple):
     """An edit as the posterior hears it: mel (B, N, F) in [0, 1] and valid frames (B,).
 
+    In training, and wherever the recording is known, the mel is that of the raw frames which the edit plays.
     `joins_BN2` marks frames that do not follow the one before, and frames played before; `raw_frames_B` is
     the length of the recording. Both are zero where only the edited track is known.
     """
