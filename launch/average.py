@@ -1,4 +1,4 @@
-"""The mean of two models of one architecture, with the weight of two hints changed: how `final` was made.
+"""The mean of two models of one architecture, with the weight of two hints changed; of one, given twice, itself.
 
     python launch/average.py MODEL OTHER OUT [--advance 2.0] [--avoid 1.3]
 
