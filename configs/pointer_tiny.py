@@ -3,8 +3,8 @@
     editjax train configs/pointer_tiny.py --data SHARDS --out RUN
     RECORDINGS=FOLDER launch/local.sh configs/pointer_tiny.py WORK  # simulates and prepares first
 
-About 1.5 s a step on two cores. The bundled `final` has seen about 18,000 such steps in several runs, each with
-`--start-from` the one before; `launch/average.py` then gave two of its hints other weights. Its `config.json`
+About 1.5 s a step on two cores. The bundled `final` has seen about 18,000 such steps in several runs, each
+with `--start-from` the one before; `launch/average.py` then weighed two of its hints anew. Its `config.json`
 has the last run, LOG.md all of them.
 """
 

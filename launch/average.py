@@ -1,4 +1,4 @@
-"""The mean of two models of one architecture, with the weight of two hints changed; of one, given twice, itself.
+"""The mean of two models of one architecture (of one, named twice: itself), two of its hints weighed anew.
 
     python launch/average.py MODEL OTHER OUT [--advance 2.0] [--avoid 1.3]
 

@@ -2,9 +2,10 @@
 
     python launch/learn_styles.py CONFIG --data SHARDS --out RUN --start-from NAME|FOLDER [TRAIN OPTIONS]
 
-The middle of the style *final* lies on one axis of the space of styles. Only the parameters that the other axes,
-and a wanted length, are multiplied with are learned, and what infers styles from edits: at that point the
-model computes what it computed before, bit for bit. The same command goes on with a run that was killed.
+The middle of the style *final* lies on one axis of the space of styles. Only the parameters that the other
+axes, and a wanted length, are multiplied with are learned, and what infers styles from edits: at that point
+the model computes what it computed before, bit for bit. The same command goes on with a run that was
+killed.
 """
 
 import argparse
