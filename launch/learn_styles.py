@@ -81,7 +81,7 @@ def main() -> None:
         "shards_sha256": sha256_of(chosen.data / MANIFEST),
         "mel": manifest["mel"],
         "settings": manifest["settings"],
-        "styles": list(STYLES),
+        "styles": [s for s in STYLES if s in (config.data.styles or manifest["counts"]["styles"])],
     }
     family = styles_alone(family_of(config.model), config.model)
     with contextlib.closing(batches(chosen.data, config.data)) as stream:
