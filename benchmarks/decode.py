@@ -33,6 +33,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from random_decoder import base_settings, random_decoder  # noqa: E402
+from sessions import sessions  # noqa: E402
 
 from editjax.decode import DRAFT_STEPS, Decoded, decode, encode  # noqa: E402
 from editjax.edits import PAD, STOP  # noqa: E402
@@ -42,8 +43,6 @@ from editjax.models.coverage import played_before  # noqa: E402
 from editjax.models.pointer import PointerSettings, decoder_call  # noqa: E402
 from editjax.models.style import Asked  # noqa: E402
 from editjax.network import LONGEST_STEPS, PointerNetwork, load_model, padded_length  # noqa: E402
-from editjax.session import SimulateSettings  # noqa: E402
-from editjax.simulate import simulate_session  # noqa: E402
 
 MINUTES, QUICK_MINUTES = (1, 3, 10), (1,)
 DRAFTS, QUICK_DRAFTS = (0, 16, 32, 64, 128, 256), (0, DRAFT_STEPS)
@@ -271,12 +270,8 @@ def growth_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float]]:
 
 def recording(network: PointerNetwork, minutes: int) -> np.ndarray:
     """The mel of so many minutes of simulated sessions, (T, mels)."""
-    rate_hz = network.mel.sample_rate_hz
-    settings = SimulateSettings(sample_rate_hz=rate_hz, min_length_s=60.0, max_length_s=120.0)
-    wanted, parts = minutes * 60 * rate_hz, []
-    while sum(map(len, parts)) < wanted:
-        parts.append(simulate_session((0, len(parts)), settings).raw_S)
-    return mel_spectrogram(np.concatenate(parts)[:wanted], network.mel)
+    samples_S = np.concatenate(list(sessions(60 * minutes, network.mel.sample_rate_hz)))
+    return mel_spectrogram(samples_S, network.mel)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 import report
+from sessions import sessions
 
 from editjax import network
 from editjax.audio import ArrayReader, Reader, Writer
@@ -36,8 +37,6 @@ from editjax.editor import EditSettings, edit, listen
 from editjax.edits import duration_samples
 from editjax.models.style import Asked
 from editjax.render import faded_spans
-from editjax.session import SimulateSettings
-from editjax.simulate import simulate_session
 
 MINUTES = (1, 3, 10)
 QUICK_MINUTES = (1,)
@@ -95,13 +94,9 @@ def start_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def write_recording(path: Path, seconds: int) -> Path:
     """So many seconds of simulated sessions, the two channels at different levels."""
-    settings = SimulateSettings(sample_rate_hz=RATE_HZ, min_length_s=60.0, max_length_s=120.0)
-    wanted, session = seconds * RATE_HZ, 0
     with Writer(path, sample_rate_hz=RATE_HZ, channels=2, container="WAV", subtype="PCM_16") as writer:
-        while writer.frames < wanted:
-            raw_S = simulate_session((0, session), settings).raw_S[: wanted - writer.frames]
-            writer.write(np.stack([raw_S, 0.8 * raw_S], axis=1).astype(np.float32))
-            session += 1
+        for samples_S in sessions(seconds, RATE_HZ):
+            writer.write(np.stack([samples_S, 0.8 * samples_S], axis=1).astype(np.float32))
     return path
 
 
