@@ -1,9 +1,10 @@
 """Input pipeline: shards → batches against copying the same mels from a memory map; and making the shards.
 
-Simulated sessions are prepared into shards, and their mels are written to one flat float16 file. Every case
-then goes through all recordings in the same order: the flat file copied as it is, the flat file copied into
-padded float32 batches, the records read and decoded one by one, Grain batches as they are, and augmented.
-One core, CPU seconds, page cache warm.
+Simulated sessions of one, two and four minutes are prepared into shards of each length, and their mels are
+written to one flat float16 file. Every case then goes through all recordings of a length in the same order:
+the flat file copied as it is, the flat file copied into padded float32 batches, the records read and decoded
+one by one, Grain batches as they are, and augmented. One core, medians of CPU seconds, the cases taking
+turns, page cache warm; `prepare` runs once. Growth is over the frames of a recording.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from report import fastest_seconds, finish, options, require_agreement, use_one_core
+from report import finish, growth_exponent, median_seconds, options, require_agreement, use_one_core
 
 if TYPE_CHECKING:
     import numpy as np
 
 BATCH = 4
 PEER = "memory map, padded float32"
+CASES_OF_RECORDS = "records, decoded", "Grain batches", "Grain batches, augmented"
 
 
 class Size(NamedTuple):
+    lengths_s: tuple[int, ...]
     sessions: int
     epochs: int
     rounds: int
@@ -41,18 +44,40 @@ class Corpus(NamedTuple):
 
     @property
     def frames(self) -> int:
+        """Of the longest recording."""
         return int((self.starts[1:] - self.starts[:-1]).max())
+
+    @property
+    def count(self) -> int:
+        return len(self.starts) - 1
 
 
 def main() -> None:
+    """Prove agreement and time every case, at every length of recording."""
     settings = options(__doc__)
-    size = Size(4, 1, 2) if settings.quick else Size(24, 3, 7)
+    size = Size((60,), 4, 1, 2) if settings.quick else Size((60, 120, 240), 24, 3, 7)
     use_one_core()
+    by_length = {length_s: rows_at(length_s, size) for length_s in size.lengths_s}
+    ratios = {}
+    for length_s, rows in by_length.items():
+        per_example = {row["case"]: row["ms_per_example"] for row in rows}
+        for case in CASES_OF_RECORDS:
+            ratios[f"{case} / {PEER}, {length_s} s"] = per_example[PEER] / per_example[case]
+    if len(by_length) > 1:
+        for same in zip(*by_length.values(), strict=True):
+            frames, ms = ([row[column] for row in same] for column in ("frames", "ms_per_example"))
+            ratios[f"growth exponent, {same[0]['case']}"] = growth_exponent(frames, ms)
+    every_row = [row for rows in by_length.values() for row in rows]
+    finish("data", every_row, ratios, ("numpy", "grain", "array_record"), settings.out)
+
+
+def rows_at(length_s: int, size: Size) -> list[dict[str, Any]]:
+    """A row for each case with recordings of one length, after proof that Grain's batches hold the mels."""
     with tempfile.TemporaryDirectory() as name:
-        corpus, prepare_s = make_corpus(Path(name), size.sessions)
+        corpus, prepare_s = make_corpus(Path(name), size.sessions, length_s)
         last_BTF = last_of(grain_batches(corpus, augmented=False)).mel_BTF
         difference = abs(last_BTF - last_of(padded_batches(corpus))).max()
-        require_agreement("Grain batches", float(difference), 0.0)
+        require_agreement(f"Grain batches, {length_s} s", float(difference), 0.0)
         cases = {
             "memory map, copied": partial(copied, corpus),
             PEER: partial(padded_batches, corpus),
@@ -62,15 +87,12 @@ def main() -> None:
         }
         repeats = {case: 1 if case.startswith("Grain") else size.epochs for case in cases}
         runs = {case: partial(exhaust, cases[case], repeats[case]) for case in cases}
-        seconds = fastest_seconds(runs, size.rounds)
-        frames, examples = len(corpus.flat_TF), len(corpus.starts) - 1
-    rows = [row(case, seconds[case] / size.epochs, frames, examples) for case in cases]
-    rows.append(row("prepare", prepare_s, frames, examples))
-    ratios = {f"{case} / {PEER}": seconds[PEER] / seconds[case] for case in list(cases)[2:]}
-    finish("data", rows, ratios, ("numpy", "grain", "array_record"), settings.out)
+        seconds = median_seconds(runs, size.rounds)
+        per_epoch = {case: taken / size.epochs for case, taken in seconds.items()} | {"prepare": prepare_s}
+        return [row(case, taken, corpus) for case, taken in per_epoch.items()]
 
 
-def make_corpus(folder: Path, sessions: int) -> tuple[Corpus, float]:
+def make_corpus(folder: Path, sessions: int, length_s: int) -> tuple[Corpus, float]:
     """Simulate sessions and prepare them; also the CPU seconds that preparing took."""
     import numpy as np
 
@@ -78,7 +100,8 @@ def make_corpus(folder: Path, sessions: int) -> tuple[Corpus, float]:
     from editjax.shards import read
     from editjax.simulate import SimulateSettings, write_sessions
 
-    for _ in write_sessions(folder / "pairs", sessions, 0, SimulateSettings()):
+    settings = SimulateSettings(min_length_s=float(length_s), max_length_s=float(length_s))
+    for _ in write_sessions(folder / "pairs", sessions, 0, settings):
         pass
     start = time.process_time()
     prepare(folder / "pairs", folder / "shards", workers=1)
@@ -93,14 +116,14 @@ def make_corpus(folder: Path, sessions: int) -> tuple[Corpus, float]:
 def copied(corpus: Corpus) -> Iterator[np.ndarray]:
     import numpy as np
 
-    for k in range(len(corpus.starts) - 1):
+    for k in range(corpus.count):
         yield np.array(corpus.flat_TF[corpus.starts[k] : corpus.starts[k + 1]])
 
 
 def padded_batches(corpus: Corpus) -> Iterator[np.ndarray]:
     import numpy as np
 
-    count, bands = len(corpus.starts) - 1, corpus.flat_TF.shape[1]
+    count, bands = corpus.count, corpus.flat_TF.shape[1]
     for first in range(0, count, BATCH):
         mel_BTF = np.zeros((BATCH, corpus.frames, bands), np.float32)
         for row, k in enumerate(range(first, min(first + BATCH, count))):
@@ -143,10 +166,15 @@ def last_of(items: Iterator[Any]) -> Any:
     return last
 
 
-def row(case: str, seconds: float, frames: int, examples: int) -> dict[str, str | float]:
+def row(case: str, seconds: float, corpus: Corpus) -> dict[str, Any]:
+    """One time through all recordings."""
+    frames = len(corpus.flat_TF)
     return {
         "case": case,
-        "ms_per_example": 1000 * seconds / examples,
+        "examples": corpus.count,
+        "frames": frames / corpus.count,
+        "ms_per_example": 1000 * seconds / corpus.count,
+        "examples_per_s": corpus.count / seconds,
         "frames_per_s": frames / seconds,
         "mb_per_s_float16": frames * 256 / seconds / 1e6,
         "x_real_time": frames * 512 / 22050 / seconds,

@@ -2,7 +2,8 @@
 
 Noise of 1 to 30 minutes, one core, fresh parameters. Agreement first: encoding in chunks gives what encoding
 at once gives. `match` is the search for repeated performances alone, the only part whose cost grows faster
-than the length; its memory must not. Memory is what XLA allocates beside arguments and results.
+than the length; its memory must not. Seconds are medians of CPU seconds, the two taking turns. Memory is what
+XLA allocates beside arguments and results.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from report import fastest_seconds, finish, growth_exponent, options, require_agreement, use_one_core
+from report import finish, growth_exponent, median_seconds, options, require_agreement, use_one_core
 
 use_one_core()
 
@@ -55,7 +56,7 @@ def row(settings: PointerSettings, params: Any, minutes: int, rounds: int) -> di
         "encode": compiled(partial(encoder.encode, settings), params, mel, frames_B, phase, asked),
         "match": compiled(lambda u, n: find_matches(u, n, settings.matches), u_BMG, steps_B),
     }
-    seconds = fastest_seconds({name: call for name, (call, _) in parts.items()}, rounds)
+    seconds = median_seconds({name: call for name, (call, _) in parts.items()}, rounds)
     return {
         "minutes": minutes,
         **{f"{name} s": seconds[name] for name in parts},

@@ -1,11 +1,12 @@
 """Mel of mono samples on one core: ours against librosa and torch, the JAX twin, and growth with length.
 
 Peers compute the power mel alone, ours goes on to decibels and [0, 1]; torch is skipped when not installed.
+CPU milliseconds are medians, the cases taking turns.
 """
 
 from importlib.util import find_spec
 
-from report import fastest_seconds, finish, growth_exponent, options, require_agreement, use_one_core
+from report import finish, growth_exponent, median_seconds, options, require_agreement, use_one_core
 
 use_one_core()
 
@@ -29,7 +30,7 @@ def main() -> None:
     prove_agreement(noise(lengths_s[0]))
     rows, seconds = [], {}
     for length_s in lengths_s:
-        seconds[length_s] = fastest_seconds(cases(noise(length_s)), rounds)
+        seconds[length_s] = median_seconds(cases(noise(length_s)), rounds)
         rows += [
             {"audio_s": length_s, "case": name, "cpu_ms": 1e3 * taken, "x_real_time": length_s / taken}
             for name, taken in seconds[length_s].items()

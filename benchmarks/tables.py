@@ -37,7 +37,7 @@ class Plot(NamedTuple):
 
 
 PLOTS = {
-    "data": Plot("ms_per_example", ("case",)),
+    "data": Plot("ms_per_example", ("case", "frames")),
     "decode": Plot("µs / pointer", ("model", "minutes"), "draft"),
     "edit": Plot("warm s", ("editor",), "minutes"),
     "encode": Plot("encode s", (), "minutes"),
