@@ -3,13 +3,16 @@
 The recordings are simulated sessions, one after another, as 44.1 kHz stereo 16-bit WAV. Agreement first: the
 command writes the samples that `editjax.edit` returns, Σ(stop − start) of them, and every sample outside the
 fades is the recording's own. `cold` is the wall clock of the whole command in a new process; `warm` that of
-the fastest call of an editor that has been called before, split into `read` (decoding, beside the mel),
-`mel`, `decide` (of which `beats`, `encode`, `decode`), `place` and `render`.
+a call of an editor that has been called before, split into `read` (decoding, beside the mel), `mel`, `decide`
+(of which `beats`, `encode`, `decode`), `place` and `render`: medians of ROUNDS calls each, the editors and
+the twin taking turns, after one untimed call each.
 
 Start-up is the wall clock of the command on a file of five seconds: with an empty cache of compiled code, and
 with the one that the first run filled. Peers, where installed: auto-editor, the best-known silence cutter, on
-the same files; and our network's twin in PyTorch (`torch_twin.py`), which must find the same pointers: its
-seconds, decoding step by step with a cache, in place of the network's in our warm edit.
+the same files, once, the whole command; and our network's twin in PyTorch (`torch_twin.py`): its seconds,
+decoding step by step with a cache, in place of the network's in our warm edit. Told our pointers so far, it
+must choose ours at every step, or another whose logit is equal within TIE; how many such ties there are is
+said. It takes minutes for ten minutes, which is why the rounds are few.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +38,15 @@ from sessions import sessions
 from editjax import network
 from editjax.audio import ArrayReader, Reader, Writer
 from editjax.editor import EditSettings, edit, listen
-from editjax.edits import duration_samples
+from editjax.edits import STOP, duration_samples
 from editjax.models.style import Asked
 from editjax.render import faded_spans
 
 MINUTES = (1, 3, 10)
 QUICK_MINUTES = (1,)
 RATE_HZ = 44_100
-WARM_CALLS = 3
+ROUNDS = 3
+TIE = 1e-4
 START_S = 5
 STARTS = 3
 EDITORS = ("pointer", "silence")
@@ -58,7 +63,7 @@ def main() -> None:
         rows: list[dict[str, Any]] = start_rows(Path(folder))
         paths = {length: write_recording(Path(folder) / f"{length}.wav", 60 * length) for length in minutes}
         for length, path in paths.items():
-            rows += measure(path, length, peers)
+            rows += measure(path, length, peers, 1 if options.quick else ROUNDS)
     timed = [row for row in rows if "warm s" in row]
     ratios = start_ratios(rows)
     ratios |= {f"{row['editor']}, {row['minutes']} min, warm": row["× real time, warm"] for row in timed}
@@ -100,20 +105,28 @@ def write_recording(path: Path, seconds: int) -> Path:
     return path
 
 
-def measure(path: Path, minutes: int, peers: bool) -> list[dict[str, Any]]:
+def measure(path: Path, minutes: int, peers: bool, rounds: int) -> list[dict[str, Any]]:
     """A row for each editor, and for each peer that is installed."""
+    outs = {editor: path.with_name(f"{editor}_{path.name}") for editor in EDITORS}
+    cold_s = {}
+    for editor, out in outs.items():
+        cold_s[editor] = run_command(path, out, editor)
+        require_same(path, out, editor)
+    cases = {editor: Staged(partial(call, path, out, editor)) for editor, out in outs.items()}
+    if peers:
+        cases[TWIN] = Staged(twin_call(path))
+    seconds = report.median_seconds(cases, rounds, time.perf_counter)
     rows: list[dict[str, Any]] = []
     for editor in EDITORS:
-        out = path.with_name(f"{editor}_{path.name}")
-        cold_s = run_command(path, out, editor)
-        require_same(path, out, editor)
-        calls = [call(path, out, editor) for _ in range(WARM_CALLS)]
-        warm_s, timings_s = min(calls[1:], key=lambda item: item[0])
-        row: dict[str, Any] = {"editor": editor, "minutes": minutes, "cold s": cold_s, "warm s": warm_s}
-        row |= {f"× real time, {name}": 60 * minutes / s for name, s in (("cold", cold_s), ("warm", warm_s))}
-        rows.append(row | {f"{stage} s": seconds for stage, seconds in timings_s.items()})
+        row: dict[str, Any] = {"editor": editor, "minutes": minutes}
+        row |= {"cold s": cold_s[editor], "warm s": seconds[editor]}
+        row |= {f"× real time, {name}": 60 * minutes / row[f"{name} s"] for name in ("cold", "warm")}
+        rows.append(row | cases[editor].medians_s())
     if peers:
-        rows.append(twin_row(path, minutes, rows[0]))
+        ours = rows[0]
+        warm_s = ours["warm s"] - ours["network s"] + seconds[TWIN]
+        row = {"editor": TWIN, "minutes": minutes, "warm s": warm_s, "network s": seconds[TWIN]}
+        rows.append(row | {"× real time, warm": 60 * minutes / warm_s} | cases[TWIN].medians_s())
     if shutil.which(SILENCE_CUTTER):
         rows.append(cutter_row(path, minutes))
     else:
@@ -121,10 +134,27 @@ def measure(path: Path, minutes: int, peers: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def twin_row(path: Path, minutes: int, ours: dict[str, Any]) -> dict[str, Any]:
-    """Our warm edit with the seconds of the PyTorch twin in place of the network's."""
+class Staged:
+    """A call that returns the seconds of its stages, which are kept."""
+
+    def __init__(self, call: Callable[[], dict[str, float]]) -> None:
+        self.call = call
+        self.calls_s: list[dict[str, float]] = []
+
+    def __call__(self) -> None:
+        self.calls_s.append(self.call())
+
+    def medians_s(self) -> dict[str, float]:
+        """Of every stage, without the first call."""
+        timed = self.calls_s[1:]
+        return {f"{stage} s": statistics.median(one[stage] for one in timed) for stage in timed[0]}
+
+
+def twin_call(path: Path) -> Callable[[], dict[str, float]]:
+    """The network's part of an edit by the PyTorch twin, ready to call, after proof that it chooses our
+    pointers."""
     import torch
-    from torch_twin import greedy, twin_of
+    from torch_twin import choices, greedy, twin_of
 
     model = network.load_model("final")
     with Reader(path) as reader:
@@ -134,24 +164,25 @@ def twin_row(path: Path, minutes: int, ours: dict[str, Any]) -> dict[str, Any]:
     inputs = (mel_TF[None], np.array([len(mel_TF)]), phase_T3[None], *wanted)
     mel, frames, phase, *asked = (torch.from_numpy(np.asarray(a)) for a in inputs)
     twin = twin_of(model.settings, model.params, "block").eval()
-    began = time.perf_counter()
-    with torch.inference_mode():
-        encoded = twin.encoder(mel, frames, phase.float(), Asked(*asked))
-    encode_s = time.perf_counter() - began
-    pointers_N = greedy(twin, encoded, int(len(mel_TF) * network.LONGEST_STEPS))
-    decode_s = time.perf_counter() - began - encode_s
-    unequal = pointers_N != edited.pointers_N if pointers_N.shape == edited.pointers_N.shape else True
-    report.require_agreement("PyTorch twin: pointers", float(np.sum(unequal)), 0)
-    warm_s = ours["warm s"] - ours["network s"] + encode_s + decode_s
-    return {
-        "editor": TWIN,
-        "minutes": minutes,
-        "warm s": warm_s,
-        "× real time, warm": 60 * minutes / warm_s,
-        "network s": encode_s + decode_s,
-        "encode s": encode_s,
-        "decode s": decode_s,
-    }
+    max_steps = int(len(mel_TF) * network.LONGEST_STEPS)
+
+    @torch.inference_mode()
+    def encode() -> Any:
+        return twin.encoder(mel, frames, phase.float(), Asked(*asked))
+
+    def run() -> dict[str, float]:
+        began = time.perf_counter()
+        encoded = encode()
+        encoded_at = time.perf_counter()
+        greedy(twin, encoded, max_steps)
+        return {"encode": encoded_at - began, "decode": time.perf_counter() - encoded_at}
+
+    told_N, margins = np.append(edited.pointers_N, STOP)[:max_steps], []
+    differs_N = choices(twin, encode(), max_steps, told_N, margins) != told_N
+    widest = np.array(margins)[differs_N].max(initial=0.0)
+    tied = f"{np.count_nonzero(differs_N)} ties of {len(told_N)} pointers"
+    report.require_agreement(f"{TWIN}, {tied}: logits of those", float(widest), TIE)
+    return run
 
 
 def cutter_row(path: Path, minutes: int) -> dict[str, Any]:
@@ -176,12 +207,11 @@ def seconds_of(command: list[str], environment: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
-def call(path: Path, out: Path, editor: str) -> tuple[float, dict[str, float]]:
-    """Seconds of one call, and of its stages."""
+def call(path: Path, out: Path, editor: str) -> dict[str, float]:
+    """Seconds of the stages of one call."""
     with timed_network() as inside_s:
-        began = time.perf_counter()
         result = edit(path, out=out, overwrite=True, settings=EditSettings(editor=editor))
-        return time.perf_counter() - began, result.timings_s | inside_s
+        return result.timings_s | inside_s
 
 
 @contextlib.contextmanager

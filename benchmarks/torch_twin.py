@@ -8,6 +8,7 @@ beside the keys they see, the fastest of the ways tried on a CPU) or `flex` (Fle
 `greedy` decodes as `editjax.decode` does, step by step with a cache.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -232,11 +233,27 @@ def tensors(batch: Batch, device: str = "cpu") -> Batch:
     return Batch(*(a if a.is_floating_point() else a.long() for a in parts))
 
 
-@torch.inference_mode()
 def greedy(twin: Twin, encoded: Encoded, max_steps: int) -> np.ndarray:
     """`editjax.decode.decode` of one recording, greedy and without a wanted length: one step after another.
 
     Pointers (N,) without the stop.
+    """
+    chosen_N = choices(twin, encoded, max_steps)
+    return chosen_N[chosen_N != STOP]
+
+
+@torch.inference_mode()
+def choices(
+    twin: Twin,
+    encoded: Encoded,
+    max_steps: int,
+    told_N: np.ndarray | None = None,
+    margins: list[float] | None = None,
+) -> np.ndarray:
+    """What is chosen at every step (N,), the stop included.
+
+    Each step goes on from the choice before, or from `told_N`, up to the stop in it. `margins` is filled with
+    how far at each step the runner-up was behind in its logit, where it was nearest.
     """
     s, decoder = twin.settings, twin.decoder
     keys, caches = decoder.keys(encoded), decoder.empty_caches(1, max_steps)
@@ -245,35 +262,43 @@ def greedy(twin: Twin, encoded: Encoded, max_steps: int) -> np.ndarray:
     looped_T = (encoded.structure_BTS[0].softmax(-1)[:, LOOP] > LOOPED_SHARE).numpy()
     played_T = np.zeros(n_frames + 1, np.int64)
     bars_V = torch.zeros(1, 1, encoded.bars_BVD.shape[1])
-    pointer, run, pointers = -1, 0, []
+    pointer, run, chosen = -1, 0, []
+
+    def best(logits: Tensor) -> Tensor:
+        if margins is not None:
+            first, second = logits.flatten().topk(2).values.tolist()
+            margins[-1] = min(margins[-1], first - second)
+        return logits.argmax(-1)
+
+    def choice(h: Tensor, step: Step) -> int:
+        mode = int(best(decoder.mode_logits(h, step.pointer_BN, keys)))
+        if mode == STOP_MODE:
+            return STOP
+        after = pointer + 1
+        if mode == JUMP:
+            bar = best(decoder.bar_logits(h, step.pointer_BN, step.began_BN, bars_V / size, keys))
+            beat = best(decoder.beat_logits(h, bar, step.pointer_BN, keys))
+            beat = bar * (size // s.frames_per_beat) + beat
+            frame = best(decoder.frame_logits(h, beat, step.pointer_BN, keys))
+            after = int(beat * s.frames_per_beat + frame)
+            played = was_played(torch.tensor([[after]]), bars_V / size, encoded.n_frames_B, size)
+            onwards = after // size == pointer // size and after > pointer
+            if bool(played) and not onwards and not looped_T[after]:
+                return STOP
+        return STOP if played_T[after] and not looped_T[after] else after
+
     for index in range(max_steps):
         replay = pointer >= 0 and played_T[pointer] > 1, played_T[pointer + 1] > 0
         numbers = (torch.tensor([[value]]) for value in (pointer, run, index))
         step = Step(*numbers, target_B, torch.tensor([[replay]], dtype=torch.float32))
-        h = decoder.step(keys, step, caches)
-        mode = int(decoder.mode_logits(h, step.pointer_BN, keys).argmax())
-        if mode == STOP_MODE:
-            break
-        after = pointer + 1
-        if mode == JUMP:
-            after = _jump(decoder, keys, h, step, bars_V / size)
-            played = was_played(torch.tensor([[after]]), bars_V / size, encoded.n_frames_B, size)
-            onwards = after // size == pointer // size and after > pointer
-            if bool(played) and not onwards and not looped_T[after]:
-                break
-        if played_T[after] and not looped_T[after]:
+        if margins is not None:
+            margins.append(math.inf)
+        chosen.append(choice(decoder.step(keys, step, caches), step))
+        after = chosen[-1] if told_N is None else int(told_N[index])
+        if after == STOP:
             break
         run = run + 1 if after == pointer + 1 else 0
         pointer = after
         played_T[after] += 1
         bars_V[0, 0, after // size] += 1
-        pointers.append(after)
-    return np.array(pointers, np.int64)
-
-
-def _jump(decoder: Decoder, keys: Keys, h: Tensor, step: Step, played: Tensor) -> int:
-    s, pointer = decoder.settings, step.pointer_BN
-    bar = decoder.bar_logits(h, pointer, step.began_BN, played, keys).argmax(-1)
-    beat = decoder.beat_logits(h, bar, pointer, keys).argmax(-1)
-    beat = bar * (s.frames_per_bar // s.frames_per_beat) + beat
-    return int(beat * s.frames_per_beat + decoder.frame_logits(h, beat, pointer, keys).argmax(-1))
+    return np.array(chosen, np.int64)
