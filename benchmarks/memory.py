@@ -17,13 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from planted_batch import planted
 from report import finish, growth_exponent, options, require_agreement
 
 from editjax import losses
 from editjax.config import load_config
 from editjax.data import Batch
-from editjax.edits import STOP
-from editjax.events import UNKNOWN
 from editjax.losses import LossSettings, pointer_loss
 from editjax.models import encoder, pointer
 from editjax.models.pointer import PointerSettings, decoder_call
@@ -58,9 +57,10 @@ def main() -> None:
 
 def rows_of(name: str, settings: PointerSettings, n_frames: int) -> list[dict[str, Any]]:
     """The memory of the loss and of the likelihood at one length."""
-    n_steps, weights = n_frames // 3, weights_of(n_frames)
+    weights = weights_of(n_frames)
     params = jax.eval_shape(lambda: pointer.init(settings, jax.random.key(0)))
-    shapes = jax.eval_shape(functools.partial(planted, settings, n_frames))
+    shapes = jax.eval_shape(lambda batch: batch, batch_of(settings, n_frames))
+    n_steps = shapes.pointers_BN.shape[1]
     keys = jax.eval_shape(functools.partial(keys_of, settings), params, shapes)
     cases = {
         "loss": (functools.partial(loss, settings, weights), (params, shapes), 0),
@@ -74,6 +74,10 @@ def rows_of(name: str, settings: PointerSettings, n_frames: int) -> list[dict[st
         flat = {"flat MB": 4e-6 * n_steps * n_frames}
         rows.append({"config": name, "part": part, "frames": n_frames, "steps": n_steps, **sizes, **flat})
     return rows
+
+
+def batch_of(settings: PointerSettings, n_frames: int) -> Batch:
+    return planted(n_frames, 1, RUN_FRAMES, 2 * RUN_FRAMES, settings.n_mels)
 
 
 def weights_of(n_frames: int) -> LossSettings:
@@ -102,33 +106,10 @@ def sequence(settings: PointerSettings, weights: LossSettings, known: Any, batch
     return (nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B).sum()
 
 
-def planted(settings: PointerSettings, n_frames: int) -> Batch:
-    """A recording of noise whose edit plays on after every jump; as NumPy would fill it, but traceable."""
-    n_steps = n_frames // 3
-    step_N = jnp.arange(n_steps)
-    pointers_N = step_N + step_N // RUN_FRAMES * RUN_FRAMES * 2
-    pointers_N = jnp.where(step_N == n_steps - 1, STOP, pointers_N)
-    key, other = jax.random.split(jax.random.key(0))
-    return Batch(
-        0.2 + 0.6 * jax.random.uniform(key, (1, n_frames, settings.n_mels)),
-        jnp.full((1,), n_frames, jnp.int32),
-        jax.random.uniform(other, (1, n_frames, 3)),
-        pointers_N.astype(jnp.int32)[None],
-        jnp.full((1,), n_steps, jnp.int32),
-        (jnp.arange(n_frames) // RUN_FRAMES % 3 == 0).astype(jnp.int32)[None],
-        jnp.full((1, n_frames), UNKNOWN, jnp.int32),
-        jnp.zeros((1,)),
-        jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1, 0, 1, settings.n_mels)),
-        jnp.zeros((1, 0), bool),
-    )
-
-
 def prove_chunks(settings: PointerSettings) -> None:
     """The loss by chunks of steps against that of all steps at once."""
     n_frames, known = 2064, pointer.STEP_CHUNK
-    batch, weights = planted(settings, n_frames), weights_of(n_frames)
+    batch, weights = batch_of(settings, n_frames), weights_of(n_frames)
     params = jax.jit(pointer.init, static_argnums=0)(settings, jax.random.key(0))
     found = []
     for size in (known, 256):
@@ -141,7 +122,7 @@ def prove_chunks(settings: PointerSettings) -> None:
 def run(settings: PointerSettings, n_frames: int) -> list[dict[str, Any]]:
     """Seconds of the longest loss and the process's peak of resident memory after it."""
     params = jax.jit(pointer.init, static_argnums=0)(settings, jax.random.key(0))
-    batch = jax.jit(functools.partial(planted, settings, n_frames))()
+    batch = jax.device_put(batch_of(settings, n_frames))
     function = functools.partial(loss, settings, weights_of(n_frames))
     rows = []
     for way, f in {"forward": function, "forward + backward": jax.value_and_grad(function)}.items():
@@ -151,7 +132,12 @@ def run(settings: PointerSettings, n_frames: int) -> list[dict[str, Any]]:
         taken = time.perf_counter() - began
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        what = {"config": "tiny", "part": f"loss, {way}, run", "frames": n_frames, "steps": n_frames // 3}
+        what = {
+            "config": "tiny",
+            "part": f"loss, {way}, run",
+            "frames": n_frames,
+            "steps": int(batch.steps_B[0]),
+        }
         rows.append({**what, "s": taken, "peak resident MB": peak_mb})
     return rows
 

@@ -33,14 +33,12 @@ use_one_core()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from planted_batch import planted  # noqa: E402
 
 from editjax import losses  # noqa: E402
 from editjax.config import load_config  # noqa: E402
 from editjax.data import Batch  # noqa: E402
-from editjax.edits import PAD, STOP  # noqa: E402
-from editjax.events import UNKNOWN  # noqa: E402
 from editjax.family import family_of  # noqa: E402
-from editjax.mel import STEM_FRAMES  # noqa: E402
 from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.layers import frame_mask  # noqa: E402
 from editjax.models.pointer import PointerSettings, decoder_call  # noqa: E402
@@ -90,7 +88,7 @@ def rows_of_size(
     size: str, config: TrainConfig, n_frames: int, peers: dict[str, str], rounds: int, with_compile: bool
 ) -> list[dict[str, Any]]:
     """Ours, then each peer, at one size of the model."""
-    batch = planted(n_frames, EXAMPLES[size])
+    batch = planted(n_frames, EXAMPLES[size], JUMP_FRAMES, JUMP_FRAMES)
     ours = Ours(config, batch)
     twins = {case: Torch(config, batch, ours.first.params, kind) for case, kind in peers.items()}
     for case, twin in twins.items():
@@ -235,7 +233,7 @@ def states(settings: PointerSettings, params: Any, batch: Batch) -> list[Any]:
 
 def loop_row(config: TrainConfig, n_frames: int) -> dict[str, Any]:
     """The loop, `editjax.train.train` with its journal, after proof that it does what the bare step does."""
-    batch = planted(n_frames, EXAMPLES["tiny"])
+    batch = planted(n_frames, EXAMPLES["tiny"], JUMP_FRAMES, JUMP_FRAMES)
     by_hand, in_loop = Repeated(batch), Repeated(batch)
     bare, compile_s = run_by_hand(config, by_hand)
     with tempfile.TemporaryDirectory() as folder:
@@ -265,30 +263,6 @@ def run_by_hand(config: TrainConfig, batches: "Repeated") -> tuple[TrainState, f
         next(batches)
         ours.step()
     return ours.state, ours.compile_s
-
-
-def planted(n_frames: int, examples: int) -> Batch:
-    """Noise, of which every other run of frames is kept."""
-    rng = np.random.default_rng(0)
-    kept = np.arange(n_frames)[np.arange(n_frames) // JUMP_FRAMES % 2 == 0]
-    pointers_BN = np.full((examples, n_frames // 2 + JUMP_FRAMES), PAD, np.int32)
-    pointers_BN[:, : len(kept)], pointers_BN[:, len(kept)] = kept, STOP
-    structure_T = np.isin(np.arange(n_frames), kept).astype(np.int32)
-    count_B = np.ones(examples, np.int32)
-    return Batch(
-        mel_BTF=rng.random((examples, n_frames, 128), np.float32),
-        frames_B=count_B * n_frames,
-        phase_BT3=rng.random((examples, n_frames, 3), np.float32),
-        pointers_BN=pointers_BN,
-        steps_B=count_B * (len(kept) + 1),
-        structure_BT=np.tile(structure_T, (examples, 1)),
-        kind_BT=np.full((examples, n_frames), UNKNOWN, np.int32),
-        target_B=np.zeros(examples, np.float32),
-        style_B=count_B * 0,
-        ids_B=np.arange(examples, dtype=np.int32),
-        stems_BIMF=np.zeros((examples, 0, -(-n_frames // STEM_FRAMES), 128), np.float32),
-        present_BI=np.zeros((examples, 0), bool),
-    )
 
 
 class Repeated:
