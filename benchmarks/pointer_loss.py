@@ -1,91 +1,132 @@
 """The pointer loss from decoder states: ours against a softmax over all frames at all steps, time and memory.
 
-Forward and backward for 10,240 steps over 25,840 frames (ten minutes), one core, width of the base model.
-`ours` evaluates modes at every step, and bars, beats, frames at the jumps alone (`losses.nll_of_states`);
-`flat` is `log_softmax(h @ frames.T)`; `flat, chunked` the same for 256 steps at a time under a checkpoint,
-the usual remedy; `torch, flat` that of PyTorch, where installed. Agreement first: the flat losses agree with
-each other, and ours is a distribution over the same frames: it sums to one. Memory is what XLA allocates
-beside arguments and results; torch's is the three matrices that its backward holds at once, computed.
+Forward and backward for 10,240 steps over 25,840 frames (ten minutes), a half and a quarter of them, one
+core, width of the base model. `ours` evaluates modes at every step, and bars, beats, frames at the jumps
+alone (`losses.nll_of_states`); `flat` is `log_softmax(h @ frames.T)`; `flat, chunked` the same for 256 steps
+at a time under a checkpoint, the usual remedy; `torch, flat` that of PyTorch, where installed. Agreement
+first: the flat losses and their gradients agree with each other, and ours is a distribution over the same
+frames: it sums to one. Seconds are medians of CPU seconds, the cases taking turns. Memory is what XLA
+allocates beside arguments and results; torch's is the three matrices that its backward holds at once,
+computed. `GFLOP` is what XLA counts (torch's is that of `flat`), `of ceiling` its share of what the fastest
+matrix product does in that time. Growth is over the frames; the steps grow with them.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from report import finish, installed, median_seconds, options, require_agreement, use_one_core
+from report import (
+    finish,
+    growth_exponent,
+    installed,
+    matrix_gflops,
+    median_seconds,
+    options,
+    require_agreement,
+    use_one_core,
+)
 
 use_one_core()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from random_decoder import random_encoding  # noqa: E402
 
 from editjax.edits import STOP  # noqa: E402
 from editjax.losses import LossSettings, Targets, nll_of_states, targets  # noqa: E402
 from editjax.models import pointer  # noqa: E402
-from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.pointer import ADVANCE, STOP_MODE, PointerSettings, Step, decoder_call  # noqa: E402
-from editjax.models.style import Asked  # noqa: E402
 
 SETTINGS = PointerSettings(width=256, heads=4)
-STEPS, FRAMES = 10_240, 25_840
+LENGTHS, QUICK_LENGTHS = ((2560, 6460), (5120, 12_920), (10_240, 25_840)), ((256, 512), (512, 1024))
 RUN_FRAMES = 200  # a jump every five seconds
 MAX_JUMPS = LossSettings().max_jumps
 CHUNK = 256
 TOLERANCE = 1e-4
 
 
+class Loss(NamedTuple):
+    """A loss and its gradients, ready to call, and what it costs."""
+
+    run: Callable[[], tuple[Any, ...]]
+    columns: dict[str, float]
+
+
 def main() -> None:
-    """Prove what can be proved of different losses, then time them."""
+    """Prove what can be proved of different losses, then time them at every length."""
     chosen = options(__doc__)
-    n_steps, n_frames, rounds = (512, 1024, 1) if chosen.quick else (STEPS, FRAMES, 5)
+    lengths, rounds = (QUICK_LENGTHS, 1) if chosen.quick else (LENGTHS, 5)
     params = jax.jit(pointer.init, static_argnums=0)(SETTINGS, jax.random.key(0))
     prove_sum(params)
+    peers, ceiling = installed("torch"), matrix_gflops()
+    rows = [
+        row
+        for n_steps, n_frames in lengths
+        for row in rows_at(params, n_steps, n_frames, rounds, peers, ceiling)
+    ]
+    ratios = ratios_of(rows, [n_frames for _, n_frames in lengths])
+    finish("pointer_loss", rows, ratios, ("jax", "flax", *(["torch"] if peers else [])), chosen.out)
+
+
+def rows_at(
+    params: Any, n_steps: int, n_frames: int, rounds: int, peers: bool, ceiling: float
+) -> list[dict[str, Any]]:
+    """A row for each loss at one length, after proof that the flat ones are one loss."""
     h_BND, keys, t = planted(params, n_steps, n_frames)
-    decoder = {"decoder": params["decoder"]}
     followed_N = jnp.asarray(t.pointer_BN[0, :-1])
     flat_args = h_BND[0, :-1], keys.frame_keys_BTD[0]
+    whole = partial(chunked, followed_N, len(followed_N))  # XLA counts the body of a loop once
     losses = {
-        "ours": (partial(ours, t), (h_BND, decoder, keys)),
-        "flat": (partial(flat, followed_N), flat_args),
-        "flat, chunked": (partial(chunked, followed_N), flat_args),
+        "ours": with_gradient(partial(ours, t), (h_BND, {"decoder": params["decoder"]}, keys)),
+        "flat": with_gradient(partial(flat, followed_N), flat_args),
+        "flat, chunked": with_gradient(partial(chunked, followed_N, CHUNK), flat_args, counted=whole),
     }
-    compiled = {name: with_gradient(loss, args) for name, (loss, args) in losses.items()}
-    cases = {name: run for name, (run, _) in compiled.items()}
-    memory_mb = {name: size / 1e6 for name, (_, size) in compiled.items()}
-    if peers := installed("torch"):
-        cases["torch, flat"] = torch_flat(np.asarray(followed_N), *map(np.asarray, flat_args))
-        memory_mb["torch, flat"] = 3 * 4e-6 * len(followed_N) * n_frames
-    wanted = cases["flat"]()
+    if peers:
+        run = torch_flat(np.asarray(followed_N), *map(np.asarray, flat_args))
+        matrices_mb = 3 * 4e-6 * len(followed_N) * n_frames
+        losses["torch, flat"] = Loss(run, {"MB": matrices_mb, "GFLOP": losses["flat"].columns["GFLOP"]})
+    wanted, *gradients = losses["flat"].run()
     for name in ("flat, chunked", *(["torch, flat"] if peers else [])):
-        require_agreement(f"{name}: loss", abs(cases[name]() / wanted - 1), TOLERANCE)
-    seconds = median_seconds(cases, rounds)
-    rows = [
-        {"case": name, "steps": n_steps, "frames": n_frames, "s": seconds[name], "MB": memory_mb[name]}
-        for name in cases
+        loss, *found = losses[name].run()
+        require_agreement(f"{name}: loss", abs(float(loss) / float(wanted) - 1), TOLERANCE)
+        for of, one, other in zip(("states", "frames"), gradients, found, strict=True):
+            one, other = np.asarray(one), np.asarray(other)
+            unlike = np.abs(one - other).max() / np.abs(one).max()
+            require_agreement(f"{name}: gradients of the {of}", float(unlike), TOLERANCE)
+    seconds = median_seconds({name: loss.run for name, loss in losses.items()}, rounds)
+    return [
+        {"case": name, "steps": n_steps, "frames": n_frames, "s": seconds[name], **loss.columns}
+        | {"of ceiling": loss.columns["GFLOP"] / seconds[name] / ceiling}
+        for name, loss in losses.items()
     ]
-    others = [name for name in cases if name != "ours"]
-    ratios = {f"{name} / ours, time": seconds[name] / seconds["ours"] for name in others}
-    ratios |= {f"{name} / ours, memory": memory_mb[name] / memory_mb["ours"] for name in others}
-    packages = ("jax", "flax", *(["torch"] if peers else []))
-    finish("pointer_loss", rows, ratios, packages, chosen.out)
+
+
+def ratios_of(rows: list[dict[str, Any]], lengths: list[int]) -> dict[str, float]:
+    """The others beside ours at the longest, and how all grow."""
+    by = {(row["case"], row["frames"]): row for row in rows}
+    names, longest = list(dict.fromkeys(row["case"] for row in rows)), lengths[-1]
+    columns = {"time": "s", "memory": "MB"}
+    ratios = {
+        f"{name} / ours, {what}": by[name, longest][column] / by["ours", longest][column]
+        for what, column in columns.items()
+        for name in names[1:]
+    }
+    return ratios | {
+        f"growth exponent, {name}, {what}": growth_exponent(lengths, [by[name, n][column] for n in lengths])
+        for name in names
+        for what, column in columns.items()
+    }
 
 
 def planted(params: Any, n_steps: int, n_frames: int) -> tuple[jax.Array, pointer.Keys, Targets]:
-    """Random states, the keys of a recording of noise, and an edit that jumps on after every run."""
-    rng = np.random.default_rng(0)
-    mel_BTF = rng.random((1, n_frames, SETTINGS.n_mels), np.float32)
-    frames_B, phase_BT3 = np.array([n_frames], np.int32), rng.random((1, n_frames, 3), np.float32)
-    asked = Asked(np.zeros(1, np.float32), np.zeros((1, SETTINGS.style_width), np.float32))
-    encoded = jax.jit(encode, static_argnums=0)(
-        SETTINGS, params["encoder"], mel_BTF, frames_B, phase_BT3, asked
-    )
-    keys = decoder_call(SETTINGS, params, "keys", encoded)
+    """Random states, the keys of a random encoding, and an edit that jumps on after every run."""
+    keys = decoder_call(SETTINGS, params, "keys", random_encoding(SETTINGS, n_frames, 0))
     step_N = np.arange(n_steps)
     pointers_BN = (step_N + step_N // RUN_FRAMES * RUN_FRAMES).astype(np.int32)[None] % n_frames
     pointers_BN[0, -1] = STOP
-    t = targets(pointers_BN, np.array([n_steps], np.int32), asked.target_B, n_frames)
-    h_BND = rng.standard_normal((1, n_steps, SETTINGS.width), np.float32)
+    t = targets(pointers_BN, np.array([n_steps], np.int32), np.zeros(1, np.float32), n_frames)
+    h_BND = np.random.default_rng(0).standard_normal((1, n_steps, SETTINGS.width), np.float32)
     return jnp.asarray(h_BND), keys, t
 
 
@@ -99,11 +140,11 @@ def flat(followed_N: jax.Array, h_ND: jax.Array, frames_TD: jax.Array) -> jax.Ar
     return -jnp.take_along_axis(log_p_NT, followed_N[:, None], axis=1).sum()
 
 
-def chunked(followed_N: jax.Array, h_ND: jax.Array, frames_TD: jax.Array) -> jax.Array:
-    tail = -len(h_ND) % CHUNK
-    h_CND = jnp.pad(h_ND, ((0, tail), (0, 0))).reshape(-1, CHUNK, h_ND.shape[1])
-    followed_CN = jnp.pad(followed_N, (0, tail)).reshape(-1, CHUNK)
-    real_CN = (jnp.arange(h_CND.shape[0] * CHUNK) < len(h_ND)).reshape(-1, CHUNK)
+def chunked(followed_N: jax.Array, size: int, h_ND: jax.Array, frames_TD: jax.Array) -> jax.Array:
+    tail = -len(h_ND) % size
+    h_CND = jnp.pad(h_ND, ((0, tail), (0, 0))).reshape(-1, size, h_ND.shape[1])
+    followed_CN = jnp.pad(followed_N, (0, tail)).reshape(-1, size)
+    real_CN = (jnp.arange(h_CND.shape[0] * size) < len(h_ND)).reshape(-1, size)
 
     @jax.checkpoint
     def one(h_ND: jax.Array, followed_N: jax.Array, real_N: jax.Array) -> jax.Array:
@@ -114,7 +155,7 @@ def chunked(followed_N: jax.Array, h_ND: jax.Array, frames_TD: jax.Array) -> jax
     return jax.lax.map(lambda parts: one(*parts), (h_CND, followed_CN, real_CN)).sum()
 
 
-def torch_flat(followed_N: np.ndarray, h_ND: np.ndarray, frames_TD: np.ndarray) -> Callable[[], float]:
+def torch_flat(followed_N: np.ndarray, h_ND: np.ndarray, frames_TD: np.ndarray) -> Callable[[], Any]:
     """The flat loss and its gradients in PyTorch, ready to call."""
     import torch
     import torch.nn.functional as F
@@ -123,20 +164,32 @@ def torch_flat(followed_N: np.ndarray, h_ND: np.ndarray, frames_TD: np.ndarray) 
     h, frames = (torch.tensor(a, requires_grad=True) for a in (h_ND, frames_TD))
     followed = torch.tensor(followed_N, dtype=torch.long)
 
-    def run() -> float:
+    def run() -> tuple[Any, ...]:
         h.grad = frames.grad = None
         loss = F.cross_entropy(h @ frames.T * SETTINGS.width**-0.5, followed, reduction="sum")
         loss.backward()
-        return loss.item()
+        return loss.detach(), h.grad, frames.grad
 
     return run
 
 
-def with_gradient(loss: Callable[..., jax.Array], args: tuple) -> tuple[Callable[[], float], int]:
-    """The loss with the gradients of all floating arguments, ready to call, and the bytes it allocates."""
+def with_gradient(
+    loss: Callable[..., jax.Array], args: tuple, counted: Callable[..., jax.Array] | None = None
+) -> Loss:
+    """The loss with the gradients of all floating arguments, compiled; `counted` has the same operations."""
     floats, rebuild = _floats_of(args)
-    compiled = jax.jit(jax.value_and_grad(lambda parts: loss(*rebuild(parts)))).lower(floats).compile()
-    return lambda: float(compiled(floats)[0]), compiled.memory_analysis().temp_size_in_bytes
+
+    def lowered(loss: Callable[..., jax.Array]) -> Any:
+        return jax.jit(jax.value_and_grad(lambda parts: loss(*rebuild(parts)))).lower(floats)
+
+    compiled = lowered(loss).compile()
+
+    def run() -> tuple[Any, ...]:
+        found, gradients = jax.block_until_ready(compiled(floats))
+        return found, *gradients
+
+    gflop = lowered(counted or loss).cost_analysis()["flops"] / 1e9
+    return Loss(run, {"MB": compiled.memory_analysis().temp_size_in_bytes / 1e6, "GFLOP": gflop})
 
 
 def _floats_of(args: tuple) -> tuple[list[jax.Array], Callable[[list[jax.Array]], tuple]]:

@@ -42,7 +42,7 @@ PLOTS = {
     "edit": Plot("warm s", ("editor",), "minutes"),
     "encode": Plot("encode s", (), "minutes"),
     "mel": Plot("cpu_ms", ("case",), "audio_s"),
-    "pointer_loss": Plot("MB", ("case",)),
+    "pointer_loss": Plot("MB", ("case",), "frames"),
     "train_step": Plot("step_s", ("size", "case", "frames")),
 }
 
