@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from report import (
+    accelerated,
+    clock,
     fastest_seconds,
     finish,
     growth_exponent,
@@ -48,7 +50,7 @@ WINDOW = Window(256, 256)
 PROOF_FRAMES = 1000
 LENGTHS = (1024, 4096, 16384, 25856, 51712)
 LONGEST_RUN, LONGEST_DENSE = 4096, 25856  # dense attention by XLA; dense attention of any kind
-ACCELERATED = jax.default_backend() != "cpu"
+ACCELERATED = accelerated()
 DTYPE = jnp.bfloat16 if ACCELERATED else jnp.float32
 TOLERANCE = 0.02 if ACCELERATED else 2e-5  # of the largest entry
 MASKS = {
@@ -219,10 +221,6 @@ def ceilings() -> dict[str, float]:
         "matrix GFLOP/s": 2e-9 * size**3 / seconds["product"],
         "copy GB/s": 2e-9 * b.nbytes / seconds["copy"],
     }
-
-
-def clock() -> Callable[[], float]:
-    return time.perf_counter if ACCELERATED else time.process_time
 
 
 def rows_at(
