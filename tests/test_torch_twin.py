@@ -138,3 +138,10 @@ def test_greedy_steps_are_those_of_our_decoder(twin: ModuleType, params: dict, b
         encoded = theirs.encoder(torch.from_numpy(mel), frames_B, torch.from_numpy(phase), asked)
     np.testing.assert_array_equal(twin.greedy(theirs, encoded, 1000), wanted_N)
     assert (np.diff(wanted_N) != 1).any(), "an edit without a jump shows little"
+    told_N, margins, elsewhere = np.append(wanted_N, STOP), [], wanted_N.copy()
+    np.testing.assert_array_equal(twin.choices(theirs, encoded, 1000, told_N, margins), told_N)
+    assert len(margins) == len(told_N) and min(margins) > 0
+    elsewhere[8] = (wanted_N[8] + 100) % FRAMES_B[0]
+    chosen_N = twin.choices(theirs, encoded, len(elsewhere), elsewhere)
+    np.testing.assert_array_equal(chosen_N[:9], wanted_N[:9], "what is told is not what is chosen")
+    assert (chosen_N[9:] != wanted_N[9:]).any(), "but it goes on from there"
