@@ -6,13 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pointer import TINY, encoded, params, recording, teacher_forced_log_p, with_loops
+from test_pointer import (
+    SHORT_BARS,
+    TINY,
+    encoded,
+    params,
+    recording,
+    short_params,
+    teacher_forced_log_p,
+    with_loops,
+)
 
 from editjax import decode as decoding
 from editjax.beam import beam_search
 from editjax.edits import PAD, STOP
 
-assert params  # the fixture
+assert params and short_params  # the fixtures
 
 
 def biased(params, bias):
@@ -20,17 +29,18 @@ def biased(params, bias):
     return {**params, "decoder": {**params["decoder"], "mode": mode}}
 
 
-def keys_of(params, frames, length, seed=0, looped=True):
-    return with_loops(encoded(params, [recording(frames, seed)], length)[1], looped)
+def keys_of(params, frames, length, seed=0, looped=True, settings=TINY):
+    return with_loops(encoded(params, [recording(frames, seed)], length, settings=settings)[1], looped)
 
 
-def found(params, keys, steps, width, **options):
-    return beam_search(TINY, params, keys, jnp.zeros(1), steps, width, **options)
+def found(params, keys, steps, width, settings=TINY, **options):
+    return beam_search(settings, params, keys, jnp.zeros(1), steps, width, **options)
 
 
-def log_p_of(params, keys, sequences):
+def log_p_of(params, keys, sequences, settings=TINY):
     repeated = jax.tree.map(lambda a: jnp.repeat(a, len(sequences), axis=0), keys)
-    return teacher_forced_log_p(params, repeated, jnp.asarray(sequences), jnp.zeros(len(sequences)))
+    asked = jnp.asarray(sequences), jnp.zeros(len(sequences))
+    return teacher_forced_log_p(params, repeated, *asked, settings=settings)
 
 
 def every_edit(frames, steps):
@@ -43,37 +53,42 @@ def every_edit(frames, steps):
     return np.array(edits)
 
 
-def follows_the_rule(row, frames, per_bar=16):
-    """No frame again, and no jump back to where more than half of what is left of the bar may be played."""
+def follows_the_rule(row, frames, per_bar):
+    """No frame again, and no jump but onwards in a bar to where more than half may be played of a bar from
+    there on, or of what is left."""
     played = [int(frame) for frame in row if frame >= 0]
     if len(set(played)) < len(played):
         return False
     for k in range(1, len(played)):
-        back = played[k] < played[k - 1]
-        if back and min(k, per_bar - played[k]) > 0.5 * (frames - played[k]):
+        before, (bar, offset) = played[k - 1], divmod(played[k], per_bar)
+        if played[k] == before + 1 or (bar == before // per_bar and played[k] > before):
+            continue
+        here, following = (sum(frame // per_bar == v for frame in played[:k]) for v in (bar, bar + 1))
+        most = min(here, per_bar - offset) + min(following, offset)
+        if most > 0.5 * min(frames - played[k], per_bar):
             return False
     return True
 
 
 @pytest.mark.parametrize("looped", [True, False])
-def test_a_beam_that_holds_all_there_is_finds_the_likeliest(params, looped):
-    """All edits of three steps of six frames, enumerated."""
-    frames, steps = 6, 3
-    even = biased(params, [1.0, 1.0, 0.0])
-    keys = keys_of(even, frames, 16, looped=looped)
+def test_a_beam_that_holds_all_there_is_finds_the_likeliest(short_params, looped):
+    """All edits of three steps of six frames in two bars, enumerated."""
+    frames, steps, s = 6, 3, SHORT_BARS
+    even = biased(short_params, [1.0, 1.0, 0.0])
+    keys = keys_of(even, frames, 16, looped=looped, settings=s)
     edits = every_edit(frames, steps)
     if not looped:
-        edits = np.array([row for row in edits if follows_the_rule(row, frames)])
-    log_p = np.asarray(log_p_of(even, keys, edits).sum(1), np.float64)
+        edits = np.array([row for row in edits if follows_the_rule(row, frames, s.frames_per_bar)])
+    log_p = np.asarray(log_p_of(even, keys, edits, s).sum(1), np.float64)
     order = np.argsort(-log_p)
-    out = found(even, keys, steps, width=300, draft=2, reach=1e6)
+    out = found(even, keys, steps, width=300, settings=s, draft=2, reach=1e6)
     count = int(np.isfinite(out.log_p_W).sum())
     assert count == len(edits) and (not looped or np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-4))
     np.testing.assert_allclose(out.log_p_W[:count], log_p[order], atol=1e-4)
     listed = {tuple(row): p for row, p in zip(edits.tolist(), log_p, strict=True)}
     for row, p in zip(np.asarray(out.pointers_WN)[:count].tolist(), out.log_p_W, strict=False):
         assert listed.pop(tuple(row)) == pytest.approx(float(p), abs=1e-4)
-    few = found(even, keys, steps, width=24, draft=2, reach=1e6)
+    few = found(even, keys, steps, width=24, settings=s, draft=2, reach=1e6)
     np.testing.assert_allclose(few.log_p_W[:3], log_p[order[:3]], atol=1e-4)
 
 

@@ -1,21 +1,32 @@
 """The pointer network: exact distribution, decoding equals teacher forcing, padding changes nothing."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 from scipy.stats import chisquare
 
 from editjax import decode as decoding
 from editjax.chunks import encode_in_chunks
 from editjax.edits import PAD, STOP, UNALIGNED
-from editjax.losses import LossSettings, infer_style, pointer_loss, sequence_nll, structure_loss, targets
+from editjax.losses import (
+    LossSettings,
+    infer_style,
+    nll_of_states,
+    pointer_loss,
+    sequence_nll,
+    structure_loss,
+    targets,
+)
 from editjax.models import pointer
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import ALIGN_FRAMES, encode
-from editjax.models.pointer import PointerSettings, Step, decoder_call
+from editjax.models.pointer import JUMP, PointerSettings, Step, decoder_call
 from editjax.models.scales import target_features
 from editjax.models.style import Asked
 
@@ -35,6 +46,8 @@ TINY = PointerSettings(
     look_back=1,
     look_ahead=3,
 )
+SHORT_BARS = replace(TINY, landmark_frames=2, frames_per_beat=2, frames_per_bar=4)
+"""Six frames are two bars, the second of one beat: all edits of so few can be enumerated."""
 
 
 class Batch(NamedTuple):
@@ -64,15 +77,23 @@ def loss_of(params, batch):
 
 @pytest.fixture(scope="module")
 def params():
-    fresh = fresh_params(0)
-    # Larger weights than at the start, so that choices are not all alike; stopping kept rare.
-    wild = jax.tree.map(
-        lambda a: a * 2.0 + 0.05 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape)), fresh
-    )
-    mode = wild["decoder"]["mode"]
-    mode["bias"] = jnp.array([1.0, 1.0, -6.0])
-    mode["kernel"] = fresh["decoder"]["mode"]["kernel"]
-    return wild
+    @jax.jit
+    def wild():
+        """Larger weights than at the start, so that choices are not all alike; stopping kept rare."""
+        fresh = pointer.init(TINY, jax.random.key(0))
+        louder = jax.tree.map(
+            lambda a: a * 2.0 + 0.05 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape)), fresh
+        )
+        kernel, bias = fresh["decoder"]["mode"]["kernel"], jnp.array([1.0, 1.0, -6.0])
+        return {**louder, "decoder": {**louder["decoder"], "mode": {"kernel": kernel, "bias": bias}}}
+
+    return wild()
+
+
+@pytest.fixture(scope="module")
+def short_params():
+    """Weights as at the start, so that all edits are drawn now and then."""
+    return jax.jit(lambda: pointer.init(SHORT_BARS, jax.random.key(0)))()
 
 
 def recording(frames, seed=0):
@@ -87,14 +108,14 @@ def padded(parts, length, fill=0.0):
     )
 
 
-def encoded(params, recordings, length, target=None, fill=0.0, style_BZ=None):
+def encoded(params, recordings, length, target=None, fill=0.0, style_BZ=None, settings=TINY):
     mel = padded([m for m, _ in recordings], length, fill)
     phase = padded([p for _, p in recordings], length, fill)
     frames = jnp.array([len(m) for m, _ in recordings], jnp.int32)
     target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
-    style_BZ = jnp.zeros((len(recordings), TINY.style_width)) if style_BZ is None else style_BZ
+    style_BZ = jnp.zeros((len(recordings), settings.style_width)) if style_BZ is None else style_BZ
     asked = Asked(target_B, style_BZ)
-    return decoding.encode(TINY, params, mel, frames, phase, asked)
+    return decoding.encode(settings, params, mel, frames, phase, asked)
 
 
 def with_loops(keys, looped):
@@ -109,30 +130,35 @@ def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, targe
     return keys, decoding.decode(*ready, draft=draft)
 
 
-@jax.jit
-def teacher_forced_log_p(params, keys, pointers_BN, target_B):
+@partial(jax.jit, static_argnames="settings")
+def teacher_forced_log_p(params, keys, pointers_BN, target_B, temperature=1.0, settings=TINY):
     """Log-probability of every step by one parallel pass."""
+
+    def ask(method, *args):
+        return decoder_call(settings, params, method, *args)
+
+    per_beat, per_bar = settings.frames_per_beat, settings.frames_per_bar
     n = (pointers_BN != PAD).sum(1)
     t = targets(pointers_BN, n, target_B, keys.frames_BTD.shape[1])
-    h = decoder_call(TINY, params, "states", keys, t.step, n)
+    h = ask("states", keys, t.step, n)
     before = t.step.pointer_BN
     target = jnp.maximum(t.pointer_BN, 0)
-    bar, beat = target // 16, target // 4
+    bar, beat = target // per_bar, target // per_beat
     every = jnp.ones_like(pointers_BN, bool)
     n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
-    played = played_before(pointers_BN, every, n_steps, n_bars, 16)
+    played = played_before(pointers_BN, every, n_steps, n_bars, per_bar)
     logits = (
-        decoder_call(TINY, params, "mode_logits", h, before, keys),
-        decoder_call(TINY, params, "bar_logits", h, before, t.step.began_BN, played, keys),
-        decoder_call(TINY, params, "beat_logits", h, bar, before, keys),
-        decoder_call(TINY, params, "frame_logits", h, beat, before, keys),
+        ask("mode_logits", h, before, keys),
+        ask("bar_logits", h, before, t.step.began_BN, played, keys),
+        ask("beat_logits", h, bar, before, keys),
+        ask("frame_logits", h, beat, before, keys),
     )
-    labels = (t.mode_BN, bar, beat % 4, target % 4)
+    labels = (t.mode_BN, bar, beat % (per_bar // per_beat), target % per_beat)
     parts = [
-        jnp.take_along_axis(jax.nn.log_softmax(a), b[..., None], -1)[..., 0]
+        jnp.take_along_axis(jax.nn.log_softmax(a / temperature), b[..., None], -1)[..., 0]
         for a, b in zip(logits, labels, strict=True)
     ]
-    jump = (t.mode_BN == pointer.JUMP).astype(jnp.float32)
+    jump = (t.mode_BN == JUMP).astype(jnp.float32)
     return jnp.where(t.counted_BN, parts[0] + jump * sum(parts[1:]), 0.0)
 
 
@@ -178,13 +204,13 @@ def test_drafts_leave_a_pass_for_every_jump_and_every_draft_taken_whole(params):
         assert int(out.passes) <= jumps + len(pointers_N) / draft
 
 
-def test_samples_are_distributed_as_the_network_says(params):
-    """All edits of two steps, enumerated, and how often each is drawn with drafts."""
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_samples_are_distributed_as_the_network_says(short_params, temperature):
+    """All edits of two steps of two bars, enumerated, and how often each is drawn with drafts."""
     frames, draws, target = 6, 4096, 4.0
-    decoder = params["decoder"]
-    mode = {**decoder["mode"], "bias": jnp.array([1.0, 1.0, 0.0])}
-    biased = {**params, "decoder": {**decoder, "mode": mode}}
-    keys = with_loops(encoded(biased, [recording(frames)], 16, [target])[1], True)
+    mode = {**short_params["decoder"]["mode"], "bias": jnp.array([1.0, 1.0, 0.0])}
+    biased = {**short_params, "decoder": {**short_params["decoder"], "mode": mode}}
+    keys = with_loops(encoded(biased, [recording(frames)], 16, [target], settings=SHORT_BARS)[1], True)
     edits = [[first, second] for first in range(frames) for second in (*range(frames), STOP)]
     edits.append([STOP, PAD])
 
@@ -192,14 +218,19 @@ def test_samples_are_distributed_as_the_network_says(params):
         return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), keys)
 
     asked = jnp.full((len(edits),), target)
-    log_p = teacher_forced_log_p(biased, repeated(len(edits)), jnp.array(edits), asked)
+    ready = biased, repeated(len(edits)), jnp.array(edits), asked, temperature
+    log_p = teacher_forced_log_p(*ready, settings=SHORT_BARS)
     expected = np.exp(np.asarray(log_p.sum(1), np.float64))
     assert expected.sum() == pytest.approx(1.0, abs=1e-4)
-    ready = TINY, biased, repeated(draws), jnp.full((draws,), target), 2, 1.0, jax.random.key(0)
+    expected = expected / expected.sum() * draws
+    ready = SHORT_BARS, biased, repeated(draws), jnp.full((draws,), target), 2, temperature, jax.random.key(0)
     drawn = np.asarray(decoding.decode(*ready, draft=1).pointers_BN)
     counts = [(drawn == np.array(edit)).all(1).sum() for edit in edits]
-    assert sum(counts) == draws and min(expected) * draws > 0.5
-    assert chisquare(counts, expected / expected.sum() * draws).pvalue > 0.01
+    rare = expected < 5
+    assert sum(counts) == draws and rare.mean() < 0.5
+    cells = np.where(rare, 0, np.arange(1, len(edits) + 1))  # the rare ones together
+    found, wanted = (np.bincount(cells, weights=numbers) for numbers in (counts, expected))
+    assert chisquare(found[wanted > 0], wanted[wanted > 0]).pvalue > 0.01
 
 
 def test_a_pass_plays_nothing_again_of_what_it_has_drafted(params):
@@ -415,6 +446,37 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(params):
     assert float(parts["structure"]) == pytest.approx(nll, rel=1e-4)
     error = (float(found.log_length_B[0]) - np.log(len(pointers) - 1)) ** 2
     assert float(parts["length"]) == pytest.approx(error, rel=1e-3)
+    joins = jump_p(params, keys, forced_targets(batch), batch.steps_B)[0].sum()
+    assert float(parts["smoothness"]) * 4 == pytest.approx(float(joins), rel=1e-4)
+
+
+@jax.jit
+def jump_p(params, keys, t, steps_B):
+    """The probability of every step to jump."""
+    h = decoder_call(TINY, params, "states", keys, t.step, steps_B)
+    return jax.nn.softmax(decoder_call(TINY, params, "mode_logits", h, t.step.pointer_BN, keys))[..., JUMP]
+
+
+def test_expected_joins_are_those_of_the_counted_steps(params):
+    """In value and gradient, p(1 − p) a step; what is not aligned, and padding, adds nothing to either."""
+    batch = batch_of([3, 4, UNALIGNED, 5, 40, 7, STOP, PAD, PAD])
+    counted_N = np.array([1, 1, 0, 1, 1, 1, 1, 0, 0], bool)
+    t, keys = forced_targets(batch), encoded(params, [recording(60)], 64)[1]
+    # The first channel of a state is its logit to jump.
+    mode = {"kernel": jnp.zeros((TINY.width, 3)).at[0, JUMP].set(1.0), "bias": jnp.array([1.0, 0.5, -1.0])}
+    reads = {**params, "decoder": {**params["decoder"], "mode": mode}}
+    h_BND = jax.random.normal(jax.random.key(0), (1, len(counted_N), TINY.width))
+
+    @jax.jit
+    def joins(h_BND):
+        return nll_of_states(TINY, reads, keys, t, h_BND, 8).joins_B[0]
+
+    logits_N3 = decoder_call(TINY, reads, "mode_logits", h_BND, t.step.pointer_BN, keys)[0]
+    p_N = softmax(np.asarray(logits_N3, np.float64), axis=-1)[:, JUMP]
+    total, gradient = jax.value_and_grad(joins)(h_BND)
+    assert float(total) == pytest.approx(p_N[counted_N].sum(), rel=1e-5)
+    np.testing.assert_allclose(gradient[0, counted_N, 0], (p_N * (1 - p_N))[counted_N], rtol=1e-4)
+    assert not gradient[0, ~counted_N].any() and not gradient[..., 1:].any()
 
 
 def test_what_a_step_is_told_of_the_length_that_is_asked_for():
