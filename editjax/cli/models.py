@@ -17,8 +17,9 @@ def run(arguments: Sequence[str]) -> int:
     parse(ModelsOptions, arguments, "editjax models")
     for name in bundled_names():
         config = read_config(BUNDLED / name)
-        size = sum(path.stat().st_size for path in (BUNDLED / name).iterdir())
-        print(f"{name}  {config['family']}, {config['training']['step']} steps, {size / 1e6:.1f} MB")
+        training, megabytes = config["training"], sum(p.stat().st_size for p in (BUNDLED / name).iterdir()) / 1e6
+        styles = f", styles {' '.join(training['styles'])}" if "styles" in training else ""
+        print(f"{name}  {config['family']}, {training['step']} steps, {megabytes:.1f} MB{styles}")
     if not bundled_names():
         print("no model ships with this installation")
     return 0

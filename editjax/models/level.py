@@ -24,7 +24,7 @@ def level_normalise(mel_BTF, frames_B, floor_db: float, ceiling_db: float, span:
     `mel_BTF` in [0, 1] spans `floor_db`…`ceiling_db`. Values are decibels over 20, clipped to −3…2 (−60…+40
     dB around the running level). Level channels: near level against far, frame level against near and far.
     Padding frames count for nothing and come out as zero. Where each of `mel_BTF` is the mean of `span`
-    frames, the neighbourhoods are as many seconds.
+    frames, the neighbourhoods last as long as they do where it is one.
     """
     mask_BT = frame_mask(frames_B, mel_BTF.shape[1])
     decibel_BTF = mel_BTF.astype(jnp.float32) * (ceiling_db - floor_db) + floor_db
