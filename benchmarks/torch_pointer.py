@@ -35,6 +35,8 @@ from editjax.models.hints import (
     QUIET_KEEP,
     START_FLOOR,
     STRETCH_FRAMES,
+    SURE_KEPT,
+    SURE_START,
 )
 from editjax.models.pointer import (
     AFTER_FLOOR,
@@ -58,6 +60,7 @@ class Hints(NamedTuple):
     played_before_BV: Tensor
     recorded_before_BV: Tensor
     place_BV: Tensor
+    sure_start_BV: Tensor
 
 
 class Keys(NamedTuple):
@@ -96,11 +99,14 @@ def hints_of(encoded: Encoded, s: PointerSettings) -> Hints:
         structure_BTS, n_frames = encoded.structure_BTS, encoded.structure_BTS.shape[1]
         mask_BT = frame_mask(encoded.n_frames_B, n_frames)
         odds_BT = structure_BTS[..., 1:].logsumexp(-1) - structure_BTS[..., 0]
-        keep_BT = F.relu(odds_BT.sigmoid() - QUIET_KEEP) / (1 - QUIET_KEEP) * mask_BT
+        p_BT = odds_BT.sigmoid() * mask_BT
+        keep_BT = F.relu(p_BT - QUIET_KEEP) / (1 - QUIET_KEEP) * mask_BT
         odds_BT = odds_BT.clamp(-HINT_LIMIT, HINT_LIMIT).where(mask_BT, -HINT_LIMIT)
         steady_BT = steady(keep_BT)
         rise_BT = F.relu(steady_BT - F.pad(steady_BT, (1, 0))[:, :-1])
         rise_BU, rise_BV = (sums(rise_BT, size) for size in (s.frames_per_beat, s.frames_per_bar))
+        start_BV = likeliest(rise_BT, s.frames_per_bar)
+        sure_BV = (rise_BV > SURE_START) & (kept_onwards(p_BT, steady_BT).gather(1, start_BV) > SURE_KEPT)
         weight_BT = (rise_BT + START_FLOOR) * mask_BT
     place_BV = places(encoded.announced_BT, weight_BT, s.frames_per_bar)
     with torch.no_grad():
@@ -117,6 +123,7 @@ def hints_of(encoded: Encoded, s: PointerSettings) -> Hints:
             before_BV,
             rise_BV.cumsum(1) - rise_BV,
             place_BV,
+            start_BV.where(sure_BV, -1),
         )
 
 
@@ -127,6 +134,18 @@ def steady(keep_BT: Tensor) -> Tensor:
     padded_BT = F.pad(keep_BT, (STRETCH_FRAMES, STRETCH_FRAMES))
     closed_BT = -most(-most(padded_BT, DIP_FRAMES), DIP_FRAMES)
     return most(-most(-closed_BT, STRETCH_FRAMES), STRETCH_FRAMES)[:, STRETCH_FRAMES:-STRETCH_FRAMES]
+
+
+def likeliest(x_BT: Tensor, size: int) -> Tensor:
+    spans_BVC = F.pad(x_BT, (0, -x_BT.shape[1] % size)).unflatten(1, (-1, size))
+    return torch.arange(spans_BVC.shape[1], device=x_BT.device) * size + spans_BVC.argmax(-1)
+
+
+def kept_onwards(p_BT: Tensor, steady_BT: Tensor) -> Tensor:
+    frame_T, n_frames = torch.arange(p_BT.shape[1], device=p_BT.device), p_BT.shape[1]
+    stop_BT = torch.where(steady_BT > 0.5, n_frames, frame_T).flip(1).cummin(1).values.flip(1)
+    before_BT = F.pad(p_BT.cumsum(1), (1, 0))
+    return (before_BT.gather(1, stop_BT) - before_BT[:, :-1]) / (stop_BT - frame_T).clamp(min=1)
 
 
 def places(announced_BT: Tensor, weight_BT: Tensor, frames_per_bar: int) -> Tensor:

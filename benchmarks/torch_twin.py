@@ -30,6 +30,7 @@ from editjax.models.hints import LOOP, LOOPED_SHARE
 from editjax.models.pointer import (
     ADVANCE,
     JUMP,
+    NEVER,
     STOP_MODE,
     PointerSettings,
 )
@@ -270,21 +271,29 @@ def choices(
             margins[-1] = min(margins[-1], first - second)
         return logits.argmax(-1)
 
+    def land(h: Tensor, step: Step, among_V: Tensor) -> int:
+        logits = decoder.bar_logits(h, step.pointer_BN, step.began_BN, bars_V / size, keys)
+        bar = best(logits.where(among_V, 2 * NEVER))
+        beat = best(decoder.beat_logits(h, bar, step.pointer_BN, keys))
+        beat = bar * (size // s.frames_per_beat) + beat
+        return int(beat * s.frames_per_beat + best(decoder.frame_logits(h, beat, step.pointer_BN, keys)))
+
+    def was(frames: Tensor) -> Tensor:
+        played_1JV = (bars_V / size).expand(1, frames.numel(), -1)
+        return was_played(frames.view(1, -1), played_1JV, encoded.n_frames_B, size)[0]
+
     def choice(h: Tensor, step: Step) -> int:
         mode = int(best(decoder.mode_logits(h, step.pointer_BN, keys)))
-        if mode == STOP_MODE:
+        after = pointer + 1 if mode != JUMP else land(h, step, torch.ones_like(bars_V, dtype=torch.bool))
+        onwards = mode != JUMP or (after // size == pointer // size and after > pointer)
+        again = bool(played_T[after]) or (not onwards and bool(was(torch.tensor(after))))
+        if mode != STOP_MODE and (looped_T[after] or not again):
+            return after
+        start_V = keys.hints.sure_start_BV[0]
+        left_V = (start_V >= 0) & ~was(start_V.clamp(min=0))
+        if not left_V.any():
             return STOP
-        after = pointer + 1
-        if mode == JUMP:
-            bar = best(decoder.bar_logits(h, step.pointer_BN, step.began_BN, bars_V / size, keys))
-            beat = best(decoder.beat_logits(h, bar, step.pointer_BN, keys))
-            beat = bar * (size // s.frames_per_beat) + beat
-            frame = best(decoder.frame_logits(h, beat, step.pointer_BN, keys))
-            after = int(beat * s.frames_per_beat + frame)
-            played = was_played(torch.tensor([[after]]), bars_V / size, encoded.n_frames_B, size)
-            onwards = after // size == pointer // size and after > pointer
-            if bool(played) and not onwards and not looped_T[after]:
-                return STOP
+        after = land(h, step, left_V)
         return STOP if played_T[after] and not looped_T[after] else after
 
     for index in range(max_steps):

@@ -28,8 +28,10 @@ from editjax.decode import (
     drafts_of,
     empty_caches,
     ends_before,
+    forgotten,
     frames_of_bars,
     jumps_back,
+    land,
 )
 from editjax.edits import PAD, STOP
 from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, run_turns
@@ -64,7 +66,7 @@ class Paths(NamedTuple):
 
 class Beam(NamedTuple):
     """Loop state. `score_W` orders the beam, likeliest first, −inf where there is no hypothesis: it is
-    `log_p_W` but where the rule against replays ended an edit (see `_ended`)."""
+    `log_p_W` but where a rule ended an edit or led it elsewhere (see `_ended`)."""
 
     passes: jax.Array
     state_W4: jax.Array  # as in `decode`
@@ -144,7 +146,7 @@ def _pass(fixed: Fixed, apart: int, reach, beam: Beam) -> Beam:
     )
     step, h_W1D = at_step(drafted, event_W1), jax.lax.dynamic_slice_in_dim(h_WSD, event, 1, axis=1)
     extension = _expanded(fixed, apart, reach, beam, step, h_W1D, log_p_WS3[:, event])
-    beam = _extended(fixed, beam, step, extension, log_p_WS3[:, event])
+    beam = _extended(fixed, beam, step, extension)
     return _recombined(beam, extension, apart) if apart else beam
 
 
@@ -204,9 +206,8 @@ def _expanded(fixed: Fixed, apart: int, reach, beam: Beam, step: Step, h_W1D, lo
     target_W = beat_W[of_W] * s.frames_per_beat + frame_W
     kinds = [kind_W == ADVANCE, kind_W == JUMP]
     next_W = jnp.select(kinds, [at_W1[parent_W, 0] + 1, target_W], STOP).astype(jnp.int32)
-    return _ended(
-        fixed, beam, step, share_WV, log_p_W3, Extension(parent_W, kind_W, next_W, score_W, score_W)
-    )
+    found = Extension(parent_W, kind_W, next_W, score_W, score_W)
+    return _ended(fixed, beam, step, h_W1D, share_WV, log_p_W3, found)
 
 
 def _modes(fixed: Fixed, reach, beam: Beam, step: Step, log_p_W3):
@@ -235,27 +236,53 @@ def _narrowed(score_W, jumps_W, log_p_WC, best_only: bool):
     return _let_go(score_W, IMPOSSIBLE), index_W // count, index_W % count
 
 
-def _ended(fixed: Fixed, beam: Beam, step: Step, share_WV, log_p_W3, found: Extension) -> Extension:
-    """Jumps to what was played end the edit, as in greedy decoding.
+def _ended(fixed: Fixed, beam: Beam, step: Step, h_W1D, share_WV, log_p_W3, found: Extension) -> Extension:
+    """Jumps to what was played end the edit, and what would be left out is jumped to, as in greedy decoding.
 
-    Such an end holds its place in the beam by the probability of what was forbidden, which is the decoder's
+    Either holds its place in the beam by the probability of what was forbidden, which is the decoder's
     of ending there; its log-probability is that of the sequence.
     """
     parent_W, kind_W, next_W, score_W, _ = found
     of_parent, next_W1 = jax.tree.map(lambda a: a[parent_W], step), next_W[:, None]
-    back_W1 = jumps_back(fixed.settings, fixed.keys, of_parent, next_W1, share_WV[parent_W])
+    share_WV, log_p_W3, before_W = share_WV[parent_W], log_p_W3[parent_W], beam.log_p_W[parent_W]
+    back_W1 = jumps_back(fixed.settings, fixed.keys, of_parent, next_W1, share_WV)
     again_W1 = ends_before(fixed.keys, beam.paths.played_WT[parent_W], next_W1)
     kind_W = jnp.where((kind_W == JUMP) & (back_W1 | again_W1)[:, 0], STOP_MODE, kind_W)
-    ends_W, stays_W = kind_W == STOP_MODE, kind_W == STAY
-    log_p_W = jnp.where(ends_W, beam.log_p_W[parent_W] + log_p_W3[parent_W, STOP_MODE], score_W)
-    log_p_W = jnp.where(stays_W, beam.log_p_W[parent_W], log_p_W)
-    same_WW = ends_W[:, None] & ends_W[None, :] & (parent_W[:, None] == parent_W[None, :])
+    left_WV = forgotten(fixed.settings, fixed.keys, of_parent, share_WV)
+    forgets_W = (kind_W == STOP_MODE) & left_WV.any(1)
+    second_W, second_p_W = _second(fixed, forgets_W, h_W1D[parent_W], of_parent, share_WV, left_WV)
+    replays_W = ends_before(fixed.keys, beam.paths.played_WT[parent_W], second_W[:, None])[:, 0]
+    forgets_W &= ~replays_W
+    kind_W, next_W = jnp.where(forgets_W, JUMP, kind_W), jnp.where(forgets_W, second_W, next_W)
+    ends_W, goes_on_W = kind_W == STOP_MODE, score_W - beam.score_W[parent_W]
+    step_p_W = jnp.select(
+        [forgets_W, ends_W, kind_W == STAY],
+        [log_p_W3[:, JUMP] + second_p_W, log_p_W3[:, STOP_MODE], jnp.zeros_like(score_W)],
+        goes_on_W,
+    )
+    next_W = jnp.where(ends_W, STOP, next_W)
+    same_WW = (next_W[:, None] == next_W[None, :]) & (parent_W[:, None] == parent_W[None, :])
     score_W = jnp.where(jnp.tril(same_WW, -1).any(1), -jnp.inf, score_W)
-    log_p_W = jnp.where(jnp.isfinite(score_W), log_p_W, -jnp.inf)
-    return Extension(parent_W, kind_W, jnp.where(ends_W, STOP, next_W), score_W, log_p_W)
+    log_p_W = jnp.where(jnp.isfinite(score_W), before_W + step_p_W, -jnp.inf)
+    return Extension(parent_W, kind_W, next_W, score_W, log_p_W)
 
 
-def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension, log_p_W3) -> Beam:
+def _second(fixed: Fixed, forgets_W, h_W1D, step: Step, share_WV, left_WV):
+    """Where those that would leave something out jump to, and its log-probability: (W,) each."""
+    zero_W, any_key_11 = jnp.zeros(forgets_W.shape, jnp.int32), jax.random.key(0)[None, None]
+
+    def one(h_11D, step, share_1V, left_1V):
+        ready = fixed.settings, fixed.params, fixed.keys, h_11D, step, share_1V, 0.0, any_key_11
+        return land(*ready, left_1V)
+
+    def found():
+        target_W1, log_p_W1 = _each(one, h_W1D, step, share_WV, left_WV)
+        return target_W1[:, 0].astype(jnp.int32), log_p_W1[:, 0]
+
+    return jax.lax.cond(forgets_W.any(), found, lambda: (zero_W, zero_W.astype(jnp.float32)))
+
+
+def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension) -> Beam:
     """The beam after the extensions."""
     parent_W, kind_W, next_W, score_W, log_p_W = extension
     width, lives_W = len(parent_W), (kind_W == ADVANCE) | (kind_W == JUMP)
@@ -267,7 +294,7 @@ def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension, log_p_
     row_W = jnp.arange(width)
     place_W = jnp.where(kind_W == STAY, fixed.max_steps, step.index_BN[parent_W, 0])
     frame_W = jnp.where(lives_W, next_W, paths.played_WT.shape[1])
-    chosen_W = jnp.where(lives_W, score_W - beam.score_W[parent_W], log_p_W3[parent_W, STOP_MODE])
+    chosen_W = log_p_W - beam.log_p_W[parent_W]
     landed_WV = frames_of_bars(next_W - 1, next_W, fixed.settings, paths.played_WV.shape[1])
     paths = Paths(
         paths.played_WV + jnp.where(lives_W[:, None], landed_WV, 0),

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from editjax.edits import PAD, STOP
 from editjax.models import encoder
-from editjax.models.coverage import was_played
+from editjax.models.coverage import left_out, was_played
 from editjax.models.pointer import (
     ADVANCE,
     JUMP,
+    NEVER,
     STOP_MODE,
     Keys,
     PointerSettings,
@@ -32,6 +33,7 @@ from editjax.models.style import Asked
 
 DRAFT_STEPS = 64
 MODE_NOISE, BAR_NOISE, BEAT_NOISE, FRAME_NOISE = range(4)
+SECOND = 3  # the noise of a second choice of bar, beat and frame, beyond that of the first
 
 
 class Decoded(NamedTuple):
@@ -105,7 +107,8 @@ def decode(
 
     Nothing is played twice but what the structure head says is looped: an edit ends before the first other
     frame that was played already, and at a jump to a stretch most of which was; jumps forward within a bar
-    are always taken.
+    are always taken. And nothing that surely begins is left out: an edit that would end, and is asked for no
+    length, first jumps to what it has not played (`left_out`).
     `draft` 0 decodes step by step, with the same result.
     """
     batch, n_frames = keys.frames_BTD.shape[:2]
@@ -189,7 +192,7 @@ def _decide(fixed: Fixed, carry: Carry, step: Step, played_BV, h_B1D, key_B1):
     """`choose`, but an edit ends before a frame that it has played, be it in this pass."""
     share_BV = played_BV.astype(jnp.float32) / float(fixed.settings.frames_per_bar)
     ready = fixed.settings, fixed.params, fixed.keys, h_B1D, step, share_BV, fixed.temperature, key_B1
-    next_B, p_B2 = choose(*ready)
+    next_B, p_B2 = choose(*ready, ends_before(fixed.keys, carry.played_BT, step.pointer_BN + 1))
     in_this_pass_B = (carry.state_B4[:, 1] < next_B) & (next_B <= step.pointer_BN[:, 0])
     looped_B = pick(fixed.keys.hints.looped_BT, next_B[:, None])[:, 0]
     again_B = ends_before(fixed.keys, carry.played_BT, next_B[:, None])[:, 0] | (in_this_pass_B & ~looped_B)
@@ -224,33 +227,70 @@ def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B
     )
 
 
-def choose(settings: PointerSettings, params, keys, h_B1D, step: Step, played_BV, temperature, key_B1):
+def choose(
+    settings: PointerSettings,
+    params,
+    keys,
+    h_B1D,
+    step: Step,
+    played_BV,
+    temperature,
+    key_B1,
+    replays_B1: Any = False,
+):
     """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
 
     First the mode; for a jump then bar → beat → frame. `played_BV` are shares of bars, `key_B1` the
-    random keys of this step.
+    random keys of this step; `replays_B1` tells where an edit ends that would advance.
     """
     pointer_B1 = step.pointer_BN
-
-    def ask(method, *args):
-        return decoder_call(settings, params, method, *args)
-
-    mode_log_p = jax.nn.log_softmax(ask("mode_logits", h_B1D, pointer_B1, keys), axis=-1)
+    mode_logits = decoder_call(settings, params, "mode_logits", h_B1D, pointer_B1, keys)
+    mode_log_p = jax.nn.log_softmax(mode_logits, axis=-1)
     mode, _ = _pick(mode_log_p, temperature, key_B1, MODE_NOISE)
-    bar_logits = ask("bar_logits", h_B1D, pointer_B1, step.began_BN, played_BV[:, None], keys)
-    bar, bar_p = _pick(bar_logits, temperature, key_B1, BAR_NOISE)
-    beat, beat_p = _pick(ask("beat_logits", h_B1D, bar, pointer_B1, keys), temperature, key_B1, BEAT_NOISE)
-    beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
-    frame_logits = ask("frame_logits", h_B1D, beat, pointer_B1, keys)
-    frame, frame_p = _pick(frame_logits, temperature, key_B1, FRAME_NOISE)
-    target = beat * settings.frames_per_beat + frame
-    back = jumps_back(settings, keys, step, target, played_BV)
-    mode = jnp.where((mode == JUMP) & back, STOP_MODE, mode)
+    landing = settings, params, keys, h_B1D, step, played_BV, temperature, key_B1
+    first = land(*landing)
+    back = (mode == JUMP) & jumps_back(settings, keys, step, first[0], played_BV)
+    ends = (mode == STOP_MODE) | back | ((mode == ADVANCE) & replays_B1)
+    left_BV = forgotten(settings, keys, step, played_BV)
+    forgets = ends & left_BV.any(1, keepdims=True)
+    second = jax.lax.cond(forgets.any(), lambda: land(*landing, left_BV), lambda: first)
+    target, target_p = (jnp.where(forgets, other, one) for one, other in zip(first, second, strict=True))
+    mode = jnp.where(forgets, JUMP, jnp.where(ends, STOP_MODE, mode))
     mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
     pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
-    log_p = mode_p + jnp.where(mode == JUMP, bar_p + beat_p + frame_p, 0.0)
+    log_p = mode_p + jnp.where(mode == JUMP, target_p, 0.0)
     stop_p = jnp.exp(mode_log_p[..., STOP_MODE])
     return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
+
+
+def land(
+    settings: PointerSettings,
+    params,
+    keys,
+    h_B1D,
+    step: Step,
+    played_BV,
+    temperature,
+    key_B1,
+    left_BV: Any = None,
+):
+    """Where a jump leads, bar → beat → frame, and its log-probability among all there is, (B, 1) each.
+
+    With `left_BV` it is a second choice, among these bars alone.
+    """
+
+    noise, among = (0, True) if left_BV is None else (SECOND, left_BV[:, None])
+
+    def choice(part: int, among, method: str, *args):
+        logits = decoder_call(settings, params, method, h_B1D, *args, keys)
+        return _pick(logits, temperature, key_B1, noise + part, among)
+
+    at_B1 = step.pointer_BN
+    bar, bar_p = choice(BAR_NOISE, among, "bar_logits", at_B1, step.began_BN, played_BV[:, None])
+    beat, beat_p = choice(BEAT_NOISE, True, "beat_logits", bar, at_B1)
+    beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
+    frame, frame_p = choice(FRAME_NOISE, True, "frame_logits", beat, at_B1)
+    return beat * settings.frames_per_beat + frame, bar_p + beat_p + frame_p
 
 
 def ends_before(keys, played_BT, frame_BS):
@@ -267,6 +307,12 @@ def jumps_back(settings: PointerSettings, keys, step: Step, target_B1, played_BV
     onwards = in_bar & (target_B1 > step.pointer_BN)
     played = was_played(target_B1, played_BV[:, None], keys.n_frames_B, settings.frames_per_bar)
     return played & ~onwards & ~pick(keys.hints.looped_BT, target_B1)
+
+
+def forgotten(settings: PointerSettings, keys, step: Step, played_BV):
+    """Bars (B, V) that an edit must not end without: see `left_out`; none where a length is asked for."""
+    left_BV = left_out(keys.hints.sure_start_BV, played_BV, keys.n_frames_B, settings.frames_per_bar)
+    return left_BV & (step.target_B <= 0)[:, None]
 
 
 def at_step(steps: Step, at_B1) -> Step:
@@ -296,10 +342,11 @@ def _at(x_BSX, at_B1):
     return jnp.take_along_axis(x_BSX, at_B1.reshape(len(at_B1), *[1] * (x_BSX.ndim - 1)), axis=1)
 
 
-def _pick(logits_BNC, temperature, key_BN, part: int):
+def _pick(logits_BNC, temperature, key_BN, part: int, allowed_BNC: Any = True):
     """Argmax of logits plus Gumbel noise scaled by the temperature (Gumbel-max trick): 0 is greedy.
 
-    The noise of a step depends on its key and on `part` alone, not on how many steps are drawn together.
+    The noise of a step depends on its key and on `part` alone, not on how many steps are drawn together. What
+    is not allowed is not chosen; the log-probability is that among all.
     """
     logits_BNC = logits_BNC.astype(jnp.float32)
 
@@ -308,6 +355,7 @@ def _pick(logits_BNC, temperature, key_BN, part: int):
         return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BNC.shape[-1:])))(keys_BN)
 
     noise_BNC = jax.lax.cond(temperature > 0, noise, lambda: jnp.zeros_like(logits_BNC))
-    index_BN = jnp.argmax(logits_BNC + noise_BNC * temperature, axis=-1)
+    noisy_BNC = logits_BNC + noise_BNC * temperature
+    index_BN = jnp.argmax(jnp.where(allowed_BNC, noisy_BNC, 2 * NEVER), axis=-1)
     log_p = jax.nn.log_softmax(logits_BNC, axis=-1)
     return index_BN, jnp.take_along_axis(log_p, index_BN[..., None], axis=-1)[..., 0]

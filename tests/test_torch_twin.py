@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from editjax.data import IGNORE, Batch
-from editjax.decode import decode, encode
+from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP, UNALIGNED
 from editjax.events import KINDS, UNKNOWN
 from editjax.losses import LossSettings, pointer_loss
@@ -138,10 +138,33 @@ def test_greedy_steps_are_those_of_our_decoder(twin: ModuleType, params: dict, b
         encoded = theirs.encoder(torch.from_numpy(mel), frames_B, torch.from_numpy(phase), asked)
     np.testing.assert_array_equal(twin.greedy(theirs, encoded, 1000), wanted_N)
     assert (np.diff(wanted_N) != 1).any(), "an edit without a jump shows little"
-    told_N, margins, elsewhere = np.append(wanted_N, STOP), [], wanted_N.copy()
-    np.testing.assert_array_equal(twin.choices(theirs, encoded, 1000, told_N, margins), told_N)
-    assert len(margins) == len(told_N) and min(margins) > 0
-    elsewhere[8] = (wanted_N[8] + 100) % FRAMES_B[0]
+    margins, elsewhere = [], wanted_N.copy()
+    np.testing.assert_array_equal(twin.choices(theirs, encoded, len(wanted_N), wanted_N, margins), wanted_N)
+    assert len(margins) == len(wanted_N) and min(margins) > 0
+    elsewhere[8:] = np.arange(300, 292 + len(wanted_N)) % FRAMES_B[0]
     chosen_N = twin.choices(theirs, encoded, len(elsewhere), elsewhere)
     np.testing.assert_array_equal(chosen_N[:9], wanted_N[:9], "what is told is not what is chosen")
     assert (chosen_N[9:] != wanted_N[9:]).any(), "but it goes on from there"
+
+
+def test_nor_do_they_leave_out_what_is_surely_kept(twin: ModuleType, params: dict, batch: Batch) -> None:
+    """Two stretches are surely kept, and the decoder advances where something is kept, else it stops."""
+    kept_T = np.isin(np.arange(700) // 10, [*range(20, 36), *range(48, 63)])
+    odds_T = np.where(kept_T, 9.0, -9.0)
+    structure_BTS = np.stack([-odds_T, odds_T, np.full(700, -30.0)], -1)[None].astype(np.float32)
+    mode = {"kernel": np.zeros((SETTINGS.width, 3), np.float32), "bias": np.array([0, -9, 0], np.float32)}
+    stopping = {"mode": mode, "trust": np.array([5, 1, 3, 9], np.float32)}
+    params = {**params, "decoder": {**params["decoder"], **stopping}}
+    mel, phase, frames_B = batch.mel_BTF[:1], batch.phase_BT3[:1], FRAMES_B[:1]
+    asked = Asked(np.zeros(1, np.float32), np.array(prior(SETTINGS, np.zeros(1, np.int32)).mean_BZ))
+    encoded, _ = encode(SETTINGS, params, mel, frames_B, phase, asked)
+    keys = read_keys(SETTINGS, params, encoded._replace(structure_BTS=structure_BTS))
+    out = decode(SETTINGS, params, keys, asked.target_B, 1000, np.float32(0), KEY)
+    wanted_N = np.asarray(out.pointers_BN[0, : int(out.steps_B[0])])
+    assert np.mean(np.isin(np.flatnonzero(kept_T), wanted_N)) > 0.9
+    theirs = twin.twin_of(SETTINGS, params, "block")
+    with torch.inference_mode():
+        frames_B, asked = torch.from_numpy(frames_B).long(), Asked(*map(torch.from_numpy, asked))
+        encoded = theirs.encoder(torch.from_numpy(mel), frames_B, torch.from_numpy(phase), asked)
+    encoded = encoded._replace(structure_BTS=torch.from_numpy(structure_BTS))
+    np.testing.assert_array_equal(twin.greedy(theirs, encoded, 1000), wanted_N)

@@ -19,11 +19,24 @@ def was_played(frame_BJ, played_BJV, n_frames_B, frames_per_bar: int):
     `played_BJV` are shares of bars (`played_before`); which part of a bar it was is not known, so the answer
     is of the most it can have been. (B, J) bool.
     """
-    bar_BJ, offset_BJ = frame_BJ // frames_per_bar, (frame_BJ % frames_per_bar) / frames_per_bar
+    bar_BJ = frame_BJ // frames_per_bar
     padded_BJV = jnp.pad(played_BJV, ((0, 0), (0, 0), (0, 1)))  # nothing follows the last bar
     here_BJ, next_BJ = (
         jnp.take_along_axis(padded_BJV, bar[..., None], axis=2)[..., 0] for bar in (bar_BJ, bar_BJ + 1)
     )
+    return _mostly_played(frame_BJ, here_BJ, next_BJ, n_frames_B, frames_per_bar)
+
+
+def left_out(sure_start_BV, played_BV, n_frames_B, frames_per_bar: int):
+    """Bars in which a stretch surely starts (`Hints.sure_start_BV`) that was not played, (B, V) bool."""
+    next_BV = jnp.pad(played_BV[:, 1:], ((0, 0), (0, 1)))
+    was_BV = _mostly_played(sure_start_BV, played_BV, next_BV, n_frames_B, frames_per_bar)
+    return (sure_start_BV >= 0) & ~was_BV
+
+
+def _mostly_played(frame_BJ, here_BJ, next_BJ, n_frames_B, frames_per_bar: int):
+    """As `was_played`, from the shares of the bar that a frame lies in and of the next."""
+    offset_BJ = (frame_BJ % frames_per_bar) / frames_per_bar
     most_BJ = jnp.minimum(here_BJ, 1.0 - offset_BJ) + jnp.minimum(next_BJ, offset_BJ)
     left_BJ = jnp.minimum((n_frames_B[:, None] - frame_BJ) / frames_per_bar, 1.0)
     return most_BJ > 0.5 * left_BJ

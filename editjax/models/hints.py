@@ -27,6 +27,8 @@ LOOP, LOOPED_SHARE = 2, 0.1
 """Frames less likely to be looped than this are played once."""
 DIP_FRAMES, STRETCH_FRAMES = 13, 129
 """A dip of 0.3 s ends no stretch, and what lasts less than 3 s is none: flickers would count as starts."""
+SURE_START, SURE_KEPT = 0.5, 0.8
+"""A stretch is sure where so many are expected to start in a bar, and its frames are kept as probably."""
 
 
 class Hints(NamedTuple):
@@ -36,7 +38,7 @@ class Hints(NamedTuple):
     how many kept stretches are expected to start in each frame, beat and bar; how many up to each frame
     (`starts_BT`), in each bar, and before each bar in the order of the recording and of the edit. `place_BV`:
     where in the edit a bar belongs, in bars; only the order matters. `looped_BT`: frames that may be played
-    more than once.
+    more than once. `sure_start_BV`: where in a bar a stretch starts that is surely kept, −1 where none does.
     """
 
     kept_BT: jax.Array
@@ -49,6 +51,7 @@ class Hints(NamedTuple):
     played_before_BV: jax.Array
     place_BV: jax.Array
     looped_BT: jax.Array
+    sure_start_BV: jax.Array
 
 
 def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beats_per_bar: int) -> Hints:
@@ -56,12 +59,15 @@ def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beat
     structure_BTS = jax.lax.stop_gradient(structure_BTS)
     mask_BT = frame_mask(n_frames_B, structure_BTS.shape[1])
     odds_BT = jax.nn.logsumexp(structure_BTS[..., 1:], axis=-1) - structure_BTS[..., 0]
-    keep_BT = jnp.where(mask_BT, jax.nn.relu(jax.nn.sigmoid(odds_BT) - QUIET_KEEP) / (1 - QUIET_KEEP), 0.0)
+    p_BT = jnp.where(mask_BT, jax.nn.sigmoid(odds_BT), 0.0)
+    keep_BT = jax.nn.relu(p_BT - QUIET_KEEP) / (1 - QUIET_KEEP)
     odds_BT = jnp.where(mask_BT, jnp.clip(odds_BT, -HINT_LIMIT, HINT_LIMIT), -HINT_LIMIT)
     steady_BT = _steady(keep_BT)
     rise_BT = jax.nn.relu(steady_BT - jnp.pad(steady_BT, ((0, 0), (1, 0)))[:, :-1])
     frames_per_bar = frames_per_beat * beats_per_bar
     rise_BU, rise_BV = (_sums(rise_BT, size) for size in (frames_per_beat, frames_per_bar))
+    start_BV = _likeliest(rise_BT, frames_per_bar)
+    kept_BV = jnp.take_along_axis(_kept_onwards(p_BT, steady_BT), start_BV, axis=1)
     place_BV = _places(announced_BT, jnp.where(mask_BT, rise_BT + START_FLOOR, 0.0), frames_per_bar)
     return Hints(
         jnp.pad(odds_BT, ((0, 0), (0, 1)), constant_values=-HINT_LIMIT),
@@ -74,6 +80,7 @@ def hints_of(structure_BTS, announced_BT, n_frames_B, frames_per_beat: int, beat
         _before_in_order(rise_BV, place_BV),
         place_BV,
         mask_BT & (jax.nn.softmax(structure_BTS, -1)[..., LOOP] > LOOPED_SHARE),
+        jnp.where((rise_BV > SURE_START) & (kept_BV > SURE_KEPT), start_BV, -1),
     )
 
 
@@ -86,6 +93,16 @@ def _steady(keep_BT):
     closed_BT = _least_around(_most_around(padded_BT, DIP_FRAMES), DIP_FRAMES)
     opened_BT = _most_around(_least_around(closed_BT, STRETCH_FRAMES), STRETCH_FRAMES)
     return opened_BT[:, STRETCH_FRAMES:-STRETCH_FRAMES]
+
+
+def _kept_onwards(p_BT, steady_BT):
+    """From each frame to the end of its stretch the mean probability of being kept; zero outside of any."""
+    frame_T = jnp.arange(p_BT.shape[1])[None]
+    stop_BT = jnp.where(steady_BT > 0.5, p_BT.shape[1], frame_T)
+    stop_BT = jax.lax.cummin(stop_BT, axis=1, reverse=True)
+    before_BT = jnp.pad(jnp.cumsum(p_BT, axis=1), ((0, 0), (1, 0)))
+    sum_BT = jnp.take_along_axis(before_BT, stop_BT, axis=1) - before_BT[:, :-1]
+    return sum_BT / jnp.maximum(stop_BT - frame_T, 1).astype(sum_BT.dtype)
 
 
 def _most_around(x_BT, size: int):
@@ -124,6 +141,16 @@ def _over_past(x_BT, length: int, nothing: float, reduce):
 
 
 def _sums(x_BT, size: int):
+    return _spans(x_BT, size).sum(-1)
+
+
+def _likeliest(x_BT, size: int):
+    """Of each span the frame with the largest number, counted from the first of all."""
+    spans_BVC = _spans(x_BT, size)
+    return jnp.arange(spans_BVC.shape[1])[None] * size + jnp.argmax(spans_BVC, -1)
+
+
+def _spans(x_BT, size: int):
     batch, length = x_BT.shape
     n_spans = -(-length // size)
-    return jnp.pad(x_BT, ((0, 0), (0, n_spans * size - length))).reshape(batch, n_spans, size).sum(-1)
+    return jnp.pad(x_BT, ((0, 0), (0, n_spans * size - length))).reshape(batch, n_spans, size)
