@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", type=Path, help="edits in every style")
-    parser.add_argument("--model", default="final", help="a bundled model's name, or a model's folder")
+    parser.add_argument("--model", default="styles", help="a bundled model's name, or a model's folder")
     parser.add_argument("--count", type=int, default=16, help="sessions used, the first of the shards")
     parser.add_argument("--quick", action="store_true", help="two short sessions, for a smoke test")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")

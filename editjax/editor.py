@@ -57,22 +57,24 @@ Watch = Callable[[int], None]
 SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
 ANY = "any"
+MODEL, MODEL_OF_STYLES = "final", "styles"
 
 
 @dataclass(frozen=True)
 class EditSettings:
     """What is asked of an edit. Times and lengths are seconds; `keep` and `cut` are texts such as "1:00,end".
 
-    `model` is the name of a bundled model or a model's folder; it, the style and sampling (`seed` with a
-    `temperature` above 0) are the pointer editor's. `style` is one the model knows, or "any" for one drawn by
-    the seed; `style_from` names an example of a style instead, an edited track or an edit list. `target_s` is
-    the length the edit should have, met within 5 %.
+    `model` is the name of a bundled model or a model's folder, left empty the bundled one for the style asked
+    for (`model_of`); it, the style and sampling (`seed` with a `temperature` above 0) are the pointer
+    editor's. `style` is one the model knows, or "any" for one drawn by the seed; `style_from` names an
+    example of a style instead, an edited track or an edit list. `target_s` is the length the edit should
+    have, met within 5 %.
     `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
     file still holds.
     """
 
     editor: str = "pointer"
-    model: str = "final"
+    model: str = ""
     style: str = ""
     style_from: str = ""
     target_s: float | None = None
@@ -165,12 +167,18 @@ def edit(
         return render_edit(edit_list, heard, reader, writer, settings)
 
 
+def model_of(settings: EditSettings) -> str:
+    """The model that edits: the one named, else the bundled one for *final* or that for all other styles."""
+    plain = settings.style in ("", MODEL) and not settings.style_from
+    return settings.model or (MODEL if plain else MODEL_OF_STYLES)
+
+
 def ready(settings: EditSettings) -> EditSettings:
     """The settings with their model's mel: an unusable model, style or example is refused before the work."""
     if settings.editor != "pointer":
         return settings
     _style(settings)
-    return replace(settings, mel=_network(settings.model).mel)
+    return replace(settings, mel=_network_of(settings).mel)
 
 
 def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch | None = None) -> Heard:
@@ -182,7 +190,7 @@ def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch
     with timed(timings_s, "mel"):
         mel_TF, _ = mel_of(_Watched(reader, timings_s, watch), settings.mel)
         stems_IMF = None
-        if isinstance(reader, Mix) and settings.editor == "pointer" and _network(settings.model).hears_stems:
+        if isinstance(reader, Mix) and settings.editor == "pointer" and _network_of(settings).hears_stems:
             stems = [stem_mel(track, len(mel_TF), settings.mel) for track in reader.readers]
             stems_IMF = np.stack(stems)
     with timed(timings_s, "read"):
@@ -345,7 +353,7 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
     A wanted length is left to `bring_to_length`: a network asked for one could stop early, and what it never
     played cannot be brought back.
     """
-    network, phase_T3 = _network(settings.model), _phases(heard, settings)
+    network, phase_T3 = _network_of(settings), _phases(heard, settings)
     with timed(heard.timings_s, "network"):
         edited = network.edit_pointers(
             heard.mel_TF,
@@ -362,7 +370,7 @@ def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
 
 def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[EditList]:
     """The likeliest edits of the network that differ."""
-    network, phase_T3 = _network(settings.model), _phases(heard, settings)
+    network, phase_T3 = _network_of(settings), _phases(heard, settings)
     with timed(heard.timings_s, "network"):
         found = network.variants(
             heard.mel_TF, phase_T3, count, style=_style(settings), stems_IMF=heard.stems_IMF
@@ -373,7 +381,7 @@ def _pointer_variants(heard: Heard, settings: EditSettings, count: int) -> list[
 
 def _phases(heard: Heard, settings: EditSettings) -> np.ndarray:
     with timed(heard.timings_s, "beats"):
-        return _network(settings.model).phases(heard.mel_TF)
+        return _network_of(settings).phases(heard.mel_TF)
 
 
 def _listed(
@@ -386,7 +394,7 @@ def _listed(
     heard_as = events_of(edited.kind_T, heard.grid, heard.source.frames)
     editor = {
         "name": "pointer",
-        "model": settings.model,
+        "model": model_of(settings),
         **_style_notes(settings),
         "stopped": edited.stopped,
         "expected_length_s": round(edited.length_frames / settings.mel.frames_per_second, 2),
@@ -403,7 +411,7 @@ def _listed(
 
 def _style(settings: EditSettings) -> np.ndarray:
     """The point of the style asked for; where edits are drawn, so is what the style leaves open."""
-    network = _network(settings.model)
+    network = _network_of(settings)
     if settings.style_from:
         return _example_style(*_version_of(settings.style_from), settings)
     style = settings.style or network.style
@@ -418,7 +426,7 @@ def _style_notes(settings: EditSettings) -> dict[str, Any]:
         return {"style_from": settings.style_from}
     if settings.style == ANY:
         return {"style_drawn": settings.seed}
-    return {"style": settings.style or _network(settings.model).style}
+    return {"style": settings.style or _network_of(settings).style}
 
 
 def _version_of(path: str) -> tuple[str, int, int]:
@@ -432,12 +440,16 @@ def _version_of(path: str) -> tuple[str, int, int]:
 def _example_style(path: str, size: int, time_ns: int, settings: EditSettings) -> np.ndarray:
     from editjax.reference import style_of_example
 
-    return style_of_example(path, _network(settings.model), settings.limits, settings.allow_truncated)
+    return style_of_example(path, _network_of(settings), settings.limits, settings.allow_truncated)
 
 
 def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segment:
     keep = keep_T[grid.frames_in(segment.start) : grid.frames_in(segment.stop)].mean()
     return segment._replace(reason=f"keep {keep:.2f}")
+
+
+def _network_of(settings: EditSettings) -> "PointerNetwork":
+    return _network(model_of(settings))
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,7 +17,10 @@ def run(arguments: Sequence[str]) -> int:
     parse(ModelsOptions, arguments, "editjax models")
     for name in bundled_names():
         config = read_config(BUNDLED / name)
-        training, megabytes = config["training"], sum(p.stat().st_size for p in (BUNDLED / name).iterdir()) / 1e6
+        training, megabytes = (
+            config["training"],
+            sum(p.stat().st_size for p in (BUNDLED / name).iterdir()) / 1e6,
+        )
         styles = f", styles {' '.join(training['styles'])}" if "styles" in training else ""
         print(f"{name}  {config['family']}, {training['step']} steps, {megabytes:.1f} MB{styles}")
     if not bundled_names():
