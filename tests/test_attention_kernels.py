@@ -49,7 +49,8 @@ def test_mosaic_equals_float64_when_interpreted(name, monkeypatch):
     for found, wanted in zip((out, *gradients), (expected, *expected_gradients), strict=True):
         found = np.asarray(found, np.float64)
         assert np.isfinite(found).all()
-        np.testing.assert_array_equal(found[wanted == 0], 0)
+        # The first query of a causal window sees itself alone: its gradient is zero but for rounding.
+        np.testing.assert_allclose(found[wanted == 0], 0, atol=0 if case.mask.window.right else 0.01)
         assert np.linalg.norm(found - wanted) <= 0.005 * np.linalg.norm(wanted)
 
 
