@@ -271,9 +271,11 @@ def choices(
             margins[-1] = min(margins[-1], first - second)
         return logits.argmax(-1)
 
-    def land(h: Tensor, step: Step, among_V: Tensor) -> int:
-        logits = decoder.bar_logits(h, step.pointer_BN, step.began_BN, bars_V / size, keys)
-        bar = best(logits.where(among_V, 2 * NEVER))
+    def bar_logits(h: Tensor, step: Step) -> Tensor:
+        return decoder.bar_logits(h, step.pointer_BN, step.began_BN, bars_V / size, keys)
+
+    def land(h: Tensor, step: Step) -> int:
+        bar = best(bar_logits(h, step))
         beat = best(decoder.beat_logits(h, bar, step.pointer_BN, keys))
         beat = bar * (size // s.frames_per_beat) + beat
         return int(beat * s.frames_per_beat + best(decoder.frame_logits(h, beat, step.pointer_BN, keys)))
@@ -284,17 +286,15 @@ def choices(
 
     def choice(h: Tensor, step: Step) -> int:
         mode = int(best(decoder.mode_logits(h, step.pointer_BN, keys)))
-        after = pointer + 1 if mode != JUMP else land(h, step, torch.ones_like(bars_V, dtype=torch.bool))
+        after = pointer + 1 if mode != JUMP else land(h, step)
         onwards = mode != JUMP or (after // size == pointer // size and after > pointer)
         again = bool(played_T[after]) or (not onwards and bool(was(torch.tensor(after))))
         if mode != STOP_MODE and (looped_T[after] or not again):
             return after
         start_V = keys.hints.sure_start_BV[0]
-        left_V = (start_V >= 0) & ~was(start_V.clamp(min=0))
-        if not left_V.any():
-            return STOP
-        after = land(h, step, left_V)
-        return STOP if played_T[after] and not looped_T[after] else after
+        begun_V = torch.from_numpy(played_T)[start_V] > 0  # the last entry, of −1, is no frame's
+        left_V = (start_V >= 0) & ~begun_V & ~was(start_V.clamp(min=0))
+        return int(start_V[best(bar_logits(h, step).where(left_V, 2 * NEVER))]) if left_V.any() else STOP
 
     for index in range(max_steps):
         replay = pointer >= 0 and played_T[pointer] > 1, played_T[pointer + 1] > 0

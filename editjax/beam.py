@@ -23,18 +23,19 @@ import jax.numpy as jnp
 from editjax.decode import (
     DRAFT_STEPS,
     Fixed,
+    Turn,
     at_step,
     caches_up_to,
+    catch_up,
     drafts_of,
     empty_caches,
     ends_before,
     forgotten,
     frames_of_bars,
     jumps_back,
-    land,
 )
 from editjax.edits import PAD, STOP
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, run_turns
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, pick, run_turns
 
 STAY = 3  # the fourth kind of extension: an edit that has ended has none
 REACH = 12.0
@@ -245,19 +246,26 @@ def _ended(fixed: Fixed, beam: Beam, step: Step, h_W1D, share_WV, log_p_W3, foun
     parent_W, kind_W, next_W, score_W, _ = found
     of_parent, next_W1 = jax.tree.map(lambda a: a[parent_W], step), next_W[:, None]
     share_WV, log_p_W3, before_W = share_WV[parent_W], log_p_W3[parent_W], beam.log_p_W[parent_W]
+    played_WT, any_key_W1 = beam.paths.played_WT[parent_W], jnp.broadcast_to(jax.random.key(0), next_W1.shape)
     back_W1 = jumps_back(fixed.settings, fixed.keys, of_parent, next_W1, share_WV)
-    again_W1 = ends_before(fixed.keys, beam.paths.played_WT[parent_W], next_W1)
+    again_W1 = ends_before(fixed.keys, played_WT, next_W1)
     kind_W = jnp.where((kind_W == JUMP) & (back_W1 | again_W1)[:, 0], STOP_MODE, kind_W)
-    left_WV = forgotten(fixed.settings, fixed.keys, of_parent, share_WV)
+
+    def played(frame_1X):
+        return pick(played_WT, jnp.broadcast_to(frame_1X, (len(played_WT), frame_1X.shape[1]))) > 0
+
+    turn = Turn(of_parent, h_W1D[parent_W], share_WV, any_key_W1)
+    left_WV = forgotten(fixed, turn, played)
     forgets_W = (kind_W == STOP_MODE) & left_WV.any(1)
-    second_W, second_p_W = _second(fixed, forgets_W, h_W1D[parent_W], of_parent, share_WV, left_WV)
-    replays_W = ends_before(fixed.keys, beam.paths.played_WT[parent_W], second_W[:, None])[:, 0]
-    forgets_W &= ~replays_W
-    kind_W, next_W = jnp.where(forgets_W, JUMP, kind_W), jnp.where(forgets_W, second_W, next_W)
+    second_W, second_p_W = _caught_up(fixed, forgets_W, turn, left_WV)
+    follows_W = second_W == of_parent.pointer_BN[:, 0] + 1
+    kind_W = jnp.where(forgets_W, jnp.where(follows_W, ADVANCE, JUMP), kind_W)
+    next_W = jnp.where(forgets_W, second_W, next_W)
     ends_W, goes_on_W = kind_W == STOP_MODE, score_W - beam.score_W[parent_W]
+    caught_up_p_W = jnp.where(follows_W, log_p_W3[:, ADVANCE], log_p_W3[:, JUMP] + second_p_W)
     step_p_W = jnp.select(
         [forgets_W, ends_W, kind_W == STAY],
-        [log_p_W3[:, JUMP] + second_p_W, log_p_W3[:, STOP_MODE], jnp.zeros_like(score_W)],
+        [caught_up_p_W, log_p_W3[:, STOP_MODE], jnp.zeros_like(score_W)],
         goes_on_W,
     )
     next_W = jnp.where(ends_W, STOP, next_W)
@@ -267,16 +275,12 @@ def _ended(fixed: Fixed, beam: Beam, step: Step, h_W1D, share_WV, log_p_W3, foun
     return Extension(parent_W, kind_W, next_W, score_W, log_p_W)
 
 
-def _second(fixed: Fixed, forgets_W, h_W1D, step: Step, share_WV, left_WV):
-    """Where those that would leave something out jump to, and its log-probability: (W,) each."""
-    zero_W, any_key_11 = jnp.zeros(forgets_W.shape, jnp.int32), jax.random.key(0)[None, None]
-
-    def one(h_11D, step, share_1V, left_1V):
-        ready = fixed.settings, fixed.params, fixed.keys, h_11D, step, share_1V, 0.0, any_key_11
-        return land(*ready, left_1V)
+def _caught_up(fixed: Fixed, forgets_W, turn: Turn, left_WV):
+    """Where those that would leave something out go, and the log-probability of it as a jump: (W,) each."""
+    zero_W = jnp.zeros(forgets_W.shape, jnp.int32)
 
     def found():
-        target_W1, log_p_W1 = _each(one, h_W1D, step, share_WV, left_WV)
+        target_W1, log_p_W1 = _each(partial(catch_up, fixed), turn, left_WV)
         return target_W1[:, 0].astype(jnp.int32), log_p_W1[:, 0]
 
     return jax.lax.cond(forgets_W.any(), found, lambda: (zero_W, zero_W.astype(jnp.float32)))
@@ -312,14 +316,18 @@ def _extended(fixed: Fixed, beam: Beam, step: Step, extension: Extension) -> Bea
 
 def _recombined(beam: Beam, extension: Extension, apart: int) -> Beam:
     """The beam with only the likeliest of those that are alike, where the last step was no mere advance."""
-    better_WW = jnp.triu(_alike(beam, apart), 1)  # likelier in the row, alike in the column
+    branched_W = ((extension.kind_W == JUMP) | (extension.kind_W == STOP_MODE)) & jnp.isfinite(beam.score_W)
+    all_W = jnp.ones_like(branched_W)
 
-    def decide(place, kept_W):
-        return kept_W.at[place].set(~(kept_W & better_WW[:, place]).any())
+    def first_of_a_kind():
+        better_WW = jnp.triu(_alike(beam, apart), 1)  # likelier in the row, alike in the column
 
-    kept_W = jax.lax.fori_loop(0, len(better_WW), decide, jnp.ones(len(better_WW), bool))
-    branched = ((extension.kind_W == JUMP) | (extension.kind_W == STOP_MODE)) & jnp.isfinite(beam.score_W)
-    kept_W |= ~branched.any()
+        def decide(place, kept_W):
+            return kept_W.at[place].set(~(kept_W & better_WW[:, place]).any())
+
+        return jax.lax.fori_loop(0, len(better_WW), decide, all_W)
+
+    kept_W = jax.lax.cond(branched_W.any(), first_of_a_kind, lambda: all_W)
     score_W, log_p_W = (jnp.where(kept_W, a, -jnp.inf) for a in (beam.score_W, beam.log_p_W))
     return beam._replace(score_W=score_W, log_p_W=log_p_W)
 

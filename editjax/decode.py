@@ -7,6 +7,7 @@ with the recording itself as the draft). Greedy by default; with a temperature i
 recording and step, so that a seed fixes the edit and drafts change nothing.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,13 +33,13 @@ from editjax.models.stems import Stems
 from editjax.models.style import Asked
 
 DRAFT_STEPS = 64
-MODE_NOISE, BAR_NOISE, BEAT_NOISE, FRAME_NOISE = range(4)
-SECOND = 3  # the noise of a second choice of bar, beat and frame, beyond that of the first
+MODE_NOISE, BAR_NOISE, BEAT_NOISE, FRAME_NOISE, CATCH_UP_NOISE = range(5)
 
 
 class Decoded(NamedTuple):
-    """Pointers (B, N) int32 ending in STOP where the model stopped, PAD after; log-probability of each step's
-    choice and probability of stopping, (B, N); steps taken before the stop (B,); passes of the decoder."""
+    """Pointers (B, N) int32 ending in STOP where the model stopped, PAD after; of every step the decoder's
+    log-probability of the choice, also where a rule made it, and its probability of stopping, (B, N); steps
+    taken before the stop (B,); passes of the decoder."""
 
     pointers_BN: jax.Array
     log_p_BN: jax.Array
@@ -77,6 +78,15 @@ class Fixed(NamedTuple):
         return decoder_call(self.settings, self.params, method, *args)
 
 
+class Turn(NamedTuple):
+    """What one step is decided from: the decoder's state, shares of bars that were played, keys of noise."""
+
+    step: Step
+    h_B1D: jax.Array
+    share_BV: jax.Array
+    key_B1: Any
+
+
 @partial(jax.jit, static_argnames=("settings",))
 def encode(
     settings: PointerSettings, params, mel_BTF, frames_B, phase_BT3, asked: Asked, stems: Stems | None = None
@@ -103,12 +113,14 @@ def decode(
     key,
     draft: int = DRAFT_STEPS,
 ) -> Decoded:
-    """Free-running decoding; temperature 0 is greedy. Sequences that never stop end after `max_steps`.
+    """Free-running decoding, of recordings side by side; sequences that never stop end after `max_steps`.
 
+    `keys` are of `encode`, `target_B` wanted lengths in frames (0: as long as it comes), `temperature` scales
+    the noise of sampling (0: greedy), drawn from `key`.
     Nothing is played twice but what the structure head says is looped: an edit ends before the first other
     frame that was played already, and at a jump to a stretch most of which was; jumps forward within a bar
     are always taken. And nothing that surely begins is left out: an edit that would end, and is asked for no
-    length, first jumps to what it has not played (`left_out`).
+    length, first jumps to where that begins (`left_out`).
     `draft` 0 decodes step by step, with the same result.
     """
     batch, n_frames = keys.frames_BTD.shape[:2]
@@ -164,8 +176,9 @@ def _pass(fixed: Fixed, carry: Carry) -> Carry:
     played_BV = carry.played_BV + frames_of_bars(
         drafted.pointer_BN[:, 0], step.pointer_BN[:, 0], fixed.settings, carry.played_BV.shape[1]
     )
-    decision = h_BSD, key_BS
-    next_B, p_B2 = _decide(fixed, carry, step, played_BV, *(_at(x_BSX, decided_B1) for x_BSX in decision))
+    share_BV = played_BV.astype(jnp.float32) / float(fixed.settings.frames_per_bar)
+    h_B1D, mode_logits_B13, key_B1 = (_at(x, decided_B1) for x in (h_BSD, mode_logits_BS3, key_BS))
+    next_B, p_B2 = _decide(fixed, carry, Turn(step, h_B1D, share_BV, key_B1), mode_logits_B13)
     state_B4 = _state_after(carry, step, next_B)
     landed_BV = frames_of_bars(next_B - 1, next_B, fixed.settings, played_BV.shape[1])
     written = _write(fixed, carry, drafted, mode_logits_BS3, decided_B1, next_B, p_B2)
@@ -188,16 +201,14 @@ def _first_other(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, key
     return jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
 
 
-def _decide(fixed: Fixed, carry: Carry, step: Step, played_BV, h_B1D, key_B1):
-    """`choose`, but an edit ends before a frame that it has played, be it in this pass."""
-    share_BV = played_BV.astype(jnp.float32) / float(fixed.settings.frames_per_bar)
-    ready = fixed.settings, fixed.params, fixed.keys, h_B1D, step, share_BV, fixed.temperature, key_B1
-    next_B, p_B2 = choose(*ready, ends_before(fixed.keys, carry.played_BT, step.pointer_BN + 1))
-    in_this_pass_B = (carry.state_B4[:, 1] < next_B) & (next_B <= step.pointer_BN[:, 0])
-    looped_B = pick(fixed.keys.hints.looped_BT, next_B[:, None])[:, 0]
-    again_B = ends_before(fixed.keys, carry.played_BT, next_B[:, None])[:, 0] | (in_this_pass_B & ~looped_B)
-    log_p_B = jnp.where(again_B, jnp.log(p_B2[:, 1]), p_B2[:, 0])
-    return jnp.where(again_B, STOP, next_B), p_B2.at[:, 0].set(log_p_B)
+def _decide(fixed: Fixed, carry: Carry, turn: Turn, mode_logits_B13):
+    """`choose`, knowing every frame that was played, be it in this pass."""
+
+    def played(frame_BX):
+        in_this_pass_BX = (carry.state_B4[:, 1:2] < frame_BX) & (frame_BX <= turn.step.pointer_BN)
+        return (pick(carry.played_BT, frame_BX) > 0) | in_this_pass_BX
+
+    return choose(fixed, turn, mode_logits_B13, played)
 
 
 def _state_after(carry: Carry, step: Step, next_B):
@@ -227,70 +238,67 @@ def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B
     )
 
 
-def choose(
-    settings: PointerSettings,
-    params,
-    keys,
-    h_B1D,
-    step: Step,
-    played_BV,
-    temperature,
-    key_B1,
-    replays_B1: Any = False,
-):
+def choose(fixed: Fixed, turn: Turn, mode_logits_B13, played: Callable):
     """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
 
-    First the mode; for a jump then bar → beat → frame. `played_BV` are shares of bars, `key_B1` the
-    random keys of this step; `replays_B1` tells where an edit ends that would advance.
+    First the mode; for a jump then bar → beat → frame. What would play anew what is not looped ends the edit
+    instead, and what would end it while something is left out goes there (`catch_up`). `played` tells of
+    frames (B, X) which were. The log-probability is the decoder's own of what is returned.
     """
-    pointer_B1 = step.pointer_BN
-    mode_logits = decoder_call(settings, params, "mode_logits", h_B1D, pointer_B1, keys)
-    mode_log_p = jax.nn.log_softmax(mode_logits, axis=-1)
-    mode, _ = _pick(mode_log_p, temperature, key_B1, MODE_NOISE)
-    landing = settings, params, keys, h_B1D, step, played_BV, temperature, key_B1
-    first = land(*landing)
-    back = (mode == JUMP) & jumps_back(settings, keys, step, first[0], played_BV)
-    ends = (mode == STOP_MODE) | back | ((mode == ADVANCE) & replays_B1)
-    left_BV = forgotten(settings, keys, step, played_BV)
-    forgets = ends & left_BV.any(1, keepdims=True)
-    second = jax.lax.cond(forgets.any(), lambda: land(*landing, left_BV), lambda: first)
-    target, target_p = (jnp.where(forgets, other, one) for one, other in zip(first, second, strict=True))
-    mode = jnp.where(forgets, JUMP, jnp.where(ends, STOP_MODE, mode))
-    mode_p = jnp.take_along_axis(mode_log_p, mode[..., None], axis=-1)[..., 0]
-    pointer = jnp.where(mode == ADVANCE, pointer_B1 + 1, jnp.where(mode == STOP_MODE, STOP, target))
-    log_p = mode_p + jnp.where(mode == JUMP, target_p, 0.0)
-    stop_p = jnp.exp(mode_log_p[..., STOP_MODE])
-    return pointer[:, 0].astype(jnp.int32), jnp.concatenate([log_p, stop_p], axis=1)
+    step, looped_BT = turn.step, fixed.keys.hints.looped_BT
+    mode_B1, _ = _pick(mode_logits_B13, fixed.temperature, turn.key_B1, MODE_NOISE)
+    target_B1, target_p_B1 = land(fixed, turn)
+    next_B1 = jnp.where(mode_B1 == ADVANCE, step.pointer_BN + 1, target_B1)
+    back_B1 = (mode_B1 == JUMP) & jumps_back(fixed.settings, fixed.keys, step, target_B1, turn.share_BV)
+    ends_B1 = (mode_B1 == STOP_MODE) | back_B1 | (played(next_B1) & ~pick(looped_BT, next_B1))
+    left_BV = forgotten(fixed, turn, played)
+    forgets_B1 = ends_B1 & left_BV.any(1, keepdims=True)
+    first = target_B1, target_p_B1
+    second_B1, second_p_B1 = jax.lax.cond(
+        forgets_B1.any(), lambda: catch_up(fixed, turn, left_BV), lambda: first
+    )
+    next_B1 = jnp.where(forgets_B1, second_B1, jnp.where(ends_B1, STOP, next_B1))
+    target_p_B1 = jnp.where(forgets_B1, second_p_B1, target_p_B1)
+    modes = [next_B1 == STOP, next_B1 == step.pointer_BN + 1]
+    mode_B1 = jnp.select(modes, [STOP_MODE, ADVANCE], JUMP)
+    log_p_B13 = jax.nn.log_softmax(mode_logits_B13, axis=-1)
+    log_p_B1 = jnp.take_along_axis(log_p_B13, mode_B1[..., None], axis=-1)[..., 0]
+    log_p_B1 = log_p_B1 + jnp.where(mode_B1 == JUMP, target_p_B1, 0.0)
+    stop_p_B1 = jnp.exp(log_p_B13[..., STOP_MODE])
+    return next_B1[:, 0].astype(jnp.int32), jnp.concatenate([log_p_B1, stop_p_B1], axis=1)
 
 
-def land(
-    settings: PointerSettings,
-    params,
-    keys,
-    h_B1D,
-    step: Step,
-    played_BV,
-    temperature,
-    key_B1,
-    left_BV: Any = None,
-):
-    """Where a jump leads, bar → beat → frame, and its log-probability among all there is, (B, 1) each.
+def land(fixed: Fixed, turn: Turn):
+    """Where a jump leads, bar → beat → frame, and its log-probability, (B, 1) each."""
+    size, at_B1 = fixed.settings.frames_per_beat, turn.step.pointer_BN
 
-    With `left_BV` it is a second choice, among these bars alone.
-    """
+    def choice(part: int, logits_B1C):
+        return _pick(logits_B1C, fixed.temperature, turn.key_B1, part)
 
-    noise, among = (0, True) if left_BV is None else (SECOND, left_BV[:, None])
+    bar, bar_p = choice(BAR_NOISE, _bar_logits(fixed, turn))
+    beat, beat_p = choice(BEAT_NOISE, fixed.ask("beat_logits", turn.h_B1D, bar, at_B1, fixed.keys))
+    beat = bar * (fixed.settings.frames_per_bar // size) + beat
+    frame, frame_p = choice(FRAME_NOISE, fixed.ask("frame_logits", turn.h_B1D, beat, at_B1, fixed.keys))
+    return beat * size + frame, bar_p + beat_p + frame_p
 
-    def choice(part: int, among, method: str, *args):
-        logits = decoder_call(settings, params, method, h_B1D, *args, keys)
-        return _pick(logits, temperature, key_B1, noise + part, among)
 
-    at_B1 = step.pointer_BN
-    bar, bar_p = choice(BAR_NOISE, among, "bar_logits", at_B1, step.began_BN, played_BV[:, None])
-    beat, beat_p = choice(BEAT_NOISE, True, "beat_logits", bar, at_B1)
-    beat = bar * (settings.frames_per_bar // settings.frames_per_beat) + beat
-    frame, frame_p = choice(FRAME_NOISE, True, "frame_logits", beat, at_B1)
-    return beat * settings.frames_per_beat + frame, bar_p + beat_p + frame_p
+def catch_up(fixed: Fixed, turn: Turn, left_BV):
+    """The start of a stretch that was left out, in a bar chosen among these, as `land` gives it."""
+    size, at_B1 = fixed.settings.frames_per_beat, turn.step.pointer_BN
+    bars = _bar_logits(fixed, turn), fixed.temperature, turn.key_B1, CATCH_UP_NOISE
+    bar, bar_p = _pick(*bars, left_BV[:, None])
+    frame = jnp.take_along_axis(fixed.keys.hints.sure_start_BV, bar, axis=1)
+    beat = frame // size
+    in_bar = beat % (fixed.settings.frames_per_bar // size)
+    beat_p = _log_p(fixed.ask("beat_logits", turn.h_B1D, bar, at_B1, fixed.keys), in_bar)
+    frame_p = _log_p(fixed.ask("frame_logits", turn.h_B1D, beat, at_B1, fixed.keys), frame % size)
+    return frame, bar_p + beat_p + frame_p
+
+
+def _bar_logits(fixed: Fixed, turn: Turn):
+    step = turn.step
+    played = step.pointer_BN, step.began_BN, turn.share_BV[:, None]
+    return fixed.ask("bar_logits", turn.h_B1D, *played, fixed.keys)
 
 
 def ends_before(keys, played_BT, frame_BS):
@@ -309,10 +317,11 @@ def jumps_back(settings: PointerSettings, keys, step: Step, target_B1, played_BV
     return played & ~onwards & ~pick(keys.hints.looped_BT, target_B1)
 
 
-def forgotten(settings: PointerSettings, keys, step: Step, played_BV):
+def forgotten(fixed: Fixed, turn: Turn, played: Callable):
     """Bars (B, V) that an edit must not end without: see `left_out`; none where a length is asked for."""
-    left_BV = left_out(keys.hints.sure_start_BV, played_BV, keys.n_frames_B, settings.frames_per_bar)
-    return left_BV & (step.target_B <= 0)[:, None]
+    start_BV, size = fixed.keys.hints.sure_start_BV, fixed.settings.frames_per_bar
+    left_BV = left_out(start_BV, turn.share_BV, fixed.keys.n_frames_B, size) & ~played(start_BV)
+    return left_BV & (turn.step.target_B <= 0)[:, None]
 
 
 def at_step(steps: Step, at_B1) -> Step:
@@ -356,6 +365,11 @@ def _pick(logits_BNC, temperature, key_BN, part: int, allowed_BNC: Any = True):
 
     noise_BNC = jax.lax.cond(temperature > 0, noise, lambda: jnp.zeros_like(logits_BNC))
     noisy_BNC = logits_BNC + noise_BNC * temperature
-    index_BN = jnp.argmax(jnp.where(allowed_BNC, noisy_BNC, 2 * NEVER), axis=-1)
-    log_p = jax.nn.log_softmax(logits_BNC, axis=-1)
-    return index_BN, jnp.take_along_axis(log_p, index_BN[..., None], axis=-1)[..., 0]
+    possible_BNC = (logits_BNC > NEVER / 2) & allowed_BNC  # whatever the noise
+    index_BN = jnp.argmax(jnp.where(possible_BNC, noisy_BNC, -jnp.inf), axis=-1)
+    return index_BN, _log_p(logits_BNC, index_BN)
+
+
+def _log_p(logits_BNC, index_BN):
+    log_p_BNC = jax.nn.log_softmax(logits_BNC, axis=-1)
+    return jnp.take_along_axis(log_p_BNC, index_BN[..., None], axis=-1)[..., 0]

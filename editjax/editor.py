@@ -47,6 +47,7 @@ from editjax.mel import FrameGrid, MelSettings, mel_of, stem_mel
 from editjax.render import RenderSettings, place_joins, render
 from editjax.retarget import PROMISE, RetargetSettings, retarget_edit_list
 from editjax.silence import quiet_spans, silence_edit
+from editjax.styles import STYLES
 from editjax.tracks import Mix
 
 if TYPE_CHECKING:
@@ -102,10 +103,12 @@ class EditSettings:
             raise UsageError(f"seed {self.seed}: give a number from 0 to below 2**32")
         if isinstance(self.keep, str) or isinstance(self.cut, str):
             raise UsageError('keep and cut are lists of ranges, such as ["1:00,1:30"]')
-        if self.target_s is not None and self.target_s <= 0:
+        if self.target_s is not None and not 0 < self.target_s < math.inf:
             raise UsageError(f"target length {self.target_s} s: give a length above 0")
         if self.editor != "pointer" and self.temperature:
             raise UsageError("a temperature needs the pointer editor: --editor pointer")
+        if self.editor != "pointer" and self.model:
+            raise UsageError("a model needs the pointer editor: --editor pointer")
         if self.editor != "pointer" and (self.style or self.style_from):
             raise UsageError("a style needs the pointer editor: --editor pointer")
         if self.style and self.style_from:
@@ -169,7 +172,7 @@ def edit(
 
 def model_of(settings: EditSettings) -> str:
     """The model that edits: the one named, else the bundled one for *final* or that for all other styles."""
-    plain = settings.style in ("", MODEL) and not settings.style_from
+    plain = settings.style in ("", STYLES[0]) and not settings.style_from
     return settings.model or (MODEL if plain else MODEL_OF_STYLES)
 
 
@@ -246,7 +249,8 @@ def choose_several(heard: Heard, settings: EditSettings, count: int) -> list[Edi
         if count == 1:
             return [choose(heard, settings)]
         if settings.temperature or settings.style == ANY:
-            return [choose(heard, replace(settings, seed=settings.seed + k)) for k in range(count)]
+            seeds = ((settings.seed + k) % SEEDS for k in range(count))
+            return [choose(heard, replace(settings, seed=seed)) for seed in seeds]
         return _pointer_variants(heard, settings, count)
 
 
@@ -413,7 +417,8 @@ def _style(settings: EditSettings) -> np.ndarray:
     """The point of the style asked for; where edits are drawn, so is what the style leaves open."""
     network = _network_of(settings)
     if settings.style_from:
-        return _example_style(*_version_of(settings.style_from), settings)
+        decoding = settings.limits, settings.allow_truncated
+        return _example_style(*_version_of(settings.style_from), model_of(settings), *decoding)
     style = settings.style or network.style
     if settings.temperature or style == ANY:
         return network.some_style(style, settings.seed)
@@ -437,10 +442,12 @@ def _version_of(path: str) -> tuple[str, int, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _example_style(path: str, size: int, time_ns: int, settings: EditSettings) -> np.ndarray:
+def _example_style(
+    path: str, size: int, time_ns: int, model: str, limits: AudioLimits, allow_truncated: bool
+) -> np.ndarray:
     from editjax.reference import style_of_example
 
-    return style_of_example(path, _network_of(settings), settings.limits, settings.allow_truncated)
+    return style_of_example(path, _network(model), limits, allow_truncated)
 
 
 def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segment:

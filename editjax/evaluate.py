@@ -22,7 +22,7 @@ from editjax import decode, shards
 from editjax.beats import BeatSettings, track_beats
 from editjax.edits import PAD, STOP, UNALIGNED, Source, kept_mask_frames, to_pointers
 from editjax.errors import DataError, UsageError
-from editjax.losses import sequence_nll, targets
+from editjax.losses import nll_of_states, targets
 from editjax.mel import FrameGrid, MelSettings
 from editjax.metrics import (
     cut_share_by_kind,
@@ -36,7 +36,7 @@ from editjax.metrics import (
     stop_precision,
 )
 from editjax.models.coverage import played_before
-from editjax.models.pointer import PointerSettings, Step, decoder_call
+from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
 from editjax.models.style import Asked
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
@@ -295,7 +295,7 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
 
     `sequence_nll` is −log p in nats per event (jumps and the stop). The others are those of the documents,
     of the greedy choice after each true history: exact and within five frames, over all steps and over the
-    jumps alone; stops that are true ones.
+    jumps alone; which stops are true ones, over recordings where it stops at all, and where it stops in time.
     Beside them the same of the `+1` baseline, which never edits. Recordings too long to encode at once have
     none of these.
     """
@@ -327,6 +327,7 @@ def teacher_forced(network: PointerNetwork, task: Task) -> dict[str, float]:
         "forced_jumps_exact": pointer_accuracy(*at_jumps),
         "forced_jumps_within_5": pointer_accuracy(*at_jumps, within_frames=5),
         "stop_precision": stop_precision((greedy_N == STOP) & aligned_N, np.arange(steps) == steps - 1),
+        "stop_recall": float(greedy_N[-1] == STOP),
         "plus_one_within_5": pointer_accuracy(plus_one_baseline(true_N), true_N, within_frames=5),
     }
 
@@ -432,20 +433,23 @@ def _facts(task: Task) -> dict[str, Any]:
 def _forced(settings: PointerSettings, params, keys, pointers_BN, steps_B, target_B):
     """−log p per event (1,), and the greedy choice at each step after the true steps before it (N,)."""
     t = targets(pointers_BN, steps_B, target_B, keys.frames_BTD.shape[1])
-    nll = sequence_nll(settings, params, keys, t, steps_B, MAX_JUMPS)
-    total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
     h_BND = decoder_call(settings, params, "states", keys, t.step, steps_B)
+    nll = nll_of_states(settings, params, keys, t, h_BND, MAX_JUMPS)
+    total_B = nll.mode_B + nll.bar_B + nll.beat_B + nll.frame_B
     every_BN, any_key_B1 = jnp.ones_like(pointers_BN, bool), jax.random.key(0)[None, None]
     n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
     played_BNV = played_before(pointers_BN, every_BN, n_steps, n_bars, settings.frames_per_bar)
+    fixed = decode.Fixed(settings, params, keys, target_B, n_steps, 0)
 
-    def choice(at):
+    def landing(at):
         h_D, played_V, pointer, run, index, replay_2 = (a[None, None] for a in at)
         step = Step(pointer, run, index, target_B, replay_2)
-        chosen_B, _ = decode.choose(settings, params, keys, h_D, step, played_V[0], 0.0, any_key_B1)
-        return chosen_B[0]
+        return decode.land(fixed, decode.Turn(step, h_D, played_V[0], any_key_B1))[0][0, 0]
 
     s = t.step
     steps = h_BND[0], played_BNV[0], s.pointer_BN[0], s.run_BN[0], s.index_BN[0], s.replay_BN2[0]
-    greedy_N = jax.lax.map(choice, steps, batch_size=STEPS_AT_ONCE)
+    target_N = jax.lax.map(landing, steps, batch_size=STEPS_AT_ONCE)
+    mode_N = decoder_call(settings, params, "mode_logits", h_BND, s.pointer_BN, keys)[0].argmax(-1)
+    following = [mode_N == ADVANCE, mode_N == JUMP]
+    greedy_N = jnp.select(following, [s.pointer_BN[0] + 1, target_N], STOP)
     return total_B / (nll.jumps_B + 1).astype(jnp.float32), greedy_N

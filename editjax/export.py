@@ -63,7 +63,7 @@ def export_run(
     if dtype not in STORED_DTYPES:
         raise DataError(f"cannot store parameters as {dtype}: choose {' or '.join(STORED_DTYPES)}")
     step, notes, params = _restore(Path(run_dir), which)
-    tensors = {name: _cast(name, array, dtype) for name, array in flatten(params).items()}
+    tensors = {name: cast(name, array, dtype) for name, array in flatten(params).items()}
     export = ["editjax", "export", str(run_dir), "-o", str(out_dir), "--which", which, "--dtype", dtype]
     training = {
         **notes["origin"],
@@ -245,7 +245,8 @@ def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
         return step, notes, checkpoints.restore(step, {part: abstract(shapes, shardings)})[part]
 
 
-def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """A parameter as it is stored; DataError where the type cannot hold it."""
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, dtype)
     if not np.isfinite(stored).all():

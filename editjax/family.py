@@ -10,8 +10,8 @@ from editjax.mesh import Rules
 class Family(NamedTuple):
     """A model to train.
 
-    `init(settings, key) → params`, a nested dict of arrays; `loss(params, batch, key, settings, weights,
-    train) → (scalar, metrics)`, with the config's loss settings as `weights`; `rules` for the mesh.
+    `init(settings, key) → params`, a nested dict of arrays; `loss(params, batch, key, settings, weights)
+    → (scalar, metrics)`, with the config's loss settings as `weights`; `rules` for the mesh.
     """
 
     name: str

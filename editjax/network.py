@@ -4,6 +4,7 @@ Recordings are padded to a few standard lengths, because every new shape costs a
 nothing (tested). Beats are tracked from the mel.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -239,6 +240,8 @@ class PointerNetwork:
         return beat_phases(track_beats(mel_TF, self.beats), len(mel_TF), self.beats)
 
     def _run(self, mels, phases, target_frames, temperature, seed, style=None, stems_IMF=None):
+        if not 0 <= temperature < math.inf:
+            raise UsageError(f"temperature {temperature}: give 0 (always the likeliest edit) or more")
         asked = self._asked(len(mels), target_frames, style)
         encoded, keys, max_steps = self._encoded(mels, phases, asked, stems_IMF)
         out = decode(
@@ -253,6 +256,8 @@ class PointerNetwork:
         return out, encoded
 
     def _asked(self, count: int, target_frames: float | None, style: str | np.ndarray | None) -> Asked:
+        if target_frames is not None and not 0 < target_frames < math.inf:
+            raise UsageError(f"wanted length {target_frames} frames: give a length above 0")
         target_B = np.full(count, target_frames or 0.0, np.float32)
         return Asked(target_B, np.tile(self.point_of(style), (count, 1)))
 

@@ -43,6 +43,7 @@ FORCED = {
     "forced_jumps_exact": "jumps exact",
     "forced_jumps_within_5": "jumps within 5",
     "stop_precision": "stop precision",
+    "stop_recall": "stop recall",
     "sequence_nll": "nats per event",
 }
 PLUS_ONE = ("plus_one_accuracy", "plus_one_within_5")

@@ -8,13 +8,17 @@ the last note's end). *tight* shortens pauses, *loose* keeps the breath and the 
 fades, crosses over and processes.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from editjax.edit_list import Segment
-from editjax.session import KeptTake, Timeline
+
+if TYPE_CHECKING:  # which every edit would wait for
+    from editjax.session import KeptTake, Timeline
 
 STYLES = ("final", "tight", "loose", "radio", "extended", "produced")
 TIGHT_PAUSE_S = 0.35

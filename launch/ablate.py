@@ -4,9 +4,10 @@
         [--start-from NAME|FOLDER] [TRAIN OPTIONS]
 
 A part is taken away by holding the parameters that let it in at zero, so that every run has the same code,
-data and cost. With `--start-from` a trained model loses the part, and the budget is what it has to make up
-for it. Runs are independent: a script that was killed goes on where it stopped, and FOLDER/table.md
-has a row a part of what is done. Choose the budget with `--optim.steps` and `--data.batch-frames`.
+data and cost; tokens of bars are then seen still, as empty ones that take their share of the attention. With
+`--start-from` a trained model loses the part, and the budget is what it has to make up for it. Runs are
+independent: a script that was killed goes on where it stopped, and FOLDER/table.md has a row a part of what
+is done. Choose the budget with `--optim.steps` and `--data.batch-frames`.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from editjax.mesh import tree_path
 from editjax.models.match import DETAIL_CHANNELS
 from editjax.models.pointer import PointerSettings
 from editjax.models.scales import MATCH_CHANNELS, TARGET_FEATURES
+from editjax.scoreboard import plain
 from editjax.shards import write_json
 from editjax.train import TrainConfig, begin_from, train
 
@@ -130,7 +132,7 @@ def without(family: Family, settings: PointerSettings, held: Held) -> Family:
 
 def run(
     config: TrainConfig, part: str, seed: int, data: Path, validation: Path, start: str | None, folder: Path
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """The figures of one run, trained now unless they are there."""
     config = replace(config, seed=seed, data=replace(config.data, seed=seed), validate_every=0)
     about = {"config": to_json(config), "data": str(data), "validation": str(validation), "start": start}
@@ -145,7 +147,8 @@ def run(
     with contextlib.closing(batches(data, config.data)) as stream:
         state = train(config, stream, folder / "run", family=family, first_params=first)
     params = state.params if state.ema_params is None else state.ema_params
-    figures = make_validate(config, validation, ValidateSettings(split=None, examples=1 << 20))(params)
+    found = make_validate(config, validation, ValidateSettings(split=None, examples=1 << 20))(params)
+    figures = {name: plain(value) for name, value in found.items()}
     write_json(result, {"about": about, "figures": figures})
     return figures
 
@@ -162,7 +165,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("config", type=Path)
     parser.add_argument("--data", type=Path, required=True)

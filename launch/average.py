@@ -1,11 +1,11 @@
 """The mean of two models of one architecture (of one, named twice: itself), two of its hints weighed anew.
 
-    python launch/average.py MODEL OTHER OUT [--advance 2.0] [--avoid 1.3]
+    python launch/average.py MODEL MODEL OUT [--advance 2.0] [--avoid 1.3]
 
 Parameters of two runs, one begun from the other, are averaged (Izmailov et al. 2018, stochastic weight
 averaging). `--advance` multiplies the trust of the mode logits in the structure head's log-odds, `--avoid`
 the cost of skipping expected starts: both are fitted to training recordings, where the decoder knows better
-than on new ones. Choose them on validation sessions.
+than on new ones. Choose them on validation sessions. What OUT says of its training is said of the second.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 
 from editjax.cli import complain
 from editjax.errors import DataError, EditjaxError
-from editjax.export import flatten, load_bundle, write_bundle
+from editjax.export import cast, flatten, load_bundle, write_bundle
 
 TRUST, AVOID = "decoder/trust", "decoder/bar_avoid/"
 ADVANCE_HINT, SKIPPED, UNDONE = 0, 0, 2
@@ -41,7 +41,7 @@ def main() -> None:
     for name in tensors:
         if name.startswith(AVOID):
             tensors[name][..., [SKIPPED, UNDONE]] *= chosen.avoid
-    halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+    halves = {name: cast(name, array, "float16") for name, array in tensors.items()}
     write_bundle(chosen.out, halves, {name: other.config[name] for name in CARRIED})
 
 

@@ -12,6 +12,8 @@ import tempfile
 import pytest
 from hypothesis import settings
 
+from editjax.cli.cache import compile_quickly
+
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,8 +21,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# At level 0, XLA for CPUs (jax 0.10.2) gives gradients that are not numbers.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
+# Level 1, for at 0 XLA for CPUs (jax 0.10.2) gives gradients that are not numbers.
+compile_quickly()
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("EDITJAX_CACHE", "off")
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from editjax.cli.cache import JAX_FOLDER, JAX_LEAST_S, keep_compiled_code
+from editjax.cli import cache
+from editjax.cli.cache import JAX_FOLDER, JAX_LEAST_S, XLA_FLAGS, compile_quickly, keep_compiled_code
 
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (JAX_FOLDER, JAX_LEAST_S, "EDITJAX_CACHE", "XDG_CACHE_HOME"):
+    for name in (JAX_FOLDER, JAX_LEAST_S, XLA_FLAGS, "EDITJAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "")  # so that what the test sets is taken back
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -46,3 +47,21 @@ def test_a_folder_that_cannot_be_ours_is_no_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     keep_compiled_code()
     assert JAX_FOLDER not in os.environ
+
+
+def test_compiling_is_quick_where_that_is_known_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "find_spec", lambda name: None)
+    for _ in range(2):
+        compile_quickly()
+        assert os.environ[XLA_FLAGS] == " ".join(cache.QUICKLY)
+    monkeypatch.setenv(XLA_FLAGS, "--xla_backend_optimization_level=3 --other")
+    compile_quickly()  # the user's own flags stay
+    assert os.environ[XLA_FLAGS] == f"{cache.QUICKLY[1]} --xla_backend_optimization_level=3 --other"
+
+
+@pytest.mark.parametrize("there", ["jax_plugins", "libtpu", "another jaxlib"])
+def test_elsewhere_compiling_is_left_alone(monkeypatch: pytest.MonkeyPatch, there: str) -> None:
+    monkeypatch.setattr(cache, "find_spec", lambda name: name == there or None)
+    monkeypatch.setattr(cache, "version", lambda name: "0.11.0" if there == "another jaxlib" else "0.10.2")
+    compile_quickly()
+    assert XLA_FLAGS not in os.environ

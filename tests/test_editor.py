@@ -1,5 +1,6 @@
 """The editor: paths and arrays, settings, snapping, and edits that keep their promises."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import soundfile
 import editjax
 from editjax import editor
 from editjax.audio import ArrayReader, Reader
-from editjax.editor import EditResult, EditSettings, decide, listen
+from editjax.editor import SEEDS, EditResult, EditSettings, choose_several, decide, listen
 from editjax.edits import duration_samples
 from editjax.errors import CannotCreateError, DataError, NoInputError, UsageError
 from editjax.events import KINDS
@@ -255,6 +256,15 @@ def test_a_length_is_not_bought_with_what_must_stay() -> None:
 def test_what_only_the_network_can_do_is_refused_elsewhere() -> None:
     with pytest.raises(UsageError, match="pointer"):
         edit(takes(), RATE_HZ, editor="silence", temperature=0.5)
-    for changes in ({"target_s": -1.0}, {"temperature": -1.0}):
+    with pytest.raises(UsageError, match="pointer"):
+        EditSettings(editor="silence", model="final")
+    for changes in ({"target_s": -1.0}, {"target_s": math.nan}, {"temperature": -1.0}):
         with pytest.raises(UsageError):
             EditSettings(editor="pointer", **changes)
+
+
+def test_seeds_of_drawn_edits_are_counted_up_and_around(planted: Planted) -> None:
+    settings = EditSettings(editor="pointer", temperature=0.5, seed=SEEDS - 1)
+    heard = listen(ArrayReader(takes(), RATE_HZ), settings)
+    assert len(choose_several(heard, settings, 3)) == 3
+    assert [seed for _, seed in planted.asked] == [SEEDS - 1, 0, 1]

@@ -1,5 +1,7 @@
 """The callable network keeps the documents' calls: shapes, tokens, levels that agree, one or several."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -28,11 +30,18 @@ def mel():
 
 
 def test_generate_ends_in_stop_then_pad(network, mel):
-    pointers = network.generate(mel, temperature=1.0, seed=4)
-    assert pointers.shape[0] == 1
-    stop = int(np.flatnonzero(pointers[0] == STOP)[0])
-    assert (pointers[0, :stop] >= 0).all() and (pointers[0, :stop] < len(mel)).all()
-    assert (pointers[0, stop + 1 :] == PAD).all()
+    pointers = network.generate([mel, mel[:60]], temperature=1.0, seed=4)
+    stops = [int(np.flatnonzero(row == STOP)[0]) for row in pointers]
+    assert stops[0] != stops[1] and pointers.shape == (2, max(stops) + 1)
+    for row, stop, frames in zip(pointers, stops, (len(mel), 60), strict=True):
+        assert (row[:stop] >= 0).all() and (row[:stop] < frames).all()
+        assert (row[stop + 1 :] == PAD).all()
+
+
+def test_numbers_that_mean_nothing_are_refused(network, mel):
+    for asked in ({"temperature": -1.0}, {"temperature": math.nan}, {"target_length": -5.0}):
+        with pytest.raises(UsageError):
+            network.generate(mel, **asked)
 
 
 @pytest.mark.parametrize(

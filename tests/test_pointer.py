@@ -297,9 +297,10 @@ def test_a_jump_forward_in_a_played_bar_is_taken(params):
         played_BV = jnp.full((1, keys.bars_BVD.shape[1]), share)
         before_11, zero_11 = jnp.full((1, 1), before), jnp.zeros((1, 1), jnp.int32)
         step = Step(before_11, zero_11, zero_11, jnp.zeros(1), jnp.zeros((1, 1, 2)))
-        ready = h[None, None], step, played_BV
-        any_key = jax.random.key(0)[None, None]
-        return decoding.choose(TINY, jumping, keys, *ready, 0.0, any_key)[0][0]
+        fixed = decoding.Fixed(TINY, jumping, keys, jnp.zeros(1), 1, 0)
+        turn = decoding.Turn(step, h[None, None], played_BV, jax.random.key(0)[None, None])
+        mode_logits = fixed.ask("mode_logits", turn.h_B1D, before_11, keys)
+        return decoding.choose(fixed, turn, mode_logits, lambda frame: jnp.zeros_like(frame, bool))[0][0]
 
     rng, kinds = np.random.default_rng(0), set()
     for before in range(75):

@@ -88,7 +88,7 @@ def test_the_style_asked_for_is_what_the_network_is_given_and_the_edit_list_says
         ({"style": "any", "seed": 3}, "styles", {"style_drawn": 3}, network.some_style("any", 3)),
     )
     for number, (named, model, said, style) in enumerate(asked):
-        settings = EditSettings(keep=("0,1",), **named)
+        settings = EditSettings(keep=["0,1"], **named)
         edited = edit(folder / "take_raw.wav", out=tmp_path / f"{number}.wav", settings=settings)
         editor = edited.edit_list.editor
         assert editor["model"] == model

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 import editjax
-from editjax.cli.cache import keep_compiled_code
+from editjax.cli.cache import compile_quickly, keep_compiled_code
 from editjax.errors import EditjaxError, InputOutputError, TryAgainError, UsageError
 from editjax.files import MEDIUM_ERRORS
 
@@ -122,6 +122,8 @@ def _dispatch(words: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(_unknown_command(name))
     keep_compiled_code()
+    if name != "train":
+        compile_quickly()
     try:
         return importlib.import_module(f"editjax.cli.{name}").run(rest)
     except SystemExit as stop:  # --help of a command
