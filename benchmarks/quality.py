@@ -73,6 +73,7 @@ SETS = {
 
 def main() -> int:
     chosen = options()
+    from editjax.export import load_bundle
     from editjax.network import load_model
 
     # What is missing is refused before the work, not after.
@@ -89,7 +90,9 @@ def main() -> int:
         rows, ratios = evaluate(folder, network, chosen)
     ratios["sessions that agree bit for bit"] = exact
     name = "quality" if chosen.set == "whole" else f"quality-{chosen.set}"
-    finish(name, rows, ratios, ("jax", "numpy", "scipy", "soundfile"), chosen.out)
+    sha256 = load_bundle(chosen.model).config["sha256"]
+    about = {"set": chosen.set, "model": f"{Path(chosen.model).name} ({sha256[:12]}…)"}
+    finish(name, rows, ratios, ("jax", "numpy", "scipy", "soundfile"), chosen.out, about)
     return 0
 
 

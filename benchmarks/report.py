@@ -128,13 +128,18 @@ def finish(
     ratios: Mapping[str, float],
     packages: Sequence[str],
     out: Path | None,
+    about: Mapping[str, str] | None = None,
 ) -> None:
-    """Print the table and the JSON line, and write the JSON to `out` when given."""
+    """Print the table and the JSON line, and write the JSON to `out` when given.
+
+    `about` says what was measured, beside the versions of `packages`.
+    """
     result = {
         "bench": bench,
         "device": device(),
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
+        | {name: metadata.version(name) for name in packages}
+        | dict(about or {}),
         "rows": (shown_rows := [_rounded(row) for row in rows]),
         "ratios": (shown_ratios := _rounded(ratios)),
     }

@@ -21,10 +21,12 @@ Made by `python benchmarks/tables.py` from `benchmarks/results/*.json` and teste
 by hand.
 
 `python benchmarks/NAME.py --out benchmarks/results/NAME.json` runs one and writes its result
-(`NAME.MACHINE.json` for a second machine); `--quick` is a smoke test of seconds. Each proves first that its
-peers compute the same thing. On a CPU one core is pinned and CPU seconds are counted, the cases taking turns,
+(`NAME.MACHINE.json` for a second machine); `--quick` is a smoke test of a minute at most. Each proves first that
+its peers compute the same thing. On a CPU one core is pinned and CPU seconds are counted, the cases taking turns,
 so that only ratios mean something; `edit` is wall clock on all cores. Peers that are not installed are left
-out: `pip install torch==2.13.0` adds PyTorch's.
+out: `pip install torch==2.13.0` adds PyTorch's. `quality-SET` is `quality.py --recordings DIR --set SET --model
+MODEL` (`docs/recordings.csv` says which recordings), `traversal` takes `--shards SHARDS`. Nothing here has run on
+a GPU or a TPU yet.
 """
 
 
@@ -45,6 +47,17 @@ PLOTS = {
     "pointer_loss": Plot("MB", ("case",), "frames"),
     "train_step": Plot("step_s", ("size", "case", "frames")),
 }
+
+OF_A_SET = (
+    "kept_iou",
+    "boundary_f1_half_second",
+    "boundary_f1_3_frames",
+    "order_agreement",
+    "loop_recall",
+    "length_error",
+    "style_obeyed",
+)
+"""Figures that are shown of further held-out sets; their files have them all."""
 
 
 def main() -> None:
@@ -99,8 +112,11 @@ def section(path: Path) -> Iterator[str]:
     if bench_of(path) in PLOTS:
         plot = PLOTS[bench_of(path)]
         yield f"![{plot.y} of {bench_of(path)}](plots/{path.stem}.svg)\n"
-    columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
-    yield from table(columns, [[row.get(key, "") for key in columns] for row in result["rows"]])
+    rows = result["rows"]
+    if bench_of(path).startswith("quality-"):
+        rows = [row for row in rows if row["figure"] in OF_A_SET]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    yield from table(columns, [[row.get(key, "") for key in columns] for row in rows])
     yield ""
     if result["ratios"]:
         yield from table(["ratio", ""], [[name, value] for name, value in result["ratios"].items()])
@@ -128,6 +144,7 @@ def draw(result: dict[str, Any], plot: Plot, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if plot.y in row and (not plot.x or plot.x in row)]
+    assert rows, f"{path.stem}: no row has what is drawn; measure it again"
     names = [", ".join(str(row[key]) for key in plot.series if key in row) for row in rows]
     figure = Figure(INCHES, layout="constrained")
     axes = figure.subplots()
