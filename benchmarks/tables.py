@@ -21,12 +21,12 @@ Made by `python benchmarks/tables.py` from `benchmarks/results/*.json` and teste
 by hand.
 
 `python benchmarks/NAME.py --out benchmarks/results/NAME.json` runs one and writes its result
-(`NAME.MACHINE.json` for a second machine); `--quick` is a smoke test of a minute at most. Each proves first that
-its peers compute the same thing. On a CPU one core is pinned and CPU seconds are counted, the cases taking turns,
-so that only ratios mean something; `edit` is wall clock on all cores. Peers that are not installed are left
-out: `pip install torch==2.13.0` adds PyTorch's. `quality-SET` is `quality.py --recordings DIR --set SET --model
-MODEL` (`docs/recordings.csv` says which recordings), `traversal` takes `--shards SHARDS`. Nothing here has run on
-a GPU or a TPU yet.
+(`NAME.MACHINE.json` for a second machine); `--quick` is a smoke test of a minute at most. Each proves first
+that its peers compute the same thing. On a CPU one core is pinned and CPU seconds are counted, the cases
+taking turns, so that only ratios mean something; `edit` is wall clock on all cores. Peers that are not
+installed are left out: `pip install torch==2.13.0` adds PyTorch's. `quality-SET` is `quality.py
+--recordings DIR --set SET --model MODEL` (`docs/recordings.csv` says which recordings), `traversal` takes
+`--shards SHARDS`. Nothing here has run on a GPU or a TPU yet.
 """
 
 
