@@ -93,7 +93,7 @@ def _prove_agreement(folder: Path | None) -> None:
     start = int(rng.integers(0, 15 * RATE_HZ))
     edit_S = raw_S[start : start + 2 * RATE_HZ]
     found = align(ArrayReader(raw_S, RATE_HZ), ArrayReader(edit_S, RATE_HZ)).runs[0].offset
-    windows = np.lib.stride_tricks.sliding_window_view(raw_S, 4096)[::1]
+    windows = np.lib.stride_tricks.sliding_window_view(raw_S, 4096)
     norms = np.sqrt(np.convolve(raw_S.astype(np.float64) ** 2, np.ones(4096), "valid"))
     brute = int(np.argmax(windows @ edit_S[:4096] / np.maximum(norms, 1e-9)))
     require_agreement("offset by brute force", abs(found - brute), 0)

@@ -229,7 +229,11 @@ def test_internal_errors_show_their_traceback_only_when_debugging(run, take: Pat
         (["--crossfade-ms", "25"], {"render": RenderSettings(crossfade_ms=25.0)}),
         (["--editor", "silence"], {"editor": "silence"}),
         (["--model", "other"], {"model": "other"}),
+        (["--style", "tight"], {"style": "tight"}),
+        (["--style-from", "b_edit.wav"], {"style_from": "b_edit.wav"}),
         (["--max-channels", "2"], {"limits": AudioLimits(max_channels=2)}),
+        (["--max-duration", "2:00:00"], {"limits": AudioLimits(max_duration_s=7200.0)}),
+        (["--max-rate", "96000"], {"limits": AudioLimits(max_sample_rate_hz=96_000)}),
         (["--allow-truncated"], {"allow_truncated": True}),
     ],
 )
@@ -568,9 +572,9 @@ def test_clock() -> None:
     ]  # fmt: skip
 
 
-def test_the_installed_command_runs_and_closes_pipes_quietly(take: Path) -> None:
+def test_a_command_closes_pipes_quietly(take: Path) -> None:
     """In a process of its own: the exit code arrives, and a reader that goes away causes no traceback."""
-    command = [sys.executable, "-m", "editjax", "edit", str(take), "--json"]
+    command = [sys.executable, "-m", "editjax", "edit", str(take), "--json", "--editor", "silence"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
     assert process.stdout and process.stderr
     process.stdout.close()

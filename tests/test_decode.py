@@ -39,4 +39,4 @@ def test_wrong_drafts_of_any_length_change_nothing(erratic, seed):
         pointers_BN = np.asarray(plain.pointers_BN)
         taken = (np.diff(pointers_BN, axis=1, prepend=-1) == 1)[pointers_BN != PAD]
         assert taken.mean() < 0.7, "hardly a draft was wrong"
-        assert int(plain.passes) == int((pointers_BN != PAD).sum(1).max())
+        assert int(out.passes) <= int(plain.passes) == int((pointers_BN != PAD).sum(1).max())
