@@ -31,19 +31,25 @@ installed are left out: `pip install torch==2.13.0` adds PyTorch's. `quality-SET
 
 
 class Plot(NamedTuple):
-    """What is drawn of a result: y over x, a line for each `series`; bars named by `series` without an x."""
+    """What is drawn of a result: y over x, a line for each `series`; bars named by `series` without an x.
+
+    Of the rows only those that have all of `of`.
+    """
 
     y: str
     series: tuple[str, ...]
     x: str = ""
+    of: tuple[tuple[str, str], ...] = ()
 
 
 PLOTS = {
+    "attention": Plot("s", ("case",), "frames", of=(("pass", "forward"),)),
     "data": Plot("ms_per_example", ("case", "frames")),
     "decode": Plot("µs / pointer", ("model", "minutes"), "draft"),
     "edit": Plot("warm s", ("editor",), "minutes"),
     "encode": Plot("encode s", (), "minutes"),
     "mel": Plot("cpu_ms", ("case",), "audio_s"),
+    "memory": Plot("forward + backward MB", ("config", "part"), "frames"),
     "pointer_loss": Plot("MB", ("case",), "frames"),
     "train_step": Plot("step_s", ("size", "case", "frames")),
 }
@@ -144,6 +150,7 @@ def draw(result: dict[str, Any], plot: Plot, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if plot.y in row and (not plot.x or plot.x in row)]
+    rows = [row for row in rows if all(row[key] == value for key, value in plot.of)]
     assert rows, f"{path.stem}: no row has what is drawn; measure it again"
     names = [", ".join(str(row[key]) for key in plot.series if key in row) for row in rows]
     figure = Figure(INCHES, layout="constrained")
