@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 INCHES = (7.0, 3.6)
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # as `editjax.picture`
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito 2008
 HEAD = """# Benchmarks
 
 Made by `python benchmarks/tables.py` from `benchmarks/results/*.json` and tested against them: change neither
