@@ -56,21 +56,19 @@ def fastest_seconds(
 
     The clock counts CPU seconds; pass `time.perf_counter` where an accelerator or several threads work.
     """
-    fastest = dict.fromkeys(cases, float("inf"))
-    for case in cases.values():
-        case()
-    for _ in range(rounds):
-        for name, case in cases.items():
-            start = clock()
-            case()
-            fastest[name] = min(fastest[name], clock() - start)
-    return fastest
+    return {name: min(taken) for name, taken in _by_turns(cases, rounds, clock).items()}
 
 
 def median_seconds(
     cases: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, float]:
     """The same, but the median of the rounds."""
+    return {name: statistics.median(taken) for name, taken in _by_turns(cases, rounds, clock).items()}
+
+
+def _by_turns(
+    cases: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for case in cases.values():
         case()
@@ -79,7 +77,7 @@ def median_seconds(
             start = clock()
             case()
             seconds[name].append(clock() - start)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return seconds
 
 
 def accelerated() -> bool:

@@ -35,6 +35,9 @@ BOUNDARY_FRAMES, BOUNDARY_WEIGHT = 3, 10.0
 class LossSettings:
     """Weights of the losses, and bounds.
 
+    `sequence` and `style` weigh nats per event (jumps and the stop), `structure` nats per labelled frame, at
+    boundaries ten times, `order` nats per pair of stretches, `kinds` nats per labelled landmark, `length` the
+    squared logarithm of a ratio, `smoothness` expected joins per event.
     `max_jumps` bounds the jumps of an example that are trained on. A style is inferred from the edit itself,
     or with probability `named_style` drawn for its name; half of the former know the edited track alone. Each
     dimension of the style may cost `free_nats` on average for nothing (free bits: Kingma et al. 2016).

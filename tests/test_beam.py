@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pointer import (
+from pointer_cases import (
     SHORT_BARS,
     TINY,
+    biased,
     encoded,
     params,
     recording,
@@ -22,11 +23,6 @@ from editjax.beam import beam_search
 from editjax.edits import PAD, STOP
 
 assert params and short_params  # the fixtures
-
-
-def biased(params, bias):
-    mode = {**params["decoder"]["mode"], "bias": jnp.array(bias)}
-    return {**params, "decoder": {**params["decoder"], "mode": mode}}
 
 
 def keys_of(params, frames, length, seed=0, looped=True, settings=TINY):

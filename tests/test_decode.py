@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pointer import decoded, fresh_params, recording
+from pointer_cases import decoded, fresh_params, recording
 
 from editjax.edits import PAD
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pointer import TINY, encoded, fresh_params, recording, teacher_forced_log_p, with_loops
+from pointer_cases import TINY, encoded, fresh_params, recording, teacher_forced_log_p, with_loops
 
 from editjax import decode as decoding
 from editjax.beam import beam_search

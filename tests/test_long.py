@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pointer_cases import TINY, params, recording, with_loops
 from test_match import directions
-from test_pointer import TINY, params, recording, with_loops
 
 from editjax import decode as decoding
 from editjax import losses, network

@@ -1,13 +1,24 @@
 """The pointer network: exact distribution, decoding equals teacher forcing, padding changes nothing."""
 
-from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pointer_cases import (
+    SHORT_BARS,
+    TINY,
+    batch_of,
+    biased,
+    decoded,
+    encoded,
+    fresh_params,
+    padded,
+    params,
+    recording,
+    short_params,
+    teacher_forced_log_p,
+    with_loops,
+)
 from scipy.special import softmax
 from scipy.stats import chisquare
 
@@ -24,142 +35,18 @@ from editjax.losses import (
     targets,
 )
 from editjax.models import pointer
-from editjax.models.coverage import played_before, was_played
+from editjax.models.coverage import was_played
 from editjax.models.encoder import ALIGN_FRAMES, encode
 from editjax.models.pointer import JUMP, PointerSettings, Step, decoder_call
 from editjax.models.scales import target_features
 from editjax.models.style import Asked
 
-TINY = PointerSettings(
-    n_mels=32,
-    frames_per_beat=4,
-    frames_per_bar=16,
-    width=32,
-    heads=2,
-    landmark_layers=2,
-    landmark_window=6,
-    frame_width=16,
-    frame_layers=1,
-    frame_window=5,
-    matches=2,
-    decoder_window=8,
-    look_back=1,
-    look_ahead=3,
-)
-SHORT_BARS = replace(TINY, landmark_frames=2, frames_per_beat=2, frames_per_bar=4)
-"""Six frames are two bars, the second of one beat: all edits of so few can be enumerated."""
-
-
-class Batch(NamedTuple):
-    """The fields of `data.Batch` that the loss reads."""
-
-    mel_BTF: Any
-    frames_B: Any
-    phase_BT3: Any
-    pointers_BN: Any
-    steps_B: Any
-    structure_BT: Any
-    target_B: Any
-    style_B: Any
-    stems_BIMF: Any = np.zeros((1, 0, 8, 32), np.float32)
-    present_BI: Any = np.zeros((1, 0), bool)
-
-
-@jax.jit
-def fresh_params(seed):
-    return pointer.init(TINY, jax.random.key(seed))
+assert params and short_params  # the fixtures
 
 
 @jax.jit
 def loss_of(params, batch):
     return pointer_loss(params, batch, TINY, LossSettings(), jax.random.key(0))[0]
-
-
-@pytest.fixture(scope="module")
-def params():
-    @jax.jit
-    def wild():
-        """Larger weights than at the start, so that choices are not all alike; stopping kept rare."""
-        fresh = pointer.init(TINY, jax.random.key(0))
-        louder = jax.tree.map(
-            lambda a: a * 2.0 + 0.05 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape)), fresh
-        )
-        kernel, bias = fresh["decoder"]["mode"]["kernel"], jnp.array([1.0, 1.0, -6.0])
-        return {**louder, "decoder": {**louder["decoder"], "mode": {"kernel": kernel, "bias": bias}}}
-
-    return wild()
-
-
-@pytest.fixture(scope="module")
-def short_params():
-    """Weights as at the start, so that all edits are drawn now and then."""
-    return jax.jit(lambda: pointer.init(SHORT_BARS, jax.random.key(0)))()
-
-
-def recording(frames, seed=0):
-    rng = np.random.default_rng(seed)
-    mel = np.clip(0.5 + 0.2 * rng.normal(size=(frames, TINY.n_mels)), 0, 1).astype(np.float32)
-    return mel, rng.uniform(size=(frames, 3)).astype(np.float32)
-
-
-def padded(parts, length, fill=0.0):
-    return np.stack(
-        [np.pad(p, [(0, length - len(p))] + [(0, 0)] * (p.ndim - 1), constant_values=fill) for p in parts]
-    )
-
-
-def encoded(params, recordings, length, target=None, fill=0.0, style_BZ=None, settings=TINY):
-    mel = padded([m for m, _ in recordings], length, fill)
-    phase = padded([p for _, p in recordings], length, fill)
-    frames = jnp.array([len(m) for m, _ in recordings], jnp.int32)
-    target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
-    style_BZ = jnp.zeros((len(recordings), settings.style_width)) if style_BZ is None else style_BZ
-    asked = Asked(target_B, style_BZ)
-    return decoding.encode(settings, params, mel, frames, phase, asked)
-
-
-def with_loops(keys, looped):
-    """The keys, as if the structure head had said that every frame may be played again, or none."""
-    return keys._replace(hints=keys.hints._replace(looped_BT=jnp.full_like(keys.hints.looped_BT, looped)))
-
-
-def decoded(params, recordings, length, steps=60, temperature=0.0, seed=0, target=None, draft=5, looped=True):
-    keys = with_loops(encoded(params, recordings, length, target)[1], looped)
-    target_B = jnp.zeros(len(recordings)) if target is None else jnp.asarray(target, jnp.float32)
-    ready = TINY, params, keys, target_B, steps, temperature, jax.random.key(seed)
-    return keys, decoding.decode(*ready, draft=draft)
-
-
-@partial(jax.jit, static_argnames="settings")
-def teacher_forced_log_p(params, keys, pointers_BN, target_B, temperature=1.0, settings=TINY):
-    """Log-probability of every step by one parallel pass."""
-
-    def ask(method, *args):
-        return decoder_call(settings, params, method, *args)
-
-    per_beat, per_bar = settings.frames_per_beat, settings.frames_per_bar
-    n = (pointers_BN != PAD).sum(1)
-    t = targets(pointers_BN, n, target_B, keys.frames_BTD.shape[1])
-    h = ask("states", keys, t.step, n)
-    before = t.step.pointer_BN
-    target = jnp.maximum(t.pointer_BN, 0)
-    bar, beat = target // per_bar, target // per_beat
-    every = jnp.ones_like(pointers_BN, bool)
-    n_steps, n_bars = pointers_BN.shape[1], keys.bars_BVD.shape[1]
-    played = played_before(pointers_BN, every, n_steps, n_bars, per_bar)
-    logits = (
-        ask("mode_logits", h, before, keys),
-        ask("bar_logits", h, before, t.step.began_BN, played, keys),
-        ask("beat_logits", h, bar, before, keys),
-        ask("frame_logits", h, beat, before, keys),
-    )
-    labels = (t.mode_BN, bar, beat % (per_bar // per_beat), target % per_beat)
-    parts = [
-        jnp.take_along_axis(jax.nn.log_softmax(a / temperature), b[..., None], -1)[..., 0]
-        for a, b in zip(logits, labels, strict=True)
-    ]
-    jump = (t.mode_BN == JUMP).astype(jnp.float32)
-    return jnp.where(t.counted_BN, parts[0] + jump * sum(parts[1:]), 0.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -176,16 +63,14 @@ def test_decoding_step_by_step_equals_teacher_forcing(params, temperature):
 @pytest.mark.parametrize("bias", [[1.0, 1.0, -6.0], [5.0, 0.0, -3.0], [-1.0, 2.0, -4.0]])
 def test_drafts_change_nothing(params, bias):
     """Neither where most of them are taken nor where most are refused, whatever else is in the batch."""
-    decoder = params["decoder"]
-    mode = {**decoder["mode"], "bias": jnp.array(bias)}
-    biased = {**params, "decoder": {**decoder, "mode": mode}}
+    chosen_so = biased(params, bias)
     recordings = [recording(frames, frames) for frames in (75, 50, 64, 33)]
     for temperature, looped in ((0.0, False), (0.0, True), (1.0, False), (1.0, True)):
         options = {"temperature": temperature, "looped": looped}
-        _, plain = decoded(biased, recordings, 75, draft=0, **options)
+        _, plain = decoded(chosen_so, recordings, 75, draft=0, **options)
         assert int(plain.passes) == int((plain.pointers_BN != PAD).sum(1).max())
         for draft in (1, 5, 12):
-            _, out = decoded(biased, recordings, 75, draft=draft, **options)
+            _, out = decoded(chosen_so, recordings, 75, draft=draft, **options)
             np.testing.assert_array_equal(out.pointers_BN, plain.pointers_BN)
             np.testing.assert_allclose(out.log_p_BN, plain.log_p_BN, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(out.stop_p_BN, plain.stop_p_BN, atol=1e-5)
@@ -193,11 +78,9 @@ def test_drafts_change_nothing(params, bias):
 
 
 def test_drafts_leave_a_pass_for_every_jump_and_every_draft_taken_whole(params):
-    decoder, draft = params["decoder"], 12
-    mode = {**decoder["mode"], "bias": jnp.array([5.0, 0.0, -3.0])}
-    biased = {**params, "decoder": {**decoder, "mode": mode}}
+    draft, advancing = 12, biased(params, [5.0, 0.0, -3.0])
     for seed in range(4):
-        _, out = decoded(biased, [recording(75, seed)], 75, target=[70.0], draft=draft)
+        _, out = decoded(advancing, [recording(75, seed)], 75, target=[70.0], draft=draft)
         pointers_N = np.asarray(out.pointers_BN[0])
         pointers_N = pointers_N[pointers_N != PAD]
         jumps = int((np.diff(pointers_N, prepend=-1) != 1).sum())
@@ -208,9 +91,8 @@ def test_drafts_leave_a_pass_for_every_jump_and_every_draft_taken_whole(params):
 def test_samples_are_distributed_as_the_network_says(short_params, temperature):
     """All edits of two steps of two bars, enumerated, and how often each is drawn with drafts."""
     frames, draws, target = 6, 4096, 4.0
-    mode = {**short_params["decoder"]["mode"], "bias": jnp.array([1.0, 1.0, 0.0])}
-    biased = {**short_params, "decoder": {**short_params["decoder"], "mode": mode}}
-    keys = with_loops(encoded(biased, [recording(frames)], 16, [target], settings=SHORT_BARS)[1], True)
+    drawing = biased(short_params, [1.0, 1.0, 0.0])
+    keys = with_loops(encoded(drawing, [recording(frames)], 16, [target], settings=SHORT_BARS)[1], True)
     edits = [[first, second] for first in range(frames) for second in (*range(frames), STOP)]
     edits.append([STOP, PAD])
 
@@ -218,12 +100,20 @@ def test_samples_are_distributed_as_the_network_says(short_params, temperature):
         return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), keys)
 
     asked = jnp.full((len(edits),), target)
-    ready = biased, repeated(len(edits)), jnp.array(edits), asked, temperature
+    ready = drawing, repeated(len(edits)), jnp.array(edits), asked, temperature
     log_p = teacher_forced_log_p(*ready, settings=SHORT_BARS)
     expected = np.exp(np.asarray(log_p.sum(1), np.float64))
     assert expected.sum() == pytest.approx(1.0, abs=1e-4)
     expected = expected / expected.sum() * draws
-    ready = SHORT_BARS, biased, repeated(draws), jnp.full((draws,), target), 2, temperature, jax.random.key(0)
+    ready = (
+        SHORT_BARS,
+        drawing,
+        repeated(draws),
+        jnp.full((draws,), target),
+        2,
+        temperature,
+        jax.random.key(0),
+    )
     drawn = np.asarray(decoding.decode(*ready, draft=1).pointers_BN)
     counts = [(drawn == np.array(edit)).all(1).sum() for edit in edits]
     rare = expected < 5
@@ -234,8 +124,7 @@ def test_samples_are_distributed_as_the_network_says(short_params, temperature):
 
 
 def test_a_pass_plays_nothing_again_of_what_it_has_drafted(params):
-    mode = {**params["decoder"]["mode"], "bias": jnp.array([3.0, 0.0, -9.0])}
-    jumping = {**params, "decoder": {**params["decoder"], "mode": mode}}
+    jumping = biased(params, [3.0, 0.0, -9.0])
     keys = with_loops(encoded(jumping, [recording(75)], 75)[1], False)
     keys = jax.tree.map(lambda a: jnp.repeat(a, 64, axis=0), keys)
     for seed in range(40):
@@ -377,17 +266,6 @@ def test_gain_of_20_db_changes_nothing(params):
     quiet, _ = encoded(params, [(mel - step, phase)], 200)
     loud, _ = encoded(params, [(mel + step, phase)], 200)
     np.testing.assert_allclose(quiet.frames_BTD, loud.frames_BTD, atol=2e-3)
-
-
-def batch_of(pointers, frames=60, length=64):
-    pointers = np.asarray(pointers)
-    mel, phase = recording(frames)
-    structure = np.full((1, length), -1)
-    structure[0, :frames] = np.isin(np.arange(frames), pointers)
-    return Batch(
-        padded([mel], length), jnp.array([frames]), padded([phase], length), jnp.asarray(pointers[None]),
-        jnp.array([int((pointers != PAD).sum())]), jnp.asarray(structure), jnp.zeros(1), jnp.array([2]),
-    )  # fmt: skip
 
 
 def forced_targets(batch):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import soundfile
-from test_pointer import TINY, batch_of, padded, recording
+from pointer_cases import TINY, batch_of, padded, recording
 
 from editjax import shards
 from editjax.chunks import encode_in_chunks
