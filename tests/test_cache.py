@@ -1,6 +1,8 @@
 """Compiled code is kept where the user's caches are, unless they say otherwise, and never gets in the way."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,12 +53,23 @@ def test_a_folder_that_cannot_be_ours_is_no_error(monkeypatch: pytest.MonkeyPatc
 
 def test_compiling_is_quick_where_that_is_known_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "find_spec", lambda name: None)
+    monkeypatch.setattr(cache, "version", lambda name: "0.10.2")
+    level, emitters = cache.QUICKLY["0.10."]
     for _ in range(2):
         compile_quickly()
-        assert os.environ[XLA_FLAGS] == " ".join(cache.QUICKLY)
+        assert os.environ[XLA_FLAGS] == f"{level} {emitters}"
     monkeypatch.setenv(XLA_FLAGS, "--xla_backend_optimization_level=3 --other")
     compile_quickly()  # the user's own flags stay
-    assert os.environ[XLA_FLAGS] == f"{cache.QUICKLY[1]} --xla_backend_optimization_level=3 --other"
+    assert os.environ[XLA_FLAGS] == f"{emitters} --xla_backend_optimization_level=3 --other"
+
+
+def test_this_jaxlib_knows_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA would end a process that gives it others."""
+    compile_quickly()
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax.numpy as jnp; jnp.ones(2) + 1.0"], check=False, env=os.environ
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("there", ["jax_plugins", "libtpu", "another jaxlib"])

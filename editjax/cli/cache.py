@@ -13,23 +13,26 @@ SWITCH = "EDITJAX_CACHE"
 JAX_FOLDER, JAX_LEAST_S = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 XLA_FLAGS = "XLA_FLAGS"
-QUICKLY = ("--xla_backend_optimization_level=1", "--xla_cpu_use_fusion_emitters=false")
-TRIED = "0.10."
-"""Versions of jaxlib that know these flags: another would end the process at one that it does not know."""
+QUICKLY = {
+    "0.10.": ("--xla_backend_optimization_level=1", "--xla_cpu_use_fusion_emitters=false"),
+    "0.12.": ("--xla_backend_optimization_level=1",),
+}
+"""Flags by the version of jaxlib that was tried: XLA ends the process at a flag that it does not know."""
 
 
 def compile_quickly() -> None:
-    """Has XLA compile for a CPU in about 60 % of the time; what it makes takes about a tenth longer.
+    """Has XLA compile for a CPU in about 60 % of the time (0.10.2); what it makes takes about a tenth longer.
 
     That is worth it but for training. Flags of the user's own stay as they are, and nothing changes where JAX
     has an accelerator.
     """
-    accelerated = find_spec("jax_plugins") or find_spec("libtpu")
-    if accelerated or not version("jaxlib").startswith(TRIED):
+    if find_spec("jax_plugins") or find_spec("libtpu"):
         return
-    asked = os.environ.get(XLA_FLAGS, "")
-    missing = [flag for flag in QUICKLY if flag.split("=")[0] not in asked]
-    os.environ[XLA_FLAGS] = " ".join([*missing, asked]).strip()
+    here, asked = version("jaxlib"), os.environ.get(XLA_FLAGS, "")
+    known = next((flags for tried, flags in QUICKLY.items() if here.startswith(tried)), ())
+    missing = [flag for flag in known if flag.split("=")[0] not in asked]
+    if missing:
+        os.environ[XLA_FLAGS] = " ".join([*missing, asked]).strip()
 
 
 def keep_compiled_code() -> None:
