@@ -101,7 +101,7 @@ def test_half_precision_halves_the_file_and_rounds(run_dir, exported, tmp_path):
 
 def test_a_parameter_too_large_for_half_precision_is_named():
     with pytest.raises(DataError, match="parameter out/kernel holds values that float16 cannot"):
-        export._cast("out/kernel", np.array([1e6], np.float32), "float16")
+        export.cast("out/kernel", np.array([1e6], np.float32), "float16")
 
 
 def test_the_same_run_gives_the_same_bytes(run_dir, exported, tmp_path):
