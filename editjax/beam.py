@@ -102,8 +102,10 @@ def beam_search(
 ) -> Hypotheses:
     """The `width` likeliest edits that the beam finds for one recording (batch 1), by the rules of `decode`.
 
-    With `apart` frames, hypotheses no farther apart than that, and with at most twice as many frames that
-    only one of them has played, count as one. `draft` 0 goes step by step, with the same result.
+    `keys` are of `encode`, `target_1` is the wanted length in frames (0: as long as it comes). With `apart`
+    frames, hypotheses no farther apart than that, and with at most twice as many frames that only one of them
+    has played, count as one. Hypotheses more than `reach` nats below the likeliest are let go. `draft` 0 goes
+    step by step, with the same result.
     """
     target_W = jnp.repeat(target_1, width)
     fixed = Fixed(settings, params, keys, target_W, max_steps, draft)

@@ -152,7 +152,8 @@ class PointerNetwork:
         """Pointers (batch, steps) int32: raw frames, then STOP (−2), then PAD (−1).
 
         `mel` may also be a list of recordings (time, mel) of different lengths. At temperature 0 each is
-        edited as it is alone, up to rounding; above, its noise is drawn for its place in the list.
+        edited as it is alone, up to rounding, but that one which never stops is cut off where the longest
+        would be; above, its noise is drawn for its place in the list.
         `target_length` is the wanted length in frames.
         """
         out, _ = self._run(_recordings(mel, self.settings.n_mels), None, target_length, temperature, seed)

@@ -20,9 +20,9 @@ KINDS = ("block", "cudnn", "dense", "mosaic", "splash")
 def attend(q_BTHK, k_BSHK, v_BSHK, mask: Mask, tokens: Tokens | None = None, *, kind: str = "block"):
     """Scaled dot-product attention of every query to the frames around its place and to the global tokens.
 
-    q: (batch, queries, heads, head width); k, v: (batch, keys, heads, head width). Returns what q is; a query
-    that sees nothing, padding for example, gives zero, and NaN in the padding reaches neither results nor
-    gradients. Raises ValueError for an unknown kind, and for a mask, type or shape which the kind cannot
+    q: (batch, queries, heads, head width), one query at least; k, v: (batch, keys, …). Returns what q is; a
+    query that sees nothing, padding for example, gives zero, and NaN in the padding reaches neither results
+    nor gradients. Raises ValueError for an unknown kind, and for a mask, type or shape which the kind cannot
     do: a kernel is never replaced silently.
     """
     tokens = _no_tokens(k_BSHK) if tokens is None else tokens
