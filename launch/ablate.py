@@ -153,11 +153,11 @@ def run(
     return figures
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
+def table(found: dict[str, list[dict[str, float | None]]]) -> str:
     """A row a part: mean and spread over the seeds of every figure."""
     rows = ["| without | runs | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 2) + "|"]
     for part, figures in found.items():
-        columns = (np.array([one[name] for one in figures]) for name in FIGURES)
+        columns = (np.array([one[name] for one in figures], float) for name in FIGURES)
         cells = (f"{column.mean():.3f} ± {column.std():.3f}" for column in columns)
         rows.append(f"| {part} | {len(figures)} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--start-from", metavar="NAME|FOLDER", help="a trained model that loses the part")
     chosen, overrides = parser.parse_known_args()
     config = override(load_config(chosen.config), overrides)
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, list[dict[str, float | None]]] = {}
     one = partial(run, config, data=chosen.data, validation=chosen.validation, start=chosen.start_from)
     for seed in range(chosen.seeds):
         for part in PARTS:
