@@ -37,7 +37,8 @@ from sessions import sessions
 
 from editjax import network
 from editjax.audio import ArrayReader, Reader, Writer
-from editjax.editor import EditSettings, edit, listen
+from editjax.decision import EditSettings
+from editjax.editor import edit, listen
 from editjax.edits import STOP, duration_samples
 from editjax.models.style import Asked
 from editjax.render import faded_spans

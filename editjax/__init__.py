@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "edit": "editor",
     "EditResult": "editor",
-    "EditSettings": "editor",
+    "EditSettings": "decision",
     "edit_tracks": "multitrack",
     "TracksResult": "multitrack",
 }

@@ -7,14 +7,13 @@ Every function is pure given its NumPy generator. SpecAugment: arXiv 1904.08779.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from editjax.edits import UNALIGNED
 from editjax.errors import UsageError
-from editjax.mel import STEM_FRAMES, MelSettings, mel_filterbank
+from editjax.mel import STEM_FRAMES, MelSettings, band_centres_hz
 
 SHORTEST_CROP = 0.9
 """A crop whose edit is still too long is shortened by this factor until it fits."""
@@ -126,7 +125,7 @@ def shift_pitch(mel_TF: np.ndarray, semitones: float, mel: MelSettings) -> np.nd
     """Move everything up by `semitones`, interpolating between mel bands; the outermost bands repeat."""
     if semitones == 0.0:
         return mel_TF
-    centres_hz = _band_centres_hz(mel)
+    centres_hz = band_centres_hz(mel)
     source_F = np.interp(centres_hz * 2.0 ** (-semitones / 12.0), centres_hz, np.arange(mel.n_mels))
     low_F = np.minimum(source_F.astype(np.int64), mel.n_mels - 2)
     weight_F = (source_F - low_F).astype(np.float32)
@@ -278,13 +277,6 @@ def _pointers_inside(pointers_N: np.ndarray, start: int, stop: int) -> np.ndarra
     neighbour_N = np.maximum.accumulate(np.where(lost_N, 0, np.arange(len(pointers_N))))
     kept_N = pointers_N[inside_N[neighbour_N]]
     return np.where(kept_N == UNALIGNED, UNALIGNED, kept_N - start).astype(np.int32)
-
-
-@lru_cache(maxsize=4)
-def _band_centres_hz(mel: MelSettings) -> np.ndarray:
-    filters_KF = mel_filterbank(mel)
-    bins_hz = np.fft.rfftfreq(mel.n_fft, 1.0 / mel.sample_rate_hz)
-    return bins_hz @ filters_KF / filters_KF.sum(axis=0)
 
 
 def _power(mel_TF: np.ndarray, mel: MelSettings) -> np.ndarray:

@@ -51,7 +51,7 @@ def encode_in_chunks(
     shape_rates = STEP_FRAMES, s.landmark_frames
     shapes = [np.zeros((total // rate, BANDS), np.float32) for rate in shape_rates]
     announced_T = np.zeros(total, np.float32)
-    for window, inner in _chunks(n_frames, total, chunk_frames, encoder.listen_halo()):
+    for window, inner in windows(n_frames, total, chunk_frames, encoder.listen_halo()):
         mel, phase = (_slice(a, window)[None] for a in (mel_TF, phase_T3))
         heard = _listen(s, params, mel, _valid(n_frames, window), phase)
         x, *heard_shapes, announced = (np.asarray(a[0]) for a in heard)
@@ -65,7 +65,7 @@ def encode_in_chunks(
     landmarks_LD = np.asarray(landmarks_BLD[0])
     rates = (1, s.frames_per_beat, s.frames_per_bar, 1)
     parts: list[Any] = [None] * len(rates)
-    for window, inner in _chunks(n_frames, total, chunk_frames, encoder.settle_halo(s)):
+    for window, inner in windows(n_frames, total, chunk_frames, encoder.settle_halo(s)):
         x, landmarks = x_TD[window][None], landmarks_LD[_coarse(window, s.landmark_frames)][None]
         settled = _settle(s, params, x, landmarks, _valid(n_frames, window), asked_BE)
         for k, (rate, part) in enumerate(zip(rates, settled, strict=True)):
@@ -79,7 +79,7 @@ def encode_in_chunks(
     return Encoded(*parts_of_all, log_length_B, jnp.asarray(asked.style_BZ), jnp.asarray(valid_B))
 
 
-def _chunks(n_frames: int, total: int, chunk: int, halo: int) -> Iterator[tuple[slice, slice]]:
+def windows(n_frames: int, total: int, chunk: int, halo: int) -> Iterator[tuple[slice, slice]]:
     """(what a chunk sees, what it settles): windows of one static size that tile the valid frames."""
     seen = min(chunk + 2 * halo, total)
     for start in range(0, n_frames, chunk):

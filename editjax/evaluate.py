@@ -35,6 +35,7 @@ from editjax.metrics import (
     spans_found,
     stop_precision,
 )
+from editjax.models.autoencoder import ScorerSettings
 from editjax.models.coverage import played_before
 from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
 from editjax.models.style import Asked
@@ -43,6 +44,7 @@ from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
 from editjax.records import Edit, Recording
 from editjax.retarget import PROMISE, RetargetSettings, retarget
+from editjax.score_quality import scorer_validate
 from editjax.scoreboard import CUT_KINDS, LENGTH, Row, plain
 from editjax.silence import silence_edit
 from editjax.styles import STYLES
@@ -160,6 +162,8 @@ def make_validate(
     `score`, which decides the best checkpoint, is the mean kept-frame IoU; it is NaN, and said so on stderr,
     when the shards have no validation split. Raises DataError when any split would do and none has the style.
     """
+    if isinstance(config.model, ScorerSettings):
+        return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
     source = shards.read(shards_dir)
     chosen = [
         index

@@ -11,7 +11,8 @@ class Family(NamedTuple):
     """A model to train.
 
     `init(settings, key) → params`, a nested dict of arrays; `loss(params, batch, key, settings, weights)
-    → (scalar, metrics)`, with the config's loss settings as `weights`; `rules` for the mesh.
+    → (scalar, metrics)`, with the config's loss settings as `weights`; `rules` for the mesh. Parameters that
+    move without a gradient are in params["running"], and their new values in metrics["running"].
     """
 
     name: str
@@ -22,21 +23,27 @@ class Family(NamedTuple):
 
 def family_of(settings: Any) -> Family:
     """The family whose settings these are."""
+    from editjax.models.autoencoder import ScorerSettings
     from editjax.models.pointer import PointerSettings
 
     match settings:
         case PointerSettings():
             return _pointer()
+        case ScorerSettings():
+            return _scorer()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
 
 
 def settings_type(name: str) -> type:
     """The settings' type of the family a model file names; DataError for one this version does not know."""
+    from editjax.models.autoencoder import ScorerSettings
     from editjax.models.pointer import PointerSettings
 
     match name:
         case "pointer":
             return PointerSettings
+        case "scorer":
+            return ScorerSettings
     raise DataError(f"model family {name!r} is unknown to this version of editjax: upgrade it")
 
 
@@ -48,3 +55,13 @@ def _pointer() -> Family:
         return pointer_loss(params, batch, settings, weights, key)
 
     return Family("pointer", init, loss)
+
+
+def _scorer() -> Family:
+    from editjax.models.autoencoder import init
+    from editjax.scorer_loss import scorer_loss
+
+    def loss(params, batch, key, settings, weights):
+        return scorer_loss(params, batch, settings, weights, key)
+
+    return Family("scorer", init, loss)

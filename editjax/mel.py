@@ -226,6 +226,14 @@ def mel_filterbank(settings: MelSettings = MelSettings()) -> np.ndarray:
     return (triangles * (2.0 / (edges_hz[2:] - edges_hz[:-2]))).astype(np.float32)
 
 
+@lru_cache(maxsize=4)
+def band_centres_hz(settings: MelSettings = MelSettings()) -> np.ndarray:
+    """The mean frequency of each band, (F,)."""
+    filters_KF = mel_filterbank(settings)
+    bins_hz = np.fft.rfftfreq(settings.n_fft, 1.0 / settings.sample_rate_hz)
+    return bins_hz @ filters_KF / filters_KF.sum(axis=0)
+
+
 def hann_window(n_fft: int) -> np.ndarray:
     """Periodic Hann window (n_fft,) float32."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)

@@ -8,6 +8,7 @@ out of means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -288,6 +289,36 @@ def spans_found(kept_T: np.ndarray, spans: Sequence[tuple[int, int]], at_least: 
     shares = [cut_share(kept_T, [span]) for span in spans]
     counted = [share >= at_least for share in shares if not np.isnan(share)]
     return float(np.mean(counted)) if counted else float("nan")
+
+
+def auroc(score_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """The probability that a positive scores higher than a negative, ties counting half.
+
+    The area under the receiver operating characteristic, by ranks (Mann and Whitney 1947); 0.5 is chance, NaN
+    where there are only positives or none.
+    """
+    positive_N = np.asarray(positive_N, bool)
+    positives, negatives = positive_N.sum(), (~positive_N).sum()
+    if not positives or not negatives:
+        return math.nan
+    _, level_N, count_L = np.unique(score_N, return_inverse=True, return_counts=True)
+    rank_L = np.cumsum(count_L) - (count_L - 1) / 2  # of equal scores the mean
+    above = rank_L[level_N][positive_N].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+def average_precision(score_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """The mean precision at every positive, highest scores first; equal scores are taken together.
+
+    Chance is the share of positives; NaN where there are none.
+    """
+    positive_N = np.asarray(positive_N, bool)
+    if not positive_N.any():
+        return math.nan
+    _, level_N = np.unique(-np.asarray(score_N, np.float64), return_inverse=True)
+    taken_L = np.cumsum(np.bincount(level_N))
+    found_L = np.bincount(level_N, weights=positive_N)
+    return float((found_L * np.cumsum(found_L) / taken_L).sum() / positive_N.sum())
 
 
 def _sequence(pointers_N: np.ndarray) -> np.ndarray:

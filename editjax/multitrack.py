@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax.audio import Writer
-from editjax.editor import EditSettings, Heard, changed, decide, listen, reader_of, ready, timed, writer_for
+from editjax.decision import EditSettings, Heard, ready, timed
+from editjax.editor import changed, decide, listen, reader_of, writer_for
 from editjax.edits import EditList, Summary, summary
 from editjax.errors import UsageError
 from editjax.outputs import EDITED, Outputs

@@ -12,6 +12,8 @@ import optax
 
 from editjax.mesh import tree_path
 
+RUNNING = "running"
+"""The part of a model's parameters that moves without a gradient: moving averages, codebooks."""
 NEVER_DECAYED = ("bias", "scale", "embedding")  # last name of a parameter's path
 
 
@@ -66,13 +68,15 @@ def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
 
 
 def decayed(params: Any) -> Any:
-    """True for the matrices that weight decay shrinks: not biases, norm scales, embeddings, nor vectors.
+    """True for the matrices that weight decay shrinks: not biases, norm scales, embeddings, vectors,
+    nor what is running.
 
     Layers stacked for `lax.scan` turn a vector into a matrix, which is why names decide before ranks do.
     """
 
     def is_decayed(path: tuple, leaf: jax.Array) -> bool:
-        return leaf.ndim > 1 and tree_path(path).rsplit("/", 1)[-1] not in NEVER_DECAYED
+        names = tree_path(path).split("/")
+        return leaf.ndim > 1 and names[0] != RUNNING and names[-1] not in NEVER_DECAYED
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 

@@ -190,6 +190,37 @@ def draw_scores(
     _save(figure, path, overwrite)
 
 
+def draw_anomaly(
+    path: str | Path,
+    score_T: np.ndarray,
+    kept_T: np.ndarray,
+    threshold: float,
+    frames_per_second: float,
+    title: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Draws anomaly scores (T,) against time, with the threshold; what is kept (T,) is coloured as kept."""
+    figure = _figure(INCHES[0], 4.0)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=LEFT, right=RIGHT, top=0.86, bottom=0.11)
+    time_T = np.arange(len(score_T)) / frames_per_second
+    low, high = (
+        (float(level) for level in np.percentile(score_T, (0.5, 99.5))) if len(score_T) else (0.0, 1.0)
+    )
+    low, high = min(low, threshold) - 0.5, max(high, threshold) + 0.5
+    for mask_T, kind in ((kept_T, "COPY"), (~kept_T, "CUT")):
+        axes.fill_between(time_T, low, np.where(mask_T, score_T, np.nan), color=COLOUR_OF_KIND[kind], lw=0)
+        axes.plot([], [], color=COLOUR_OF_KIND[kind], lw=6, label=NAME_OF_KIND[kind])
+    axes.axhline(threshold, color=INK, linewidth=1.0, linestyle="--", label=f"threshold {threshold:.2f}")
+    axes.set_ylim(low, high)
+    axes.set_ylabel("anomaly (standard deviations)", fontsize=11, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    _clock(axes, max(len(score_T) / frames_per_second, 1e-3))
+    figure.legend(loc="upper right", ncols=3, frameon=False, fontsize=11, bbox_to_anchor=(0.985, 1.0))
+    figure.text(0.012, 0.92, _plain(title), fontsize=14, fontweight="bold", color=INK)
+    _save(figure, path, overwrite)
+
+
 def _figure(width_in: float, height_in: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -33,8 +33,10 @@ from editjax.interruption import Interruption
 from editjax.journal import Journal, Rows
 from editjax.losses import LossSettings
 from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.models.autoencoder import ScorerSettings
 from editjax.models.pointer import PointerSettings
-from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.optim import RUNNING, OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.scorer_loss import ScorerLossSettings
 from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.styles import STYLES
 
@@ -56,8 +58,8 @@ class TrainConfig:
     `max_skipped` updates in a row without a finite loss and gradient the run stops.
     """
 
-    model: PointerSettings = field(default_factory=PointerSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
+    model: PointerSettings | ScorerSettings = field(default_factory=PointerSettings)
+    loss: LossSettings | ScorerLossSettings = field(default_factory=LossSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
@@ -110,6 +112,8 @@ def update(
 
     changes, opt_state = make_optimizer(config.optim).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
+    if RUNNING in metrics:
+        params = {**params, RUNNING: metrics.pop(RUNNING)}
     ema_params = _average(state, params, config.ema_decay) if config.ema_decay else None
     learned = keep_if(ok, (params, opt_state, ema_params), (state.params, state.opt_state, state.ema_params))
     bad = (~ok).astype(jnp.int32)

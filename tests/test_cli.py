@@ -18,7 +18,7 @@ from editjax.cli import COMMANDS, main
 from editjax.cli.edit import EditOptions, settings_of
 from editjax.cli.options import InputOptions, parse
 from editjax.cli.report import clock
-from editjax.editor import EditSettings
+from editjax.decision import EditSettings
 from editjax.edits import read_edits
 from editjax.events import UNKNOWN
 from editjax.formats import AudioLimits
@@ -283,7 +283,7 @@ def test_variants_differ_and_are_numbered(run, take: Path, monkeypatch) -> None:
         edit_pointers=edit_pointers,
         style="final",
     )
-    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    monkeypatch.setattr(editjax.decision, "_network", lambda model: network)
     words = [
         "--editor",
         "pointer",
@@ -319,7 +319,7 @@ def test_the_likeliest_variants_are_written_and_fewer_are_said(
         point_of=lambda style: np.zeros(1),
         style="final",
     )
-    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    monkeypatch.setattr(editjax.decision, "_network", lambda model: network)
     words = ["--editor", "pointer", "--variants", "3", "--preview-joins", take.with_name("joins")]
     said = run("edit", take, "--dry-run", "--json", *words)
     assert len(said.out.splitlines()) == there_are and list(take.parent.iterdir()) == [take]
@@ -346,7 +346,7 @@ def test_no_variant_is_as_empty_as_an_empty_edit(run, take: Path, monkeypatch) -
         point_of=lambda style: np.zeros(1),
         style="final",
     )
-    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    monkeypatch.setattr(editjax.decision, "_network", lambda model: network)
     done = run("edit", take, "--editor", "pointer", "--variants", "2")
     assert done.code == 65 and "would be empty" in done.err and list(take.parent.iterdir()) == [take]
 
@@ -360,7 +360,7 @@ def test_an_edit_without_an_end_is_doubted(run, take: Path, monkeypatch, stopped
         point_of=lambda style: np.zeros(1),
         style="final",
     )
-    monkeypatch.setattr(editjax.editor, "_network", lambda model: network)
+    monkeypatch.setattr(editjax.decision, "_network", lambda model: network)
     done = run("edit", take, "--editor", "pointer", "--dry-run")
     assert done.code == 0 and ("no end" in done.out) != stopped
 

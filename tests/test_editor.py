@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 import editjax
-from editjax import editor
+from editjax import decision, editor
 from editjax.audio import ArrayReader, Reader
-from editjax.editor import SEEDS, EditResult, EditSettings, choose_several, decide, listen
+from editjax.decision import SEEDS, EditSettings, choose_several
+from editjax.editor import EditResult, decide, listen
 from editjax.edits import duration_samples
 from editjax.errors import CannotCreateError, DataError, NoInputError, UsageError
 from editjax.events import KINDS
@@ -197,7 +198,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
     network = Planted()
-    monkeypatch.setattr(editor, "_network", lambda model: network)
+    monkeypatch.setattr(decision, "_network", lambda model: network)
     return network
 
 

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 
 from editjax.cli import main
+from editjax.decision import EditSettings
 from editjax.edit_list import EditList, Segment, Source, read_edits, write_edits
-from editjax.editor import EditSettings, edit
+from editjax.editor import edit
 from editjax.errors import DataError, NoInputError, UsageError
 from editjax.formats import DEFAULT_LIMITS
 from editjax.network import PointerNetwork, load_model

@@ -25,6 +25,7 @@ from editjax.files import MEDIUM_ERRORS
 
 COMMANDS = {
     "edit": "edit recordings: decide what stays, splice it, write it beside the input",
+    "score": "say how far each moment of a recording is from edited audio",
     "render": "render an edit list again, after changing it by hand",
     "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",

@@ -29,7 +29,8 @@ from editjax.outputs import EDITED, Outputs
 
 if TYPE_CHECKING:
     from editjax.audio import Reader, Writer
-    from editjax.editor import EditResult, EditSettings
+    from editjax.decision import EditSettings
+    from editjax.editor import EditResult
     from editjax.edits import EditList
     from editjax.multitrack import TracksResult
     from editjax.render import RenderSettings
@@ -88,11 +89,12 @@ class EditOptions(InputOptions, OutputOptions):
 
     inputs: Positional[Annotated[tuple[str, ...], named("IN...")]] = ()
     """Recordings, or folders of recordings (edits made before are passed over)."""
-    editor: Literal["pointer", "silence"] = "pointer"
-    """Who decides: 'pointer' is a trained network, 'silence' cuts what is quiet."""
+    editor: Literal["pointer", "scorer", "silence"] = "pointer"
+    """Who decides: 'pointer' is a trained network, 'scorer' keeps what sounds like edited audio, 'silence'
+    cuts what is quiet."""
     model: Annotated[str, arg(metavar="NAME|FOLDER")] = ""
-    """The pointer editor's model: a name that `editjax models` lists, or the folder of an exported one;
-    default: 'final', for other styles 'styles'."""
+    """The editor's model: a name that `editjax models` lists, or the folder of an exported one; default:
+    'final', for other styles 'styles'; the scorer's is 'scorer'."""
     style: Annotated[str, named("STYLE")] = ""
     """An editing style that the model knows (`editjax models` lists them), or 'any'."""
     style_from: Annotated[str, named("FILE")] = ""
@@ -106,6 +108,10 @@ class EditOptions(InputOptions, OutputOptions):
     variants: int = 1
     """Edits that differ in what they keep, likeliest first, written as OUT, OUT_2 and so on (pointer editor);
     where they are drawn (--temperature, --style any), with seeds counted up."""
+    threshold: Annotated[float | None, named("SD")] = None
+    """Keep what scores below this, in standard deviations of edited audio (scorer); default: calibrated."""
+    keep_ratio: Annotated[float | None, named("SHARE")] = None
+    """Keep this share of the recording, as nearly as whole clips allow (scorer)."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -127,7 +133,7 @@ class EditOptions(InputOptions, OutputOptions):
 def run(arguments: Sequence[str]) -> int:
     """Edits every recording; a bad one is reported and the rest goes on. Returns the first error's code."""
     options = parse(EditOptions, arguments, "editjax edit", spread="inputs")
-    from editjax.editor import ready
+    from editjax.decision import ready
 
     if not options.inputs:
         raise UsageError("edit what? name a recording or a folder, as in: editjax edit IN.wav")
@@ -183,7 +189,7 @@ def endings(options: EditOptions) -> list[str]:
 def settings_of(options: EditOptions) -> "EditSettings":
     """The options as the editor's settings. Raises UsageError for lengths and margins that cannot be read."""
     from editjax.adjust import parse_length, parse_margin
-    from editjax.editor import EditSettings
+    from editjax.decision import EditSettings
     from editjax.render import RenderSettings
 
     if not 1 <= options.variants <= MOST_VARIANTS:
@@ -200,6 +206,8 @@ def settings_of(options: EditOptions) -> "EditSettings":
         target_s=parse_length(options.target_length) if options.target_length else None,
         temperature=options.temperature,
         seed=options.seed,
+        threshold=options.threshold,
+        keep_ratio=options.keep_ratio,
         margin_s=parse_margin(options.margin) if options.margin else None,
         min_clip_s=parse_length(options.min_clip) if options.min_clip else 0.0,
         max_pause_s=parse_length(options.max_pause) if options.max_pause else None,
@@ -255,7 +263,8 @@ def edit_opened(
     make_folders: bool,
 ) -> None:
     """One edit: outputs that cannot be written are refused, then all is computed, then all appears."""
-    from editjax.editor import choose_several, fulfil, heard_again, listen
+    from editjax.decision import choose_several
+    from editjax.editor import fulfil, heard_again, listen
 
     source = reader.info.path
     with progress(reader, options.quiet) as bar:
@@ -295,7 +304,8 @@ def write_audio(
 
     Formats are refused first.
     """
-    from editjax.editor import choose_several, fulfil, heard_again, listen, render_edit
+    from editjax.decision import choose_several
+    from editjax.editor import fulfil, heard_again, listen, render_edit
     from editjax.multitrack import render_track_edits
     from editjax.tracks import Mix
 

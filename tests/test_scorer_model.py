@@ -1,0 +1,163 @@
+"""The scorers' networks: every bottleneck learns, keeps time, hears no padding; scores are of the whole."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scorer_cases import TINY, WEIGHTS, batch_of, params_of, recording
+
+from editjax.models.anomaly import pooled, score_recordings
+from editjax.models.autoencoder import RUNNING, ScorerSettings, encode, of_scale
+from editjax.models.relations import EARLIER, LATER, heard
+from editjax.optim import OptimSettings, decayed, make_optimizer
+from editjax.scorer_loss import drawn_segments, scorer_loss
+
+KINDS = {
+    "plain": TINY,
+    "variational": replace(TINY, bottleneck="variational"),
+    "codebook": replace(TINY, bottleneck="codebook"),
+    "attention": replace(TINY, bottleneck="attention"),
+    "everything": replace(TINY, dual=True, classifier=True, contrastive=8),
+}
+score = jax.jit(score_recordings, static_argnums=0)
+loss = jax.jit(jax.value_and_grad(scorer_loss, has_aux=True), static_argnums=(2, 3))
+
+
+def padded(mel_TF: np.ndarray, frames: int, fill: float = 0.0) -> np.ndarray:
+    around = ((0, frames - len(mel_TF)), (0, 0))
+    return np.pad(mel_TF, around, constant_values=fill)[None]
+
+
+def a_batch(fill: float = 0.0, frames: int = 640):
+    edits = [np.r_[300:450, 520:600], np.r_[100:160, 350:500]]
+    return batch_of([recording(600, 0), recording(560, 1)], edits, frames, 400, fill)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_falls_and_usual_scores_become_standard(kind):
+    settings, batch = KINDS[kind], a_batch()
+    params = params_of(settings)
+    optimizer = make_optimizer(OptimSettings(learning_rate=3e-3, warmup_steps=2, steps=60))
+    moving = {name: part for name, part in params.items() if name != RUNNING}
+    state, running, learn = optimizer.init(moving), params[RUNNING], jax.jit(optimizer.update)
+    values = []
+    for step in range(60):
+        (value, metrics), gradient = loss(
+            {**moving, RUNNING: running}, batch, settings, WEIGHTS, jax.random.key(step)
+        )
+        running = metrics.pop(RUNNING)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient[RUNNING]))
+        changes, state = learn({n: g for n, g in gradient.items() if n != RUNNING}, state, moving)
+        moving = optax.apply_updates(moving, changes)
+        values.append(float(value))
+    assert np.mean(values[-10:]) < np.mean(values[:10]) - 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_is_not_heard(kind):
+    settings = KINDS[kind]
+    params = params_of(settings)
+    for fill in (0.0, np.nan):
+        (value, metrics), _ = loss(params, a_batch(fill), settings, WEIGHTS, jax.random.key(0))
+        if not fill:
+            clean = float(value), metrics
+        np.testing.assert_allclose(float(value), clean[0], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), metrics, clean[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_do_not_depend_on_the_padding(kind):
+    settings, mel_TF = KINDS[kind], recording(500)
+    params = params_of(settings)
+    short = score(settings, params, padded(mel_TF, 512), np.array([500], np.int32))[0, :500]
+    long = score(settings, params, padded(mel_TF, 1024, np.nan), np.array([500], np.int32))[0, :500]
+    assert short.shape == (500, 2, len(settings.scores))
+    np.testing.assert_allclose(short, long, atol=2e-4)
+
+
+def test_the_bottleneck_keeps_time():
+    """A mean over the segment could not tell its order."""
+    params, running = of_scale(params_of(TINY), 0)
+    x_BSF = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 32)), jnp.float32)
+    steps = jnp.array([16])
+    forward, backward = (encode(TINY, params, running, x, steps).z_BMZ for x in (x_BSF, x_BSF[:, ::-1]))
+    assert np.abs(np.asarray(forward - backward[:, ::-1])).max() > 0.01
+    assert np.abs(np.asarray(forward.mean(1) - backward.mean(1))).max() > 0.001
+
+
+def test_a_take_that_is_heard_again_is_told_by_its_context():
+    mel_TF = recording(1600)
+    _, context_BTC = jax.jit(heard, static_argnums=0)(TINY, mel_TF[None], np.array([1600], np.int32))
+    context_TC = np.asarray(context_BTC[0])
+    first, second = context_TC[100:700], context_TC[900:1500]
+    assert first[:, LATER].mean() > second[:, LATER].mean() + 0.3
+    assert second[:, EARLIER].mean() > first[:, EARLIER].mean() + 0.3
+    relative = TINY.scores.index("relative")
+    found = np.asarray(score(TINY, params_of(TINY), mel_TF[None], np.array([1600], np.int32)))[
+        0, ..., relative
+    ]
+    assert found[100:700].mean() > found[900:1500].mean() + 0.3
+
+
+def test_gain_changes_no_score():
+    mel_TF, params = recording(500) * 0.5 + 0.2, params_of(TINY)
+    n_frames = np.array([500], np.int32)
+    quiet, loud = (score(TINY, params, padded(mel_TF + shift, 512), n_frames) for shift in (0.0, 0.1))
+    np.testing.assert_allclose(quiet, loud, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_segments_hold_nothing_but_edited_audio(scale):
+    """Frames are numbered by their content; the drawn ones are consecutive in the edit."""
+    pointers_N = np.r_[300:450, 520:600]
+    x_BTF = jnp.arange(640, dtype=jnp.float32)[None, :, None] * jnp.ones((1, 1, 32))
+    place = jnp.asarray(np.pad(pointers_N, (0, 70), constant_values=-1)[None])
+    count = jnp.array([len(pointers_N)])
+    drawn = drawn_segments(
+        TINY, 512 // (scale * 16), x_BTF, x_BTF[..., :2], place, count, scale, jax.random.key(0)
+    )
+    assert drawn.x_BSF.shape == (512 // (scale * 16), 16, 32) and np.all(drawn.steps_B == 16)
+    heard_S = np.asarray(drawn.x_BSF[..., 0])
+    edited = pointers_N.astype(float)
+    means = {round(float(edited[k : k + scale].mean()), 3) for k in range(len(edited) - scale + 1)}
+    assert {round(float(v), 3) for v in heard_S.ravel()} <= means
+
+
+def test_a_short_edit_gives_what_it_has():
+    x_BTF = jnp.ones((1, 64, 32))
+    place = jnp.asarray(np.pad(np.arange(10), (0, 54), constant_values=-1)[None])
+    drawn = drawn_segments(TINY, 4, x_BTF, x_BTF, place, jnp.array([10]), 1, jax.random.key(0))
+    assert np.all(drawn.steps_B == 10)
+    assert not np.asarray(drawn.x_BSF[:, 10:]).any()
+
+
+def test_unaligned_frames_end_a_segment():
+    x_BTF = jnp.ones((1, 64, 32))
+    pointers_N = np.r_[np.arange(8), [-3], np.arange(20, 27)]
+    place = jnp.asarray(np.pad(pointers_N, (0, 48), constant_values=-1)[None])
+    drawn = drawn_segments(TINY, 1, x_BTF, x_BTF, place, jnp.array([16]), 1, jax.random.key(0))
+    assert np.all(drawn.steps_B == 8)
+
+
+def test_pooling_is_the_mean_of_what_there_is():
+    x_BTF = jnp.arange(7, dtype=jnp.float32)[None, :, None]
+    found = pooled(x_BTF, x_BTF, jnp.array([6]), 4, 4)
+    assert found.x_BSF.shape == (1, 4, 1) and int(found.steps_B[0]) == 2
+    np.testing.assert_allclose(found.x_BSF[0, :, 0], [1.5, 4.5, 0.0, 0.0])
+
+
+def test_nothing_that_runs_decays():
+    mask = decayed(params_of(KINDS["codebook"]))
+    assert not any(jax.tree.leaves(mask[RUNNING])) and mask["scales"]["encoder"]["enter"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"scales": ()}, {"scales": (4, 1)}, {"segment_steps": 10}, {"hidden": ()}]
+)
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(ValueError, match=r"scales|segment_steps"):
+        replace(ScorerSettings(), **change)
