@@ -22,6 +22,7 @@ from editjax.events import events_of
 from editjax.formats import DEFAULT_LIMITS, AudioLimits
 from editjax.mel import FrameGrid, MelSettings
 from editjax.render import RenderSettings
+from editjax.score import scores_of_source
 from editjax.silence import silence_edit
 from editjax.styles import STYLES
 
@@ -46,7 +47,8 @@ class EditSettings:
     example of a style instead, an edited track or an edit list. `target_s` is the length the edit should
     have, met within 5 %.
     `threshold` and `keep_ratio` are the scorer's (`score.KeepSettings`); without them it keeps what it was
-    calibrated to.
+    calibrated to. `scores` names a file of scores of the recording (`editjax score --out`), used instead of
+    new ones.
     `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
     file still holds.
     """
@@ -60,6 +62,7 @@ class EditSettings:
     seed: int = 0
     threshold: float | None = None
     keep_ratio: float | None = None
+    scores: str = ""
     margin_s: tuple[float, float] | None = None
     min_clip_s: float = 0.0
     max_pause_s: float | None = None
@@ -90,8 +93,8 @@ class EditSettings:
             raise UsageError("the silence cutter has no model: --editor pointer or --editor scorer")
         if self.editor != "pointer" and (self.style or self.style_from):
             raise UsageError("a style needs the pointer editor: --editor pointer")
-        if self.editor != "scorer" and not (self.threshold is None and self.keep_ratio is None):
-            raise UsageError("a threshold or keep ratio needs the scorer: --editor scorer")
+        if self.editor != "scorer" and (self.threshold, self.keep_ratio, self.scores) != (None, None, ""):
+            raise UsageError("a threshold, keep ratio or scores need the scorer: --editor scorer")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise UsageError(f"threshold {self.threshold}: give a number of standard deviations")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
@@ -165,8 +168,11 @@ def choose_several(heard: Heard, settings: EditSettings, count: int) -> list[Edi
 def _scored_edit(heard: Heard, settings: EditSettings) -> EditList:
     """What a scorer finds good enough."""
     scorer = _scorer(model_of(settings))
-    with timed(heard.timings_s, "network"):
-        score_T = scorer.anomaly(heard.mel_TF)
+    if settings.scores:
+        score_T = scores_of_source(settings.scores, heard.source.sha256, len(heard.mel_TF)).score_T
+    else:
+        with timed(heard.timings_s, "network"):
+            score_T = scorer.anomaly(heard.mel_TF)
     keep = replace(scorer.keep, keep_ratio=settings.keep_ratio)
     if settings.threshold is not None:
         keep = replace(keep, threshold=settings.threshold)

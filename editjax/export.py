@@ -311,13 +311,14 @@ def _model_card(name: str, config: Json, size_bytes: int) -> str:
     dtypes = sorted({facts["dtype"] for facts in config["tensors"].values()})
     scores = training.get("scores") or {}
     shown = {figure: "–" if value is None else f"{value:.4g}" for figure, value in scores.items()}
+    asked = "" if config["family"] == "pointer" else f"--editor {config['family']} "
     table = "".join(f"| {figure} | {value} |\n" for figure, value in shown.items())
     return f"""# {name}
 
 An editjax model of the family *{config["family"]}*: {numbers:,} parameters stored as {", ".join(dtypes)}
 ({size_bytes / 1e6:.1f} MB in `{TENSORS}`, SHA-256 `{config["sha256"]}`).
 
-    editjax edit RECORDING --model {name}
+    editjax edit RECORDING {asked}--model {name}
 
 ## How it was trained
 

@@ -22,7 +22,7 @@ from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
 from editjax.decode import decode, encode, read_keys
 from editjax.edits import PAD, STOP
-from editjax.errors import UsageError
+from editjax.errors import DataError, UsageError
 from editjax.events import UNKNOWN
 from editjax.mel import STEM_FRAMES, MelSettings, layout_error
 from editjax.metrics import kept_iou
@@ -335,6 +335,8 @@ def load_model(model: str | Path, attention: str = "block") -> PointerNetwork:
     from editjax.export import load_bundle
 
     bundle = load_bundle(model)
+    if not isinstance(bundle.settings, PointerSettings):
+        raise DataError(f"{model}: is a model of the family {bundle.config['family']}, not a pointer network")
     settings, styles = replace(bundle.settings, attention=attention), bundle.config["training"].get("styles")
     return PointerNetwork(settings, bundle.params, bundle.mel, styles=styles or STYLES)
 

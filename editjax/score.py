@@ -180,6 +180,14 @@ def read_scores(path: str | Path) -> Scores:
     return Scores(score_T, *names)
 
 
+def scores_of_source(path: str | Path, sha256: str, n_frames: int | None = None) -> Scores:
+    """Scores that were made of the recording with this fingerprint. Raises DataError for those of another."""
+    scores = read_scores(path)
+    if scores.sha256 != sha256 or n_frames not in (None, len(scores.score_T)):
+        raise DataError(f"{path}: scores of another recording; make new ones with `editjax score`")
+    return scores
+
+
 def _mask(smooth_T: np.ndarray, settings: KeepSettings, frames_per_second: float) -> np.ndarray:
     surely_T = smooth_T < settings.threshold - settings.hysteresis
     number_T, _ = label(smooth_T < settings.threshold + settings.hysteresis)

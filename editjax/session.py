@@ -217,14 +217,14 @@ def write_script(
     for section, length_s in enumerate(section_lengths_s):
         if rng.random() < settings.failed_last_share:
             kind = "false_start" if rng.random() < 0.5 else "broken"
-            after[section].append(_draw_attempt(section, kind, length_s, rng))
+            after[section].append(draw_attempt(section, kind, length_s, rng))
             left_s -= _attempt_length_s(after[section][-1], length_s)
     for _ in range(8 * count):
         section = int(rng.integers(count))
         if len(before[section]) + len(after[section]) >= MAX_ATTEMPTS - 1 or left_s < 1.0:
             continue
         kind = str(rng.choice(("false_start", "broken", "spoiled", "superseded"), p=(0.2, 0.24, 0.34, 0.22)))
-        attempt = _draw_attempt(section, kind, section_lengths_s[section], rng)
+        attempt = draw_attempt(section, kind, section_lengths_s[section], rng)
         length_s = _attempt_length_s(attempt, section_lengths_s[section])
         if length_s <= left_s * 1.15:
             before[section].append(attempt)
@@ -356,7 +356,7 @@ def _kind(attempt: Attempt) -> str:
     return "spoiled" if attempt.kind == "broken" else attempt.kind
 
 
-def _draw_attempt(section: int, kind: str, length_s: float, rng: np.random.Generator) -> Attempt:
+def draw_attempt(section: int, kind: str, length_s: float, rng: np.random.Generator) -> Attempt:
     match kind:
         case "false_start":
             short = rng.uniform(0.5, 5.0) / length_s if rng.random() < 0.7 else rng.uniform(0.2, 0.6)

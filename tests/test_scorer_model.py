@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from scorer_cases import TINY, WEIGHTS, batch_of, params_of, recording
 
 from editjax.models.anomaly import pooled, score_recordings
 from editjax.models.autoencoder import RUNNING, ScorerSettings, encode, of_scale
+from editjax.models.layers import SHORT, TimeConv
 from editjax.models.relations import EARLIER, LATER, heard
 from editjax.optim import OptimSettings, decayed, make_optimizer
 from editjax.scorer_loss import drawn_segments, scorer_loss
@@ -161,3 +163,15 @@ def test_nothing_that_runs_decays():
 def test_settings_that_make_no_sense_are_refused(change):
     with pytest.raises(ValueError, match=r"scales|segment_steps"):
         replace(ScorerSettings(), **change)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (3, 1), (5, 1)])
+@pytest.mark.parametrize("steps", [SHORT, SHORT + 2])
+def test_both_ways_to_convolve_are_flax_s(kernel, stride, steps):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, steps, 6)), jnp.float32)
+    ours = TimeConv(7, kernel, stride)
+    params = ours.init(jax.random.key(0), x)
+    before = (kernel - stride) // 2
+    theirs = nn.Conv(7, (kernel,), strides=stride, padding=((before, kernel - stride - before),))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs.init(jax.random.key(0), x))
+    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)

@@ -112,6 +112,8 @@ class EditOptions(InputOptions, OutputOptions):
     """Keep what scores below this, in standard deviations of edited audio (scorer); default: calibrated."""
     keep_ratio: Annotated[float | None, named("SHARE")] = None
     """Keep this share of the recording, as nearly as whole clips allow (scorer)."""
+    scores: Annotated[str, named("FILE.npz")] = ""
+    """Scores of the recording that `editjax score --out` wrote, instead of new ones (scorer)."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -208,6 +210,7 @@ def settings_of(options: EditOptions) -> "EditSettings":
         seed=options.seed,
         threshold=options.threshold,
         keep_ratio=options.keep_ratio,
+        scores=options.scores,
         margin_s=parse_margin(options.margin) if options.margin else None,
         min_clip_s=parse_length(options.min_clip) if options.min_clip else 0.0,
         max_pause_s=parse_length(options.max_pause) if options.max_pause else None,

@@ -88,13 +88,10 @@ def scores_of(options: ScoreOptions, scorer: "Scorer") -> "Scores":
     from editjax.decision import EditSettings
     from editjax.editor import listen
     from editjax.files import sha256_of
-    from editjax.score import read_scores
+    from editjax.score import scores_of_source
 
     if options.scores:
-        scores = read_scores(options.scores)
-        if scores.sha256 != sha256_of(options.recording):
-            raise DataError(f"{options.scores}: scores of another recording than {options.recording}")
-        return scores
+        return scores_of_source(options.scores, sha256_of(options.recording))
     settings = EditSettings(editor="silence", mel=scorer.mel)
     with Reader(options.recording, options.limits(), options.allow_truncated) as reader:
         heard = listen(reader, settings)

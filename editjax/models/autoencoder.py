@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from editjax.attention import Window
 from editjax.models.codebook import Codebook, init_codebook, quantise, straight_through
-from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
+from editjax.models.layers import Mlp, Norm, TimeConv, WindowAttention, frame_mask, masked
 from editjax.models.relations import CONTEXT_CHANNELS
 
 LEAST_LOG_SCALE, MOST_LOG_SCALE = -3.0, 1.0
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         x = nn.Dense(self.settings.hidden[0], dtype=dtype, name="enter")(x_BSC.astype(dtype))
         x = masked(nn.gelu(x), frame_mask(steps_B, x.shape[1]))
         for k, width in enumerate(self.settings.hidden):
-            x = nn.Conv(width, (4,), strides=2, padding=((1, 1),), dtype=dtype, name=f"down_{k}")(x)
+            x = TimeConv(width, 4, 2, dtype, name=f"down_{k}")(x)
             steps_B = -(-steps_B // 2)
             x = nn.gelu(Norm(dtype, name=f"norm_{k}")(x))
             x = masked(x, frame_mask(steps_B, x.shape[1]))
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         x = nn.Dense(s.hidden[-1], dtype=dtype, name="enter")(z_BMZ.astype(dtype))
         x = masked(nn.gelu(x), frame_mask(vectors_B, x.shape[1]))
         for k, width in enumerate(reversed(s.hidden)):
-            x = nn.Conv(width, (3,), dtype=dtype, name=f"up_{k}")(jnp.repeat(x, 2, axis=1))
+            x = TimeConv(width, 3, 1, dtype, name=f"up_{k}")(jnp.repeat(x, 2, axis=1))
             vectors_B = 2 * vectors_B
             x = nn.gelu(Norm(dtype, name=f"norm_{k}")(x))
             x = masked(x, frame_mask(vectors_B, x.shape[1]))
