@@ -33,4 +33,6 @@ def planted(n_frames: int, examples: int, kept: int, cut: int, n_mels: int = 128
         ids_B=np.arange(examples, dtype=np.int32),
         stems_BIMF=np.zeros((examples, 0, -(-n_frames // STEM_FRAMES), n_mels), np.float32),
         present_BI=np.zeros((examples, 0), bool),
+        edited_BTF=np.zeros((examples, 0, n_mels), np.float32),
+        label_BT=np.zeros((examples, 0), np.int32),
     )

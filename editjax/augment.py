@@ -49,10 +49,18 @@ class AugmentSettings:
             raise UsageError(f"mix_db {self.mix_db}: above -20 dB the labels would no longer be true")
 
 
+class Edited(NamedTuple):
+    """What becomes of every raw frame: how it is heard first in the edit, and the label of its beat."""
+
+    mel_TF: np.ndarray
+    label_T: np.ndarray
+
+
 class Piece(NamedTuple):
     """A recording and its edit while they are varied; pointers without STOP and PAD, None for no stems.
 
-    `kind_T` is what every frame is (`events.kinds_of`).
+    `kind_T` is what every frame is (`events.kinds_of`). `edited` is None where nobody asked for it; gain,
+    tempo and pitch change it as they change the recording, noise and masks do not.
     """
 
     mel_TF: np.ndarray
@@ -60,6 +68,7 @@ class Piece(NamedTuple):
     pointers_N: np.ndarray
     kind_T: np.ndarray
     stems_IMF: np.ndarray | None = None
+    edited: Edited | None = None
 
 
 def augment(
@@ -94,7 +103,10 @@ def augment(
         for stem_MF in stems_IMF if noisy else ():
             stem_MF[:] = add_noise(stem_MF, settings, mel, apart)
         stems_IMF = change_gain(stems_IMF, gain_db, mel)
-    return piece._replace(mel_TF=mel_TF, stems_IMF=stems_IMF)
+    edited = piece.edited
+    if edited is not None:
+        edited = edited._replace(mel_TF=change_gain(shift_pitch(edited.mel_TF, semitones, mel), gain_db, mel))
+    return piece._replace(mel_TF=mel_TF, stems_IMF=stems_IMF, edited=edited)
 
 
 def stretch(piece: Piece, ratio: float) -> Piece:
@@ -111,14 +123,22 @@ def stretch(piece: Piece, ratio: float) -> Piece:
     before_T = at_T.astype(np.int64)
     after_T = np.minimum(before_T + 1, n_frames - 1)
     weight_T1 = (at_T - before_T)[:, None]
-    mel_TF = piece.mel_TF[after_T]
-    mel_TF -= piece.mel_TF[before_T]
-    mel_TF *= weight_T1
-    mel_TF += piece.mel_TF[before_T]
+
+    def between(mel_TF: np.ndarray) -> np.ndarray:
+        out_TF = mel_TF[after_T]
+        out_TF -= mel_TF[before_T]
+        out_TF *= weight_T1
+        out_TF += mel_TF[before_T]
+        return out_TF
+
     nearest_T = np.minimum(np.rint(at_T).astype(np.int64), n_frames - 1)
     pointers_N = _stretch_pointers(piece.pointers_N, ratio, stretched)
     stems_IMF = stems_of_span(piece.stems_IMF, 0, stretched, ratio)
-    return Piece(mel_TF, piece.phase_T3[nearest_T], pointers_N, piece.kind_T[nearest_T], stems_IMF)
+    edited = piece.edited
+    if edited is not None:
+        edited = Edited(between(edited.mel_TF), edited.label_T[nearest_T])
+    heard = between(piece.mel_TF), piece.phase_T3[nearest_T]
+    return Piece(*heard, pointers_N, piece.kind_T[nearest_T], stems_IMF, edited)
 
 
 def shift_pitch(mel_TF: np.ndarray, semitones: float, mel: MelSettings) -> np.ndarray:
@@ -227,6 +247,7 @@ def crop(piece: Piece, max_frames: int, max_steps: int, rng: np.random.Generator
         pointers_N[:max_steps],
         piece.kind_T[window],
         stems_of_span(piece.stems_IMF, window.start, length),
+        piece.edited and Edited(*(array[window] for array in piece.edited)),
     )
 
 

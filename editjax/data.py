@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from editjax.augment import AugmentSettings, Piece, augment, crop
-from editjax.edits import PAD, STOP, structure_of
+from editjax.augment import AugmentSettings, Edited, Piece, augment, crop
+from editjax.edits import PAD, STOP, EditLabel, labels_of_frames, structure_of
 from editjax.errors import DataError, UsageError
 from editjax.events import UNKNOWN, kinds_of
 from editjax.mel import STEM_FRAMES, MelSettings
+from editjax.records import Recording, example, scatter_frames
 from editjax.shards import Entry, Source, read
 from editjax.styles import STYLES
 
@@ -37,7 +38,8 @@ class DataSettings:
     `buckets` are (frames, steps): a batch holds `batch_frames // frames` examples (at least one, rounded down
     to a multiple of `batch_multiple`), whose edits have fewer than `steps` frames. An example goes to the
     first bucket that holds it; those that no bucket holds are cropped to the last (`augment.crop` says how).
-    Of an example with more stems than `most_stems` so many are drawn; 0 reads none.
+    Of an example with more stems than `most_stems` so many are drawn; 0 reads none. With `edited` batches
+    also hold what becomes of every raw frame.
     """
 
     batch_frames: int = 32_768
@@ -53,6 +55,7 @@ class DataSettings:
     split: str | None = None
     target_ask_probability: float = 0.5
     most_stems: int = 8
+    edited: bool = False
     augment: AugmentSettings | None = field(default_factory=AugmentSettings)
     shuffle: bool = True
     seed: int = 0
@@ -83,6 +86,9 @@ class Batch(NamedTuple):
 
     `stems_BIMF` are the stems in steps of STEM_FRAMES; I is a power of two that holds those of every example
     of the batch, 0 where none has any, and `present_BI` says which of them there are.
+
+    `edited_BTF` is the edited mel on the raw axis, each frame as it is heard first, and `label_BT` the label
+    of its beat (`edits.EditLabel`), PAD in the padding; both of no frames where they are not asked for.
     """
 
     mel_BTF: np.ndarray
@@ -97,6 +103,8 @@ class Batch(NamedTuple):
     ids_B: np.ndarray
     stems_BIMF: np.ndarray
     present_BI: np.ndarray
+    edited_BTF: np.ndarray
+    label_BT: np.ndarray
 
 
 class Slot(NamedTuple):
@@ -207,7 +215,7 @@ def _batch_maker(
         share = len(slot.examples) // process_count
         rows = range(process_index * share, (process_index + 1) * share)
         most = max(source.entries[number].stems for number in slot.examples)
-        batch = _empty_batch(share, slot, min(most, settings.most_stems), mel)
+        batch = _empty_batch(share, slot, min(most, settings.most_stems), settings.edited, mel)
         for at, row in enumerate(rows):
             rng = np.random.default_rng([settings.seed, index, row])
             number = int(slot.examples[row])
@@ -230,15 +238,27 @@ def _load(
     recording = source.recording(entry.record, [entry.edit])
     kind_T = kinds_of(recording.meta.get("events", ()), len(recording.mel_TF))
     stems_IMF = _some_stems(recording.stems_IMF, settings.most_stems, rng)
-    piece = Piece(recording.mel_TF, recording.phase_T3, recording.edits[0].pointers_N, kind_T, stems_IMF)
+    edited = _edited(recording) if settings.edited else None
+    pointers_N = recording.edits[0].pointers_N
+    piece = Piece(recording.mel_TF, recording.phase_T3, pointers_N, kind_T, stems_IMF, edited)
     max_steps = slot.steps - 1
     if entry.frames > slot.frames or entry.steps > max_steps:
         piece = crop(piece, slot.frames, max_steps, rng)
     if settings.augment is None:
         return piece
     piece = piece._replace(mel_TF=piece.mel_TF.astype(np.float32))
+    if piece.edited is not None:
+        piece = piece._replace(edited=piece.edited._replace(mel_TF=piece.edited.mel_TF.astype(np.float32)))
     limits = {"max_frames": slot.frames, "max_steps": max_steps}
     return augment(piece, settings.augment, mel, rng, other_mel=other_mel, **limits)
+
+
+def _edited(recording: Recording) -> Edited:
+    """What the recording's first edit makes of every raw frame."""
+    edit, n_frames = recording.edits[0], len(recording.mel_TF)
+    edit_mel_NF = example(recording, edit).edit_mel_NF
+    labels_T = labels_of_frames(edit.labels, recording.beat_frames, edit.pointers_N, n_frames)
+    return Edited(scatter_frames(edit_mel_NF, edit.pointers_N, n_frames), labels_T)
 
 
 def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -251,7 +271,7 @@ def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Ge
     return stems_IMF.astype(np.float32)
 
 
-def _empty_batch(size: int, slot: Slot, stems: int, mel: MelSettings) -> Batch:
+def _empty_batch(size: int, slot: Slot, stems: int, edited: bool, mel: MelSettings) -> Batch:
     rows = 1 << (stems - 1).bit_length() if stems else 0  # a compilation for every number of rows
     return Batch(
         mel_BTF=np.zeros((size, slot.frames, mel.n_mels), np.float32),
@@ -266,6 +286,8 @@ def _empty_batch(size: int, slot: Slot, stems: int, mel: MelSettings) -> Batch:
         ids_B=np.zeros(size, np.int32),
         stems_BIMF=np.zeros((size, rows, -(-slot.frames // STEM_FRAMES), mel.n_mels), np.float32),
         present_BI=np.zeros((size, rows), bool),
+        edited_BTF=np.zeros((size, slot.frames if edited else 0, mel.n_mels), np.float32),
+        label_BT=np.full((size, slot.frames if edited else 0), EditLabel.PAD, np.int32),
     )
 
 
@@ -296,3 +318,6 @@ def _fill(
         count, n_steps, _ = piece.stems_IMF.shape
         batch.stems_BIMF[row, :count, :n_steps] = piece.stems_IMF
         batch.present_BI[row, :count] = True
+    if piece.edited is not None:
+        batch.edited_BTF[row, :frames] = piece.edited.mel_TF
+        batch.label_BT[row, :frames] = piece.edited.label_T

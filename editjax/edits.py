@@ -37,6 +37,7 @@ __all__ = [
     "from_pointers",
     "identity",
     "kept_mask_frames",
+    "labels_of_frames",
     "played_spans",
     "pointers_by_time",
     "read_edits",
@@ -269,6 +270,16 @@ def beat_labels(
     if n_beats is None:
         return winners
     return np.append(winners, np.full(n_beats, EditLabel.PAD, np.uint8))[:n_beats]
+
+
+def labels_of_frames(
+    labels: np.ndarray, beat_frames: np.ndarray, pointers_N: np.ndarray, n_frames: int
+) -> np.ndarray:
+    """The label of every frame, uint8 (T,): its beat's; before the first beat whether it is played."""
+    beat_of_T = np.searchsorted(beat_frames, np.arange(n_frames), side="right") - 1
+    before_T = np.minimum(structure_of(pointers_N, n_frames), EditLabel.KEEP)
+    padded = np.append(labels, 0)  # no beats at all
+    return np.where(beat_of_T >= 0, padded[beat_of_T], before_T).astype(np.uint8)
 
 
 def _check_pointers(pointers_N: np.ndarray, n_frames: int) -> None:

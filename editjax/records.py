@@ -131,6 +131,14 @@ def gather_frames(mel_TF: np.ndarray, pointers_N: np.ndarray) -> np.ndarray:
     return mel_NF
 
 
+def scatter_frames(edit_mel_NF: np.ndarray, pointers_N: np.ndarray, n_frames: int) -> np.ndarray:
+    """The edited mel on the raw axis, (T, F): each raw frame as it is heard first, 0 where it never is."""
+    mel_TF = np.zeros((n_frames, edit_mel_NF.shape[1]), edit_mel_NF.dtype)
+    played_N = np.flatnonzero(pointers_N >= 0)[::-1]  # the first of several is written last
+    mel_TF[pointers_N[played_N]] = edit_mel_NF[played_N]
+    return mel_TF
+
+
 def read_header(record: bytes) -> tuple[dict[str, Any], int]:
     """The JSON header of a record and where its arrays begin; raises ValueError, struct.error."""
     (length,) = struct.unpack_from("<I", record)

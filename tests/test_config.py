@@ -55,6 +55,8 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
         ints(size),
         floats((size, 2, frames // STEM_FRAMES, 128)),
         np.ones((size, 2), bool),
+        floats((size, frames, 128)),
+        ints((size, frames)),
     )
 
 

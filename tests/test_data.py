@@ -13,10 +13,10 @@ import pytest
 from editjax import shards
 from editjax.augment import AugmentSettings
 from editjax.data import IGNORE, Batch, DataSettings, Plan, batches
-from editjax.edits import PAD, STOP, UNALIGNED
+from editjax.edits import PAD, STOP, UNALIGNED, EditLabel, labels_of_frames
 from editjax.errors import DataError, UsageError
 from editjax.mel import STEM_FRAMES, MelSettings
-from editjax.records import Edit, Recording, encode
+from editjax.records import Edit, Recording, encode, scatter_frames
 from editjax.styles import STYLES
 
 MEL = MelSettings(n_mels=16)
@@ -39,7 +39,7 @@ def make_recording(number, n_frames):
     final = np.r_[thirds : 2 * thirds, 3 * thirds : 4 * thirds]
     extended = np.r_[final, thirds : 2 * thirds].astype(np.int32)
     extended[0] = UNALIGNED
-    labels = np.zeros(4, np.uint8)
+    labels = np.zeros(len(range(0, n_frames, 43)), np.uint8)
     edits = (
         Edit(f"r{number}", "final", final.astype(np.int32), labels, None, {"natural": True}),
         Edit(f"r{number}~extended", "extended", extended, labels, None, {"natural": False}),
@@ -132,7 +132,7 @@ def test_shapes_are_the_buckets_and_nothing_else(folder):
         assert batch.structure_BT.shape == (size, frames)
         for name in ("frames_B", "steps_B", "target_B", "style_B", "ids_B"):
             assert getattr(batch, name).shape == (size,)
-        kinds = "f4 i4 f4 i4 i4 i4 i4 f4 i4 i4 f4 b1"
+        kinds = "f4 i4 f4 i4 i4 i4 i4 f4 i4 i4 f4 b1 f4 i4"
         assert " ".join(array.dtype.str[1:] for array in batch) == kinds
 
 
@@ -317,3 +317,36 @@ def test_stems_go_missing_the_same_way_whenever_a_batch_is_made(stem_folder):
     assert [b.stems_BIMF.shape for b in whole] == [b.stems_BIMF.shape for b in kept]
     none = take(stem_folder, replace(SETTINGS, most_stems=0), 5)
     assert all(batch.present_BI.size == batch.stems_BIMF.size == 0 for batch in none)
+
+
+def test_what_becomes_of_every_raw_frame_is_in_the_batch_where_it_is_asked_for(folder):
+    for batch in take(folder, replace(PLAIN, edited=True), 8):
+        for row, (mel_TF, edited_TF) in enumerate(zip(batch.mel_BTF, batch.edited_BTF, strict=True)):
+            played_T = batch.structure_BT[row] > 0
+            np.testing.assert_array_equal(edited_TF[played_T], mel_TF[played_T])  # nothing was processed
+            assert not edited_TF[~played_T].any()
+            frames = int(batch.frames_B[row])
+            assert set(batch.label_BT[row, frames:]) <= {EditLabel.PAD}
+            assert set(batch.label_BT[row, :frames]) == {EditLabel.CUT}  # as all their beats say
+    assert take(folder, PLAIN, 1)[0].edited_BTF.shape[1] == 0
+
+
+def test_gain_tempo_and_pitch_change_the_edit_as_they_change_the_recording(folder):
+    quiet = AugmentSettings(noise_probability=0.0, mix_probability=0.0, time_masks=0, mel_masks=0)
+    for batch in take(folder, replace(SETTINGS, edited=True, augment=quiet), 8):
+        for row, (mel_TF, edited_TF) in enumerate(zip(batch.mel_BTF, batch.edited_BTF, strict=True)):
+            played_T = batch.structure_BT[row] > 0
+            same = np.isclose(edited_TF[played_T], mel_TF[played_T], atol=1e-6).all(1)
+            assert same.mean() > 0.8  # all but those at the edges of a stretched run
+
+
+def test_a_looped_frame_is_as_it_is_heard_first():
+    edit_mel_NF = np.arange(5, dtype=np.float32)[:, None] + 1
+    mel_TF = scatter_frames(edit_mel_NF, np.array([2, 3, UNALIGNED, 2, 0]), 5)
+    np.testing.assert_array_equal(mel_TF[:, 0], [5, 0, 1, 2, 0])
+
+
+def test_frames_have_the_label_of_their_beat():
+    labels = labels_of_frames(np.array([1, 0, 2], np.uint8), np.array([2, 4, 6]), np.array([0, 2, 3]), 8)
+    np.testing.assert_array_equal(labels, [1, 0, 1, 1, 0, 0, 2, 2])
+    assert len(labels_of_frames(np.zeros(0, np.uint8), np.zeros(0, int), np.array([0]), 3)) == 3

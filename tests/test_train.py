@@ -200,31 +200,42 @@ def test_a_model_that_hears_no_stems_is_begun_from_with_a_part_that_says_nothing
     assert_identical(grown, without)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_config_has_a_loss_a_gradient_and_an_edit(path):
-    """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
+def shapes_of(path):
+    """A config, and the shapes of its parameters and of its smallest batch."""
     config = load_config(path)
     settings, (frames, steps) = config.model, config.data.buckets[0]
     params = jax.eval_shape(lambda: family_of(settings).init(settings, jax.random.key(0)))
     layout = {"mel_BTF": (frames, settings.n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
     layout |= {"structure_BT": (frames,), "kind_BT": (frames,), "present_BI": (2,)}
     layout |= {"stems_BIMF": (2, frames // STEM_FRAMES, settings.n_mels)}
-    kinds = dict.fromkeys(("mel_BTF", "phase_BT3", "target_B", "stems_BIMF"), jnp.float32)
+    layout |= {"edited_BTF": (frames, settings.n_mels), "label_BT": (frames,)}
+    kinds = dict.fromkeys(("mel_BTF", "phase_BT3", "target_B", "stems_BIMF", "edited_BTF"), jnp.float32)
     kinds |= {"present_BI": jnp.bool_}
 
     def array(name):
         return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kinds.get(name, jnp.int32))
 
-    batch = Batch(*map(array, Batch._fields))
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    return config, params, Batch(*map(array, Batch._fields)), jax.eval_shape(lambda: jax.random.key(0))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_has_a_loss_and_a_gradient(path):
+    """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
+    config, params, batch, key = shapes_of(path)
 
     def loss(params, batch, key):
-        return family_of(settings).loss(params, batch, key, settings, config.loss)
+        return family_of(config.model).loss(params, batch, key, config.model, config.loss)
 
     (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch, key)
     assert value.dtype == jnp.float32 and jax.tree.map(lambda a: a.shape, gradient) == jax.tree.map(
         lambda a: a.shape, params
     )
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("pointer*.py")), ids=lambda path: path.stem)
+def test_every_pointer_config_has_an_edit(path):
+    config, params, batch, key = shapes_of(path)
+    settings, steps = config.model, batch.pointers_BN.shape[1]
     asked = Asked(batch.target_B, jax.ShapeDtypeStruct((2, settings.style_width), jnp.float32))
 
     def edit(params, mel, frames, phase, asked, key):
