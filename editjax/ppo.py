@@ -6,9 +6,10 @@ Advantages: Schulman et al. 2016, "High-dimensional continuous control using gen
 estimation". Losses: Schulman et al. 2017, "Proximal policy optimization algorithms". What matters besides:
 Huang et al. 2022, "The 37 implementation details of proximal policy optimization".
 
-A rollout is (B, T), and T counts steps here: whole recordings padded to the longest, or stretches of a world
-that is walked step by step. Ratios are those of single steps: their product over a recording is 0 or ∞.
-Nothing but the actions may be random in a policy: with dropout the ratio of a policy to itself is not 1.
+A rollout is (B, T), whole recordings padded to the longest, or stretches of a world that is walked step by
+step: T are steps here, C choices, U updates. Ratios are those of single steps, for their product over a
+recording is 0 or ∞. Nothing but the actions may be random in a policy: with dropout the ratio of a policy to
+itself is not 1.
 """
 
 from collections.abc import Callable
@@ -53,10 +54,10 @@ class PpoSettings:
     def __post_init__(self) -> None:
         if not (0 <= self.discount <= 1 and 0 <= self.trace <= 1):
             raise UsageError(f"discount {self.discount}, trace {self.trace}: give shares from 0 to 1")
-        if self.clip <= 0:
+        if not self.clip > 0:
             raise UsageError(f"clip {self.clip}: give more than 0, or nothing is learnt")
         for name in ("value", "entropy", "final_entropy", "tether", "target_kl"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} {getattr(self, name)}: give 0 or more")
         if min(self.iterations, self.epochs, self.minibatches) < 1:
             raise UsageError("iterations, epochs and minibatches must be 1 or more")
@@ -302,12 +303,12 @@ def learn(
 def shuffled(key: jax.Array, epochs: int, rows: int):
     """The rows in a random order for every epoch, (epochs, rows).
 
-    Random numbers with the row in their low bits, sorted: a tenth of the time of `jax.random.permutation` on
-    a CPU.
+    Random numbers with the row in their low bits, sorted; the few that are alike but for these stay in order.
+    On a CPU that takes a third to a tenth of the time of `jax.random.permutation`.
     """
     low = np.uint32((1 << (rows - 1).bit_length()) - 1)
-    row_1B = jnp.arange(rows, dtype=jnp.uint32)[None, :]
-    return (jnp.sort(jax.random.bits(key, (epochs, rows)) & ~low | row_1B) & low).astype(jnp.int32)
+    bits = jax.random.bits(key, (epochs, rows), jnp.uint32) & ~low
+    return (jnp.sort(bits | jnp.arange(rows, dtype=jnp.uint32)[None, :]) & low).astype(jnp.int32)
 
 
 class World(NamedTuple):

@@ -144,12 +144,12 @@ MISTAKES = {
         "what_is_not_finite_changes_nothing",
     ),
     "every epoch has the same order": Mistake(
-        "jax.random.bits(key, (epochs, rows))",
-        "jax.random.bits(key, (1, rows)) + jnp.zeros((epochs, 1), jnp.uint32)",
+        "jax.random.bits(key, (epochs, rows), jnp.uint32)",
+        "jax.random.bits(key, (1, rows), jnp.uint32) + jnp.zeros((epochs, 1), jnp.uint32)",
         "every_row_is_learnt_from_once_an_epoch",
     ),
     "rows are not shuffled": Mistake(
-        "jax.random.bits(key, (epochs, rows)) & ~low",
+        "jax.random.bits(key, (epochs, rows), jnp.uint32) & ~low",
         "jnp.zeros((epochs, 1), jnp.uint32)",
         "every_row_is_learnt_from_once_an_epoch",
     ),
@@ -204,6 +204,7 @@ def test_mistake_is_noticed(mistake):
         ({"discount": 1.1}, r"discount 1\.1, trace 0\.95: give shares"),
         ({"trace": -0.1}, r"trace -0\.1: give shares"),
         ({"clip": 0.0}, r"clip 0\.0: give more than 0"),
+        ({"tether": float("nan")}, "tether nan: give 0 or more"),
         ({"entropy": -1.0}, r"entropy -1\.0: give 0 or more"),
         ({"target_kl": -0.1}, r"target_kl -0\.1: give 0 or more"),
         ({"minibatches": 0}, "must be 1 or more"),
