@@ -38,10 +38,12 @@ from editjax.metrics import (
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.coverage import played_before
 from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
+from editjax.models.reconstruct import ReconstructSettings
 from editjax.models.style import Asked
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
+from editjax.reconstruction import reconstruct_validate
 from editjax.records import Edit, Recording
 from editjax.retarget import PROMISE, RetargetSettings, retarget
 from editjax.score_quality import scorer_validate
@@ -164,6 +166,8 @@ def make_validate(
     """
     if isinstance(config.model, ScorerSettings):
         return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
+    if isinstance(config.model, ReconstructSettings):
+        return reconstruct_validate(config, shards_dir, settings.split, settings.examples)
     source = shards.read(shards_dir)
     chosen = [
         index

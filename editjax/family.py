@@ -25,12 +25,15 @@ def family_of(settings: Any) -> Family:
     """The family whose settings these are."""
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.pointer import PointerSettings
+    from editjax.models.reconstruct import ReconstructSettings
 
     match settings:
         case PointerSettings():
             return _pointer()
         case ScorerSettings():
             return _scorer()
+        case ReconstructSettings():
+            return _reconstruct()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
 
 
@@ -38,12 +41,15 @@ def settings_type(name: str) -> type:
     """The settings' type of the family a model file names; DataError for one this version does not know."""
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.pointer import PointerSettings
+    from editjax.models.reconstruct import ReconstructSettings
 
     match name:
         case "pointer":
             return PointerSettings
         case "scorer":
             return ScorerSettings
+        case "reconstruct":
+            return ReconstructSettings
     raise DataError(f"model family {name!r} is unknown to this version of editjax: upgrade it")
 
 
@@ -65,3 +71,13 @@ def _scorer() -> Family:
         return scorer_loss(params, batch, settings, weights, key)
 
     return Family("scorer", init, loss)
+
+
+def _reconstruct() -> Family:
+    from editjax.models.reconstruct import init
+    from editjax.reconstruct_loss import reconstruct_loss
+
+    def loss(params, batch, key, settings, weights):
+        return reconstruct_loss(params, batch, settings, weights, key)
+
+    return Family("reconstruct", init, loss)

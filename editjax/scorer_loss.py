@@ -13,7 +13,7 @@ from editjax.mel import MelSettings, band_centres_hz
 from editjax.models.anomaly import Segments, learned_usual, pooled, raw_scores
 from editjax.models.autoencoder import RUNNING, Foretold, ScorerSettings, decode, encode, judge
 from editjax.models.codebook import Codebook, learned, usage
-from editjax.models.layers import frame_mask
+from editjax.models.layers import frame_mask, mean_where
 from editjax.models.pointer import take
 from editjax.models.relations import heard
 from editjax.models.views import ViewSettings, view
@@ -126,14 +126,14 @@ def _loss_of_scale(s, weights, params, running, edited, *raw_and_key):
     coded = encode(s, params, running, edited.x_BSF, edited.steps_B, code_key)
     told = decode(s, params["edited"], coded.z_BMZ, vectors_R)
     vector_mask = frame_mask(vectors_R, coded.cost_BM.shape[1])
-    cost = _mean(coded.cost_BM, vector_mask)
+    cost = mean_where(coded.cost_BM, vector_mask)
     losses = _likelihood(s, edited, told, "")
     match s.bottleneck:
         case "variational":
             losses["bottleneck"] = cost / (reduction * s.channels)
             losses["nats"] = cost
         case "codebook":  # the commitment of the encoder to its codes
-            losses["bottleneck"] = 0.25 * _mean(
+            losses["bottleneck"] = 0.25 * mean_where(
                 ((coded.before_BMZ - jax.lax.stop_gradient(coded.z_BMZ)) ** 2).mean(-1), vector_mask
             )
     if s.contrastive:
@@ -189,7 +189,7 @@ def _likelihood(s: ScorerSettings, segments: Segments, told: Foretold, prefix: s
     square = (segments.all_BSC - told.mean_BSC) ** 2 * jnp.exp(-2.0 * told.log_scale_BSC)
     nats_BSC = 0.5 * square + told.log_scale_BSC
     parts = nats_BSC[..., : s.n_mels], nats_BSC[..., s.n_mels :]
-    mel, context = (_mean(part.mean(-1), segments.mask_BS) for part in parts)
+    mel, context = (mean_where(part.mean(-1), segments.mask_BS) for part in parts)
     return {f"{prefix}mel": mel, f"{prefix}context": context}
 
 
@@ -197,7 +197,7 @@ def _said(s: ScorerSettings, params, segments: Segments, edited: float):
     """Nats at which a judge is wrong about segments that are edited audio (1) or are not (0)."""
     logits_BM = judge(s, params, segments.all_BSC, segments.steps_B)
     nats_BM = jax.nn.softplus(-logits_BM) if edited else jax.nn.softplus(logits_BM)
-    return _mean(nats_BM, frame_mask(-(-segments.steps_B // s.reduction), nats_BM.shape[1]))
+    return mean_where(nats_BM, frame_mask(-(-segments.steps_B // s.reduction), nats_BM.shape[1]))
 
 
 def _contrast(s: ScorerSettings, weights, params, running, segments: Segments, key):
@@ -223,8 +223,4 @@ def _contrast(s: ScorerSettings, weights, params, running, segments: Segments, k
     logits_QQ = jnp.where(jnp.eye(rows, dtype=bool) | ~there_Q[None], -1e9, logits_QQ)
     other_Q1 = ((jnp.arange(rows) + count) % rows)[:, None]
     nats_Q = jax.nn.logsumexp(logits_QQ, -1) - jnp.take_along_axis(logits_QQ, other_Q1, axis=1)[:, 0]
-    return _mean(nats_Q, there_Q)
-
-
-def _mean(values, mask):
-    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+    return mean_where(nats_Q, there_Q)

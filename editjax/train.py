@@ -35,7 +35,9 @@ from editjax.losses import LossSettings
 from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.pointer import PointerSettings
+from editjax.models.reconstruct import ReconstructSettings
 from editjax.optim import RUNNING, OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
 from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.styles import STYLES
@@ -58,8 +60,8 @@ class TrainConfig:
     `max_skipped` updates in a row without a finite loss and gradient the run stops.
     """
 
-    model: PointerSettings | ScorerSettings = field(default_factory=PointerSettings)
-    loss: LossSettings | ScorerLossSettings = field(default_factory=LossSettings)
+    model: PointerSettings | ScorerSettings | ReconstructSettings = field(default_factory=PointerSettings)
+    loss: LossSettings | ScorerLossSettings | ReconstructLossSettings = field(default_factory=LossSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)

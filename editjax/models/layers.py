@@ -83,6 +83,11 @@ def anew_if_long(function, length: int):
     return jax.checkpoint(function) if length > LONG else function
 
 
+def mean_where(values, mask):
+    """The mean of what the mask holds, 0 where it holds nothing."""
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+
+
 def masked(x_BTD, mask_BT):
     """Zero the frames outside the mask."""
     return jnp.where(mask_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))

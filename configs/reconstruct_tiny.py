@@ -1,0 +1,34 @@
+"""Phase 1 of the super editor that trains on a CPU: raw mel and labels to the edited mel.
+
+    editjax train configs/reconstruct_tiny.py --data SHARDS --out RUN
+
+COST_AND_SCORE
+"""
+
+from editjax.augment import AugmentSettings
+from editjax.data import DataSettings
+from editjax.models.reconstruct import ReconstructSettings
+from editjax.optim import OptimSettings
+from editjax.reconstruct_loss import ReconstructLossSettings
+from editjax.train import TrainConfig
+
+
+def config() -> TrainConfig:
+    return TrainConfig(
+        model=ReconstructSettings(
+            width=128, heads=2, label_width=32, encoder_layers=2, decoder_layers=1, window=32, expansion=2
+        ),
+        loss=ReconstructLossSettings(),
+        data=DataSettings(
+            styles=("produced",),
+            split="train",
+            edited=True,
+            batch_frames=16_384,
+            buckets=((2048, 2048),),
+            augment=AugmentSettings(noise_probability=0.0, mix_probability=0.0, time_masks=0, mel_masks=0),
+        ),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=50, steps=1_500),
+        ema_decay=0.999,
+        validate_every=500,
+        checkpoint_every=250,
+    )
