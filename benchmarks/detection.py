@@ -25,7 +25,7 @@ from editjax.edits import kept_mask_frames
 from editjax.errors import UsageError
 from editjax.evaluate import EvaluateSettings, silence_cutter, tasks
 from editjax.metrics import auroc, average_precision, kept_iou
-from editjax.score import KeepSettings, keep_mask
+from editjax.score import KeepSettings, keep_mask, smoothed
 from editjax.score_quality import trivial_scores
 from editjax.scorer import DOCUMENTS, Scorer, combined, load_scorer, weights_of
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from editjax.evaluate import Task
 
 SEEDS = 40
+CALIBRATED = "calibrated ensemble"
 PER_SECOND = 8  # frames that are counted, of about 43: neighbours say the same
 
 
@@ -56,7 +57,10 @@ def main() -> int:
         name = "takes in any order" if shuffled else "takes, the good one last"
         made = (takes(seed, shuffled, chosen.recordings) for seed in range(chosen.takes))
         rows += table(name, scored(((t.mel_TF, t.taken_T, t.bad_T) for t in made), scorers))
-    ratios = {f"edit of {name}, IoU": float(np.mean(values)) for name, values in edits.items()}
+    ratios = {
+        name if name.startswith("keep ratio") else f"edit of {name}, IoU": float(np.mean(values))
+        for name, values in edits.items()
+    }
     finish("detection", rows, ratios, ("jax", "numpy", "scipy"), chosen.out, {"models": chosen.models})
     return 0
 
@@ -99,8 +103,8 @@ def sessions(
         edits.setdefault("keep ratio: true", []).append(float(kept_T.mean()))
         for name, scorer in scorers.items():
             mask_T = keep_mask(scorer.anomaly(task.mel_TF), scorer.keep, scorer.mel.frames_per_second)
-            note(name, np.flatnonzero(mask_T))
-            edits.setdefault(f"keep ratio: {name}", []).append(float(mask_T.mean()))
+            note(Path(name).name, np.flatnonzero(mask_T))
+            edits.setdefault(f"keep ratio: {Path(name).name}", []).append(float(mask_T.mean()))
         noise_T = trivial_scores(task.mel_TF, task.mel, seed=n_frames)["random"]
         at_random = KeepSettings(keep_ratio=float(kept_T.mean()))
         note(
@@ -126,7 +130,10 @@ def scored(
         for model, scorer in scorers.items():
             score_TQN = scorer.scores(mel_TF)
             for name, weight_QN in ensembles(scorer).items():
-                by_name.setdefault(f"{model}: {name}", []).append(combined(score_TQN, weight_QN)[at])
+                score_T = combined(score_TQN, weight_QN)
+                if name == CALIBRATED:  # as its edits see it
+                    score_T = smoothed(score_T, scorer.keep, scorer.mel.frames_per_second)
+                by_name.setdefault(f"{Path(model).name}: {name}", []).append(score_T[at])
     return Scored(by_name, cut)
 
 
@@ -135,7 +142,7 @@ def ensembles(scorer: Scorer) -> dict[str, np.ndarray]:
     each = {name: weights_of(scorer.settings, {name: 1.0}) for name in scorer.settings.scores}
     if scorer.settings.dual:
         each["ensemble 0.3, 0.3, 0.4"] = weights_of(scorer.settings, DOCUMENTS)
-    return each | {"calibrated ensemble": scorer.calibration.weight_QN}
+    return each | {CALIBRATED: scorer.calibration.weight_QN}
 
 
 def table(of: str, found: Scored) -> list[dict[str, Any]]:

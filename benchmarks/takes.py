@@ -21,7 +21,7 @@ from editjax.session import Attempt, Script, SimulateSettings, draw_attempt, rec
 
 RATE_HZ = 22050
 SETTINGS = SimulateSettings(sample_rate_hz=RATE_HZ, min_length_s=20.0, max_length_s=240.0)
-BAD = "spoiled"
+GOOD, BAD = "take", "spoiled"
 
 
 class Takes(NamedTuple):
@@ -46,7 +46,7 @@ class Silence:
 
 
 def takes(seed: int, shuffled: bool, recordings: Path | None = None, split: str = "test") -> Takes:
-    """Two to four sections of one piece, each with one to three spoiled takes and one or two good ones."""
+    """Two to four sections of one piece, each with one to three spoiled takes and a good one."""
     rng = np.random.default_rng((seed, 77))
     lengths_s = rng.uniform(8.0, 20.0, int(rng.integers(2, 5))).tolist()
     library = scan(recordings, split) if recordings else None
@@ -54,10 +54,8 @@ def takes(seed: int, shuffled: bool, recordings: Path | None = None, split: str 
     material = material or SynthMaterial(compose(lengths_s, rng), RATE_HZ, int(rng.integers(1 << 31)))
     attempts: list[Attempt] = []
     for section, length_s in enumerate(material.section_lengths_s):
-        bad = [draw_attempt(section, BAD, length_s, rng) for _ in range(int(rng.integers(1, 4)))]
-        good = [Attempt(section, "superseded", TakePlan()) for _ in range(int(rng.integers(0, 2)))]
-        own = [*bad, *good]
-        own = [own[k] for k in rng.permutation(len(own))] + [Attempt(section, "take", TakePlan())]
+        own = [draw_attempt(section, BAD, length_s, rng) for _ in range(int(rng.integers(1, 4)))]
+        own.append(Attempt(section, GOOD, TakePlan()))
         attempts += [own[k] for k in rng.permutation(len(own))] if shuffled else own
     script = Script(tuple(attempts), 0.0, slated=False, counts_in=False)
     timeline = record(script, material, Silence(), SETTINGS, rng)
@@ -65,7 +63,7 @@ def takes(seed: int, shuffled: bool, recordings: Path | None = None, split: str 
     mel_TF = mel_spectrogram(timeline.raw_S, mel)
     taken_T, bad_T = np.zeros(len(mel_TF), bool), np.zeros(len(mel_TF), bool)
     for event in timeline.events:
-        if event.kind in ("take", "superseded", BAD):
+        if event.kind in (GOOD, BAD):
             rows = slice(grid.frames_in(event.start), grid.frames_in(event.stop))
             taken_T[rows], bad_T[rows] = True, event.kind == BAD
     return Takes(mel_TF, taken_T, bad_T)

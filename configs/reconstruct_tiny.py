@@ -2,7 +2,7 @@
 
     editjax train configs/reconstruct_tiny.py --data SHARDS --out RUN
 
-COST_AND_SCORE
+Simulate sessions with `--styles produced`. It was not trained to its end yet.
 """
 
 from editjax.augment import AugmentSettings

@@ -31,15 +31,15 @@ class KeepSettings:
     What scores below `threshold` is kept, or `keep_ratio` of the recording as nearly as clips allow; the
     ratio counts where both are given. A clip begins where the score is `hysteresis` below the threshold and
     lasts until it is as far above. Clips shorter than `min_clip_s` are cut, cuts shorter than `min_cut_s` are
-    not made. Scores are means over `smooth_s`.
+    not made. Scores are means over `smooth_s`. The defaults are the best of some on validation sessions.
     """
 
     threshold: float = 0.0
     keep_ratio: float | None = None
-    hysteresis: float = 0.1
-    min_clip_s: float = 1.0
-    min_cut_s: float = 0.5
-    smooth_s: float = 1.0
+    hysteresis: float = 0.3
+    min_clip_s: float = 3.0
+    min_cut_s: float = 1.0
+    smooth_s: float = 2.0
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0.0 < self.keep_ratio <= 1.0:

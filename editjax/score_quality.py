@@ -18,6 +18,7 @@ from editjax.errors import DataError
 from editjax.mel import MelSettings
 from editjax.metrics import auroc, average_precision
 from editjax.models.autoencoder import ScorerSettings
+from editjax.records import Example
 from editjax.score import KeepSettings, best, keep_mask
 from editjax.scorer import Scorer, calibrate, combined, figures_of, weights_of
 from editjax.silence import frame_levels_db
@@ -33,21 +34,14 @@ def scorer_validate(
 
     `score`, which decides the best checkpoint, is the area under the ROC of the calibrated ensemble.
     """
-    source = shards.read(shards_dir)
-    chosen = [
-        index
-        for index, entry in enumerate(source.entries)
-        if split in (None, entry.split) and entry.style == style
-    ]
-    if not chosen and split is None:
+    pairs = known_pairs(shards_dir, split, style, examples)
+    if pairs is None and split is None:
         raise DataError(f"{shards_dir}: no example of style {style!r} to validate on")
-    if not chosen:
+    if pairs is None:
         missing = f"{shards_dir}: no example of split {split!r} and style {style!r}"
         print(f"{missing}: nothing to choose the best checkpoint by, nor to calibrate on", file=sys.stderr)
         return lambda params: {"score": float("nan")}
-    found = [source[index] for index in chosen[:examples]]
-    kept = [kept_mask_frames(example.pointers_N, len(example.mel_TF)) for example in found]
-    mel = MelSettings(**source.manifest["mel"])
+    found, kept, mel = pairs
 
     def validate(params: Any) -> dict[str, float]:
         scorer = Scorer(config.model, params, mel)
@@ -57,14 +51,33 @@ def scorer_validate(
     return validate
 
 
+def known_pairs(
+    shards_dir: str | Path, split: str | None, style: str, examples: int | None = None
+) -> tuple[list[Example], list[np.ndarray], MelSettings] | None:
+    """The first examples of a split (None: of all) and style, and what their edits keep; None without any."""
+    with shards.read(shards_dir) as source:
+        chosen = [
+            index
+            for index, entry in enumerate(source.entries)
+            if split in (None, entry.split) and entry.style == style
+        ]
+        found = [source[index] for index in chosen[:examples]]
+    kept = [kept_mask_frames(example.pointers_N, len(example.mel_TF)) for example in found]
+    return (found, kept, MelSettings(**source.manifest["mel"])) if found else None
+
+
 def validation_figures(
     settings: ScorerSettings,
     scores: Sequence[np.ndarray],
     kept: Sequence[np.ndarray],
     frames_per_second: float,
+    wanted: float | None = None,
 ) -> dict[str, float]:
-    """Figures of scores (T, scales, scores) of recordings whose true keep masks (T,) are known."""
-    calibration, curve = calibrate(settings, scores, kept, frames_per_second)
+    """Figures of scores (T, scales, scores) of recordings whose true keep masks (T,) are known.
+
+    They are calibrated to keep the share that is wanted, or as much as the true edits.
+    """
+    calibration, curve = calibrate(settings, scores, kept, frames_per_second, wanted)
     keep = KeepSettings(threshold=calibration.threshold)
     ensembles = [combined(score_TQN, calibration.weight_QN) for score_TQN in scores]
     masks = [keep_mask(score_T, keep, frames_per_second) for score_T in ensembles]
@@ -95,8 +108,8 @@ def trivial_scores(mel_TF: np.ndarray, mel: MelSettings, seed: int = 0) -> dict[
     )
     power_TF = np.maximum(power_TF, FLATNESS_FLOOR)
     flatness_T = np.exp(np.log(power_TF).mean(1)) / power_TF.mean(1)
-    noise_T = np.random.default_rng(seed).standard_normal(len(mel_TF))
     slow = round(4.0 * mel.frames_per_second)
+    noise_T = np.sqrt(slow) * np.random.default_rng(seed).standard_normal(len(mel_TF))
     return {
         "energy": -frame_levels_db(mel_TF, mel),
         "spectral flatness": flatness_T,

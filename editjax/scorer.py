@@ -141,9 +141,11 @@ def calibrate(
     scores: Sequence[np.ndarray],
     kept: Sequence[np.ndarray],
     frames_per_second: float,
+    wanted: float | None = None,
     keep: KeepSettings = KeepSettings(),
 ) -> tuple[Calibration, list[Retention]]:
-    """Weights that tell kept from cut frames best, and the threshold that keeps as much as the pairs do.
+    """Weights that tell kept from cut frames best, and the threshold that keeps a share, or as much as the
+    pairs do.
 
     The weights are those of a logistic regression, scaled so that the ensemble is in standard deviations of
     kept frames; `scores` and `kept` are those of whole recordings. Also returns retention and IoU at every
@@ -154,7 +156,8 @@ def calibrate(
     on_kept_N = np.concatenate([e_T[kept_T] for e_T, kept_T in zip(ensembles, kept, strict=True)])
     scale = float(on_kept_N.std()) or 1.0
     curve = retention_curve([e_T / scale for e_T in ensembles], kept, keep, frames_per_second)
-    wanted = float(np.mean([kept_T.mean() for kept_T in kept]))
+    if wanted is None:
+        wanted = float(np.mean([kept_T.mean() for kept_T in kept]))
     return Calibration(weight_QN / scale, calibrated(curve, wanted), wanted), curve
 
 
