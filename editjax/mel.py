@@ -218,8 +218,18 @@ def from_documents_layout(mel_BFT: Any, settings: MelSettings = MelSettings()) -
 
 def mel_filterbank(settings: MelSettings = MelSettings()) -> np.ndarray:
     """Slaney's triangular filters (n_fft // 2 + 1, F) float32, each of unit area in Hz."""
-    edges_hz = _mel_to_hz(np.linspace(0.0, _hz_to_mel(settings.sample_rate_hz / 2), settings.n_mels + 2))
-    bins_hz = np.fft.rfftfreq(settings.n_fft, 1 / settings.sample_rate_hz)[:, None]
+    edges_hz = slaney_edges_hz(0.0, settings.sample_rate_hz / 2, settings.n_mels)
+    return triangular_filters(edges_hz, settings.sample_rate_hz, settings.n_fft)
+
+
+def slaney_edges_hz(low_hz: float, high_hz: float, n_mels: int) -> np.ndarray:
+    """The n_mels + 2 frequencies between which filters rise and fall, evenly apart on Slaney's mel scale."""
+    return _mel_to_hz(np.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), n_mels + 2))
+
+
+def triangular_filters(edges_hz: np.ndarray, sample_rate_hz: int, n_fft: int) -> np.ndarray:
+    """Filters (n_fft // 2 + 1, F) float32, of unit area in Hz, between the F + 2 edges."""
+    bins_hz = np.fft.rfftfreq(n_fft, 1 / sample_rate_hz)[:, None]
     rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
     falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
     triangles = np.maximum(0.0, np.minimum(rising, falling))
