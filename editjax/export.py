@@ -9,6 +9,7 @@ import hashlib
 import json
 import shlex
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,9 +89,17 @@ def export_run(
 
 
 def write_bundle(
-    out_dir: Path, tensors: dict[str, np.ndarray], facts: Json, *, overwrite: bool = False
+    out_dir: Path,
+    tensors: dict[str, np.ndarray],
+    facts: Json,
+    *,
+    overwrite: bool = False,
+    card: Callable[[str, Json, int], str] | None = None,
 ) -> Path:
-    """Write tensors and facts as a bundle that appears whole or not at all."""
+    """Write tensors and facts as a bundle that appears whole or not at all.
+
+    `card(name, config, bytes of tensors)` is the text of its README, a trained editor's unless given.
+    """
     from safetensors.numpy import save
 
     out_dir = out_dir.absolute()
@@ -108,6 +117,7 @@ def write_bundle(
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
     config["digest"] = _digest(config)
+    text = (card or _model_card)(out_dir.name, config, len(blob))
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".editjax-", dir=out_dir.parent) as folder:
@@ -115,7 +125,7 @@ def write_bundle(
             new.mkdir()
             (new / TENSORS).write_bytes(blob)
             (new / CONFIG).write_text(_dump(config) + "\n", encoding="utf-8")
-            (new / CARD).write_text(_model_card(out_dir.name, config, len(blob)), encoding="utf-8")
+            (new / CARD).write_text(text, encoding="utf-8")
             old = Path(folder) / "old"
             if out_dir.exists():
                 out_dir.rename(old)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from editjax.errors import DataError
+from editjax.errors import DataError, UsageError
 from editjax.mesh import Rules
 
 
@@ -24,6 +24,7 @@ class Family(NamedTuple):
 def family_of(settings: Any) -> Family:
     """The family whose settings these are."""
     from editjax.models.autoencoder import ScorerSettings
+    from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.reconstruct import ReconstructSettings
 
@@ -34,12 +35,15 @@ def family_of(settings: Any) -> Family:
             return _scorer()
         case ReconstructSettings():
             return _reconstruct()
+        case HifiGanSettings():
+            return _hifigan()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
 
 
 def settings_type(name: str) -> type:
     """The settings' type of the family a model file names; DataError for one this version does not know."""
     from editjax.models.autoencoder import ScorerSettings
+    from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.reconstruct import ReconstructSettings
 
@@ -50,6 +54,8 @@ def settings_type(name: str) -> type:
             return ScorerSettings
         case "reconstruct":
             return ReconstructSettings
+        case "hifigan":
+            return HifiGanSettings
     raise DataError(f"model family {name!r} is unknown to this version of editjax: upgrade it")
 
 
@@ -81,3 +87,14 @@ def _reconstruct() -> Family:
         return reconstruct_loss(params, batch, settings, weights, key)
 
     return Family("reconstruct", init, loss)
+
+
+def _hifigan() -> Family:
+    from editjax.models.hifigan import init
+
+    def loss(*_):
+        raise UsageError(
+            "a vocoder is not trained here; editjax convert-vocoder makes one of trained weights"
+        )
+
+    return Family("hifigan", init, loss)

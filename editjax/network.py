@@ -336,7 +336,8 @@ def load_model(model: str | Path, attention: str = "block") -> PointerNetwork:
 
     bundle = load_bundle(model)
     if not isinstance(bundle.settings, PointerSettings):
-        raise DataError(f"{model}: is a model of the family {bundle.config['family']}, not a pointer network")
+        family = bundle.config["family"]
+        raise DataError(f"{bundle.path}: a model of the family {family!r}, not a pointer network")
     settings, styles = replace(bundle.settings, attention=attention), bundle.config["training"].get("styles")
     return PointerNetwork(settings, bundle.params, bundle.mel, styles=styles or STYLES)
 

@@ -34,9 +34,10 @@ COMMANDS = {
     "train": "train a model on shards, or go on training it",
     "evaluate": "score a model on pairs, beside editors that need none",
     "export": "write a training run as a model",
+    "convert-vocoder": "write a HiFi-GAN trained in PyTorch as a model",
     "models": "list the models that ship with editjax",
 }
-"""What each command does; its options and its `run` are in the module of the same name beside this one."""
+"""What each command does; its options and its `run` are in the module of that name, with `_` for `-`."""
 
 INTERRUPTED = 130
 DEBUG = contextvars.ContextVar("DEBUG", default=False)
@@ -101,7 +102,7 @@ def complain_internally(error: Exception) -> int:
 
 def help_text() -> str:
     """What `editjax --help` prints."""
-    rows = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:<15} {summary}" for name, summary in COMMANDS.items())
     return (
         "usage: editjax COMMAND …\n\n"
         "Edits recordings the way a trained editor would: keeps the good takes, cuts the rest.\n\n"
@@ -126,7 +127,7 @@ def _dispatch(words: Sequence[str]) -> int:
     if name != "train":
         compile_quickly()
     try:
-        return importlib.import_module(f"editjax.cli.{name}").run(rest)
+        return importlib.import_module(f"editjax.cli.{name.replace('-', '_')}").run(rest)
     except SystemExit as stop:  # --help of a command
         return int(stop.code or 0)
 
