@@ -178,8 +178,8 @@ def test_the_same_key_gives_the_same_samples_and_another_others() -> None:
 def test_padding_and_the_rest_of_the_batch_change_nothing() -> None:
     mel_TF = mel_of(recording("guitar"))[:40]
     alone_S = inverted(mel_TF, FEW)
-    padded_BTF = np.full((2, 300, 128), np.nan, np.float32)
-    padded_BTF[0, :40], padded_BTF[1, :200] = mel_TF, 0.6
+    padded_BTF = np.full((2, 300, 128), 0.9, np.float32)
+    padded_BTF[0, :40], padded_BTF[1, :200], padded_BTF[:, 250:] = mel_TF, 0.6, np.nan
     batch_BS = np.asarray(mel_to_samples(padded_BTF, np.array([40, 200], np.int32), KEY, MEL, FEW))
     assert batch_BS.shape == (2, 300 * 512)
     np.testing.assert_allclose(batch_BS[0, : 40 * 512], alone_S, atol=1e-5)
