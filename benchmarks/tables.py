@@ -48,6 +48,7 @@ PLOTS = {
     "decode": Plot("µs / pointer", ("model", "minutes"), "draft"),
     "edit": Plot("warm s", ("editor",), "minutes"),
     "encode": Plot("encode s", (), "minutes"),
+    "griffin_lim": Plot("cpu_s", ("case",), "audio_s"),
     "mel": Plot("cpu_ms", ("case",), "audio_s"),
     "memory": Plot("forward + backward MB", ("config", "part"), "frames"),
     "pointer_loss": Plot("MB", ("case",), "frames"),
