@@ -9,7 +9,7 @@ from hifigan_cases import MEL, SMALL, reference, weights_of
 
 from editjax import convert
 from editjax.errors import UsageError
-from editjax.export import flatten, unflatten
+from editjax.export import unflatten
 from editjax.family import family_of
 from editjax.models import hifigan
 from editjax.models.hifigan import (
@@ -69,7 +69,7 @@ def test_upsampling_is_a_transposed_convolution(rate: int, kernel: int) -> None:
     np.testing.assert_allclose(np.asarray(found)[0], wanted + bias, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [*SMALL.values(), V3], ids=["block 1", "block 2", "V3, narrow"])
+@pytest.mark.parametrize("settings", [SMALL[1], V3], ids=["block 1", "V3, narrow"])
 def test_a_frame_is_heard_as_far_as_it_reaches_and_no_further(settings: HifiGanSettings) -> None:
     """Exactly zero outside; the bound is the least one in whole frames, or one more."""
     if settings is V3:
@@ -95,7 +95,7 @@ def test_chunks_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hifigan, "SHORTEST_FRAMES", 8)
     monkeypatch.setattr(hifigan, "LONGEST_FRAMES", 64)
     assert 4 * settings.reach_frames <= 64
-    for n_frames in (203, 64, 65, 7, 1):
+    for n_frames in (65, 7):
         part_S = synthesise(settings, params, mel_TF[:n_frames])
         alone_S = np.asarray(
             generate(settings, params, mel_TF[None, :n_frames], np.array([n_frames], np.int32))
@@ -181,7 +181,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
 
 
 def test_fresh_parameters_have_the_names_of_converted_ones() -> None:
-    fresh = flatten(jax.device_get(init(SMALL[1], jax.random.key(0))))
-    converted = flatten(params_of(SMALL[1]))
-    assert {name: a.shape for name, a in fresh.items()} == {name: a.shape for name, a in converted.items()}
+    fresh = jax.eval_shape(lambda key: init(SMALL[1], key), jax.random.key(0))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, (fresh, params_of(SMALL[1])))
+    assert shapes[0] == shapes[1]
     assert MEL.top_hz == 8000.0
