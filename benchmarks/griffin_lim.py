@@ -34,8 +34,8 @@ MEL = MelSettings()
 RECORDINGS = Path(__file__).parents[1] / "tests" / "recordings"
 ITERATIONS = 32
 MOMENTUM = 0.99
-FEW = 4
-TOLERANCE = 1e-4
+FEW = 2
+TOLERANCE = 1e-3
 TAIL_SAMPLES = 8192
 
 
@@ -109,15 +109,11 @@ def held(samples_S: np.ndarray, torch_too: bool, prove: bool = False) -> dict[st
     cases: dict[str, Callable[..., np.ndarray]] = {"held, ours": ours, "held, librosa": theirs}
     if torch_too:
         cases["held, torch"] = partial(torch_griffin_lim, magnitude_TK, phase_TK)
-    if (
-        prove
-    ):  # after a few iterations: later ones make much of rounding, and of the one sample that we have more
+    if prove:  # by few iterations: from phases of zero much cancels, and then rounding counts
         wanted_S = ours(FEW)[:-TAIL_SAMPLES]
         for name, case in cases.items():
-            found_S = case(FEW)[: len(wanted_S)]
-            require_agreement(
-                name, float(np.linalg.norm(found_S - wanted_S) / np.linalg.norm(wanted_S)), TOLERANCE
-            )
+            off = np.linalg.norm(case(FEW)[: len(wanted_S)] - wanted_S) / np.linalg.norm(wanted_S)
+            require_agreement(name, float(off), TOLERANCE)
     return cases
 
 
