@@ -183,7 +183,7 @@ def test_a_command_in_the_weights_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 def test_an_editor_is_no_vocoder_and_a_vocoder_no_editor(tmp_path: Path) -> None:
     voice = convert_hifigan(write_weights(tmp_path / "w.pth"), write_config(tmp_path), tmp_path / "voice")
-    with pytest.raises(DataError, match="family 'hifigan', which does not edit"):
+    with pytest.raises(DataError, match="family 'hifigan', not a pointer network"):
         load_model(voice)
     with pytest.raises(DataError, match="family 'pointer', not a vocoder"):
         load_vocoder("final")
