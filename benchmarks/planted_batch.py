@@ -35,4 +35,5 @@ def planted(n_frames: int, examples: int, kept: int, cut: int, n_mels: int = 128
         present_BI=np.zeros((examples, 0), bool),
         edited_BTF=np.zeros((examples, 0, n_mels), np.float32),
         label_BT=np.zeros((examples, 0), np.int32),
+        beat_BT=np.zeros((examples, 0), np.int32),
     )

@@ -50,10 +50,12 @@ class AugmentSettings:
 
 
 class Edited(NamedTuple):
-    """What becomes of every raw frame: how it is heard first in the edit, and the label of its beat."""
+    """What becomes of every raw frame: how it is heard first in the edit, the label of its beat, and which
+    beat it belongs to (0 before the first)."""
 
     mel_TF: np.ndarray
     label_T: np.ndarray
+    beat_T: np.ndarray
 
 
 class Piece(NamedTuple):
@@ -136,7 +138,7 @@ def stretch(piece: Piece, ratio: float) -> Piece:
     stems_IMF = stems_of_span(piece.stems_IMF, 0, stretched, ratio)
     edited = piece.edited
     if edited is not None:
-        edited = Edited(between(edited.mel_TF), edited.label_T[nearest_T])
+        edited = Edited(between(edited.mel_TF), edited.label_T[nearest_T], edited.beat_T[nearest_T])
     heard = between(piece.mel_TF), piece.phase_T3[nearest_T]
     return Piece(*heard, pointers_N, piece.kind_T[nearest_T], stems_IMF, edited)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax.augment import AugmentSettings, Edited, Piece, augment, crop
-from editjax.edits import PAD, STOP, EditLabel, labels_of_frames, structure_of
+from editjax.edits import PAD, STOP, EditLabel, beat_of_frames, labels_of_frames, structure_of
 from editjax.errors import DataError, UsageError
 from editjax.events import UNKNOWN, kinds_of
 from editjax.mel import STEM_FRAMES, MelSettings
@@ -87,8 +87,9 @@ class Batch(NamedTuple):
     `stems_BIMF` are the stems in steps of STEM_FRAMES; I is a power of two that holds those of every example
     of the batch, 0 where none has any, and `present_BI` says which of them there are.
 
-    `edited_BTF` is the edited mel on the raw axis, each frame as it is heard first, and `label_BT` the label
-    of its beat (`edits.EditLabel`), PAD in the padding; both of no frames where they are not asked for.
+    `edited_BTF` is the edited mel on the raw axis, each frame as it is heard first, `label_BT` the label of
+    its beat (`edits.EditLabel`), PAD in the padding, and `beat_BT` that beat, counted from 0 in the crop; all
+    of no frames where they are not asked for.
     """
 
     mel_BTF: np.ndarray
@@ -105,6 +106,7 @@ class Batch(NamedTuple):
     present_BI: np.ndarray
     edited_BTF: np.ndarray
     label_BT: np.ndarray
+    beat_BT: np.ndarray
 
 
 class Slot(NamedTuple):
@@ -258,7 +260,8 @@ def _edited(recording: Recording) -> Edited:
     edit, n_frames = recording.edits[0], len(recording.mel_TF)
     edit_mel_NF = example(recording, edit).edit_mel_NF
     labels_T = labels_of_frames(edit.labels, recording.beat_frames, edit.pointers_N, n_frames)
-    return Edited(scatter_frames(edit_mel_NF, edit.pointers_N, n_frames), labels_T)
+    beat_T = beat_of_frames(recording.beat_frames, n_frames)
+    return Edited(scatter_frames(edit_mel_NF, edit.pointers_N, n_frames), labels_T, beat_T)
 
 
 def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -288,6 +291,7 @@ def _empty_batch(size: int, slot: Slot, stems: int, edited: bool, mel: MelSettin
         present_BI=np.zeros((size, rows), bool),
         edited_BTF=np.zeros((size, slot.frames if edited else 0, mel.n_mels), np.float32),
         label_BT=np.full((size, slot.frames if edited else 0), EditLabel.PAD, np.int32),
+        beat_BT=np.zeros((size, slot.frames if edited else 0), np.int32),
     )
 
 
@@ -321,3 +325,4 @@ def _fill(
     if piece.edited is not None:
         batch.edited_BTF[row, :frames] = piece.edited.mel_TF
         batch.label_BT[row, :frames] = piece.edited.label_T
+        batch.beat_BT[row, :frames] = piece.edited.beat_T - piece.edited.beat_T[0]

@@ -32,6 +32,7 @@ __all__ = [
     "Source",
     "Summary",
     "beat_labels",
+    "beat_of_frames",
     "cut_spans",
     "duration_samples",
     "from_pointers",
@@ -276,10 +277,15 @@ def labels_of_frames(
     labels: np.ndarray, beat_frames: np.ndarray, pointers_N: np.ndarray, n_frames: int
 ) -> np.ndarray:
     """The label of every frame, uint8 (T,): its beat's; before the first beat whether it is played."""
-    beat_of_T = np.searchsorted(beat_frames, np.arange(n_frames), side="right") - 1
+    beat_T = beat_of_frames(beat_frames, n_frames)
     before_T = np.minimum(structure_of(pointers_N, n_frames), EditLabel.KEEP)
-    padded = np.append(labels, 0)  # no beats at all
-    return np.where(beat_of_T >= 0, padded[beat_of_T], before_T).astype(np.uint8)
+    padded = np.append(EditLabel.PAD, labels)
+    return np.where(beat_T > 0, padded[beat_T], before_T).astype(np.uint8)
+
+
+def beat_of_frames(beat_frames: np.ndarray, n_frames: int) -> np.ndarray:
+    """The beat of every frame, int32 (T,), counted from 1; 0 before the first."""
+    return np.searchsorted(beat_frames, np.arange(n_frames), side="right").astype(np.int32)
 
 
 def _check_pointers(pointers_N: np.ndarray, n_frames: int) -> None:

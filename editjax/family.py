@@ -13,16 +13,22 @@ class Family(NamedTuple):
     `init(settings, key) → params`, a nested dict of arrays; `loss(params, batch, key, settings, weights)
     → (scalar, metrics)`, with the config's loss settings as `weights`; `rules` for the mesh. Parameters that
     move without a gradient are in params["running"], and their new values in metrics["running"].
+
+    Where a batch means more than one step against a gradient, `learn(learner, batch, key, config, frozen) →
+    (learner, metrics)` takes the loss's place, with a `ppo.Learner` and at least `loss` and `gradient_norm`
+    among the metrics; `frozen(config)` are arrays that it needs besides.
     """
 
     name: str
     init: Callable[..., Any]
     loss: Callable[..., tuple[Any, dict[str, Any]]]
     rules: Rules = ()
+    learn: Callable[..., tuple[Any, dict[str, Any]]] | None = None
+    frozen: Callable[[Any], Any] | None = None
 
 
-def family_of(settings: Any) -> Family:
-    """The family whose settings these are."""
+def family_of(settings: Any, loss: Any = None) -> Family:
+    """The family whose settings these are; the loss's settings say how it learns, where there are ways."""
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from editjax.checkpoint import Checkpoints, abstract
 from editjax.config import first_difference, load_config, override, to_json
@@ -32,11 +33,12 @@ from editjax.files import sha256_of
 from editjax.interruption import Interruption
 from editjax.journal import Journal, Rows
 from editjax.losses import LossSettings
-from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.mesh import REPLICATED, MeshSettings, make_mesh, place_batch, state_shardings
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.pointer import PointerSettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.optim import RUNNING, OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.ppo import Learner
 from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
 from editjax.shards import MANIFEST, read_manifest, write_json
@@ -103,19 +105,19 @@ def init_state(config: TrainConfig, family: Family, key: jax.Array, params: Any 
 
 
 def update(
-    state: TrainState, batch: Any, key: jax.Array, config: TrainConfig, family: Family
+    state: TrainState, batch: Any, key: jax.Array, config: TrainConfig, family: Family, frozen: Any = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step. A loss or gradient that is not finite leaves everything but the counters as it was."""
-    key = jax.random.fold_in(key, state.step)
-    loss_of = functools.partial(family.loss, batch=batch, key=key, settings=config.model, weights=config.loss)
-    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    norm = optax.tree.norm(gradient)
-    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+    """One step, of one batch. What is not finite leaves everything but the counters as it was.
 
-    changes, opt_state = make_optimizer(config.optim).update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, changes)
-    if RUNNING in metrics:
-        params = {**params, RUNNING: metrics.pop(RUNNING)}
+    `frozen` is what the family's way of learning needs besides (`Family.frozen`).
+    """
+    key = jax.random.fold_in(key, state.step)
+    learner = Learner(state.step - state.total_skipped, state.params, state.opt_state)
+    if family.learn is None:
+        (_, params, opt_state), metrics = _descend(learner, batch, key, config, family)
+    else:
+        (_, params, opt_state), metrics = family.learn(learner, batch, key, config, frozen)
+    ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     ema_params = _average(state, params, config.ema_decay) if config.ema_decay else None
     learned = keep_if(ok, (params, opt_state, ema_params), (state.params, state.opt_state, state.ema_params))
     bad = (~ok).astype(jnp.int32)
@@ -124,12 +126,25 @@ def update(
     new = TrainState(state.step + 1, params, opt_state, ema_params, skipped, total)
     return new, {
         **metrics,
-        "loss": loss,
-        "gradient_norm": norm,
         "learning_rate": make_schedule(config.optim)(state.step - state.total_skipped),
         "skipped": new.skipped,
         "total_skipped": new.total_skipped,
     }
+
+
+def _descend(
+    learner: Learner, batch: Any, key: jax.Array, config: TrainConfig, family: Family
+) -> tuple[Learner, dict[str, jax.Array]]:
+    """One step against the gradient of the family's loss."""
+    count, params, opt_state = learner
+    loss_of = functools.partial(family.loss, batch=batch, key=key, settings=config.model, weights=config.loss)
+    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    changes, opt_state = make_optimizer(config.optim).update(gradient, opt_state, params)
+    params = optax.apply_updates(params, changes)
+    if RUNNING in metrics:
+        params = {**params, RUNNING: metrics.pop(RUNNING)}
+    figures = {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return Learner(count + 1, params, opt_state), figures
 
 
 def train(
@@ -149,12 +164,13 @@ def train(
     updates stay non-finite, TryAgainError after SIGTERM and KeyboardInterrupt after SIGINT, both with
     everything saved.
     """
-    family = family or family_of(config.model)
+    family = family or family_of(config.model, config.loss)
     run_dir = _make_folder(Path(run_dir).absolute())
     mesh, key = make_mesh(config.mesh), jax.random.key(config.seed)
     init = functools.partial(init_state, config, family)
     shapes = jax.eval_shape(init, key)
     layout = state_shardings(shapes, mesh, family.rules)
+    frozen = family.frozen and jax.device_put(family.frozen(config), NamedSharding(mesh, REPLICATED))
     step_of = functools.partial(update, config=config, family=family)
     advance = jax.jit(step_of, donate_argnums=0, out_shardings=(layout, None))
     notes = {"family": family.name, "config": to_json(config), "origin": origin or {}}
@@ -188,7 +204,7 @@ def train(
                 began = time.perf_counter()
                 batch = next(batches)
                 waited_s = time.perf_counter() - began
-                state, metrics = advance(state, place_batch(batch, mesh), key)
+                state, metrics = advance(state, place_batch(batch, mesh), key, frozen=frozen)
                 step, scores = step + 1, None
                 rows.add(step, metrics, batch, began, waited_s)
 

@@ -57,6 +57,7 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
         np.ones((size, 2), bool),
         floats((size, frames, 128)),
         ints((size, frames)),
+        ints((size, frames)),
     )
 
 

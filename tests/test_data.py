@@ -132,7 +132,7 @@ def test_shapes_are_the_buckets_and_nothing_else(folder):
         assert batch.structure_BT.shape == (size, frames)
         for name in ("frames_B", "steps_B", "target_B", "style_B", "ids_B"):
             assert getattr(batch, name).shape == (size,)
-        kinds = "f4 i4 f4 i4 i4 i4 i4 f4 i4 i4 f4 b1 f4 i4"
+        kinds = "f4 i4 f4 i4 i4 i4 i4 f4 i4 i4 f4 b1 f4 i4 i4"
         assert " ".join(array.dtype.str[1:] for array in batch) == kinds
 
 

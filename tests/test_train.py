@@ -208,7 +208,7 @@ def shapes_of(path):
     layout = {"mel_BTF": (frames, settings.n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
     layout |= {"structure_BT": (frames,), "kind_BT": (frames,), "present_BI": (2,)}
     layout |= {"stems_BIMF": (2, frames // STEM_FRAMES, settings.n_mels)}
-    layout |= {"edited_BTF": (frames, settings.n_mels), "label_BT": (frames,)}
+    layout |= {"edited_BTF": (frames, settings.n_mels), "label_BT": (frames,), "beat_BT": (frames,)}
     kinds = dict.fromkeys(("mel_BTF", "phase_BT3", "target_B", "stems_BIMF", "edited_BTF"), jnp.float32)
     kinds |= {"present_BI": jnp.bool_}
 
