@@ -3,8 +3,8 @@
     editjax train configs/scorer.py --data SHARDS --out RUN
     editjax export RUN --out MODEL && editjax score RECORDING --model MODEL
 
-1,000 steps took 25 minutes on one core that others shared. On 32 validation sessions the calibrated ensemble then
-tells cut from kept frames with an area under the ROC of 0.90, and its edits have a kept-frame IoU of 0.69.
+1,000 steps took 25 minutes on one core that others shared. On 32 validation sessions the calibrated ensemble
+then tells cut from kept frames with an area under the ROC of 0.90, and its edits have a kept-frame IoU of 0.69.
 """
 
 from editjax.augment import AugmentSettings

@@ -22,6 +22,7 @@ from editjax import decode, shards
 from editjax.beats import BeatSettings, track_beats
 from editjax.edits import PAD, STOP, UNALIGNED, Source, kept_mask_frames, to_pointers
 from editjax.errors import DataError, UsageError
+from editjax.labeller import policy_validate
 from editjax.losses import nll_of_states, targets
 from editjax.mel import FrameGrid, MelSettings
 from editjax.metrics import (
@@ -38,6 +39,7 @@ from editjax.metrics import (
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.coverage import played_before
 from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
+from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.models.style import Asked
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
@@ -168,6 +170,8 @@ def make_validate(
         return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
     if isinstance(config.model, ReconstructSettings):
         return reconstruct_validate(config, shards_dir, settings.split, settings.examples)
+    if isinstance(config.model, PolicySettings):
+        return policy_validate(config, shards_dir, settings.split, settings.examples)
     source = shards.read(shards_dir)
     chosen = [
         index

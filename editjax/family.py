@@ -32,6 +32,7 @@ def family_of(settings: Any, loss: Any = None) -> Family:
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings
+    from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
 
     match settings:
@@ -41,6 +42,8 @@ def family_of(settings: Any, loss: Any = None) -> Family:
             return _scorer()
         case ReconstructSettings():
             return _reconstruct()
+        case PolicySettings():
+            return _policy(loss)
         case HifiGanSettings():
             return _hifigan()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
@@ -51,6 +54,7 @@ def settings_type(name: str) -> type:
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings
+    from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
 
     match name:
@@ -60,6 +64,8 @@ def settings_type(name: str) -> type:
             return ScorerSettings
         case "reconstruct":
             return ReconstructSettings
+        case "policy":
+            return PolicySettings
         case "hifigan":
             return HifiGanSettings
     raise DataError(f"model family {name!r} is unknown to this version of editjax: upgrade it")
@@ -93,6 +99,20 @@ def _reconstruct() -> Family:
         return reconstruct_loss(params, batch, settings, weights, key)
 
     return Family("reconstruct", init, loss)
+
+
+def _policy(weights: Any) -> Family:
+    from editjax import policy_loss
+    from editjax.models.policy import init
+
+    def loss(params, batch, key, settings, weights):
+        return policy_loss.policy_loss(params, batch, settings, weights, key)
+
+    family = Family("policy", init, loss)
+    if isinstance(weights, policy_loss.PolicyPpoSettings):
+        rewarded = policy_loss.learn_from_rewards, policy_loss.frozen_reward_model
+        return family._replace(learn=rewarded[0], frozen=rewarded[1])
+    return family
 
 
 def _hifigan() -> Family:

@@ -356,3 +356,13 @@ def _common_prefix(left: np.ndarray, right: np.ndarray) -> int:
     shorter = min(left.size, right.size)
     differ = np.flatnonzero(left[:shorter] != right[:shorter])
     return int(differ[0]) if differ.size else shorter
+
+
+def macro_f1(predicted_N: np.ndarray, true_N: np.ndarray) -> float:
+    """The mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that occur in either, NaN without any."""
+    classes = np.union1d(predicted_N, true_N)
+    if not len(classes):
+        return math.nan
+    found_CN, wanted_CN = (a_N[None] == classes[:, None] for a_N in (predicted_N, true_N))
+    both_C = (found_CN & wanted_CN).sum(1)
+    return float((2 * both_C / (found_CN.sum(1) + wanted_CN.sum(1))).mean())

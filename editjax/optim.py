@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from editjax.mesh import tree_path
+from editjax.models.layers import RUNNING
 
-RUNNING = "running"
-"""The part of a model's parameters that moves without a gradient: moving averages, codebooks."""
 NEVER_DECAYED = ("bias", "scale", "embedding")  # last name of a parameter's path
 
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from editjax import shards
-from editjax.edits import EditLabel, labels_of_frames, structure_of
+from editjax.edits import EditLabel, beat_of_frames, labels_of_frames, structure_of
+from editjax.errors import DataError
 from editjax.mel import MelSettings
 from editjax.models.reconstruct import ReconstructSettings, reconstruct
 from editjax.network import padded_length
@@ -19,13 +20,15 @@ from editjax.records import Example, scatter_frames
 
 
 class Judged(NamedTuple):
-    """The fields of `data.Batch` that the loss reads, of one recording."""
+    """The fields of `data.Batch` that losses of the edited side read, of one recording."""
 
     mel_BTF: Any
     frames_B: Any
     structure_BT: Any
     edited_BTF: Any
     label_BT: Any
+    phase_BT3: Any
+    beat_BT: Any
 
 
 class Reconstruction:
@@ -65,6 +68,8 @@ def judged(example: Example) -> Judged:
         padded(structure_of(example.pointers_N, n_frames), np.int32, -1),
         padded(edited_TF, np.float32),
         padded(labels_T, np.int32, EditLabel.PAD),
+        padded(example.phase_T3, np.float32),
+        padded(beat_of_frames(example.beat_frames, n_frames), np.int32),
     )
 
 
@@ -105,3 +110,17 @@ def reconstruct_validate(
         return {"score": 1.0 - mean["l1_changed"], "saved": saved, **mean}
 
     return validate
+
+
+def load_reconstruction(model: str | Path) -> Reconstruction:
+    """The bundled reconstruction model of that name, or a folder written by `editjax export`.
+
+    Raises NoInputError when there is none, DataError when it is damaged or no reconstruction model.
+    """
+    from editjax.export import load_bundle
+
+    bundle = load_bundle(model)
+    if not isinstance(bundle.settings, ReconstructSettings):
+        family = bundle.config["family"]
+        raise DataError(f"{bundle.path}: a model of the family {family!r}, not a reconstruction model")
+    return Reconstruction(bundle.settings, bundle.params, bundle.mel)

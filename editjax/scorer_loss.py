@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from editjax.mel import MelSettings, band_centres_hz
 from editjax.models.anomaly import Segments, learned_usual, pooled, raw_scores
-from editjax.models.autoencoder import RUNNING, Foretold, ScorerSettings, decode, encode, judge
+from editjax.models.autoencoder import Foretold, ScorerSettings, decode, encode, judge
 from editjax.models.codebook import Codebook, learned, usage
-from editjax.models.layers import frame_mask, mean_where
+from editjax.models.layers import RUNNING, frame_mask, mean_where
 from editjax.models.pointer import take
 from editjax.models.relations import heard
 from editjax.models.views import ViewSettings, view

@@ -35,9 +35,12 @@ from editjax.journal import Journal, Rows
 from editjax.losses import LossSettings
 from editjax.mesh import REPLICATED, MeshSettings, make_mesh, place_batch, state_shardings
 from editjax.models.autoencoder import ScorerSettings
+from editjax.models.layers import RUNNING
 from editjax.models.pointer import PointerSettings
+from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
-from editjax.optim import RUNNING, OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
+from editjax.policy_loss import PolicyLossSettings, PolicyPpoSettings
 from editjax.ppo import Learner
 from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
@@ -62,8 +65,12 @@ class TrainConfig:
     `max_skipped` updates in a row without a finite loss and gradient the run stops.
     """
 
-    model: PointerSettings | ScorerSettings | ReconstructSettings = field(default_factory=PointerSettings)
-    loss: LossSettings | ScorerLossSettings | ReconstructLossSettings = field(default_factory=LossSettings)
+    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings = field(
+        default_factory=PointerSettings
+    )
+    loss: (
+        LossSettings | ScorerLossSettings | ReconstructLossSettings | PolicyLossSettings | PolicyPpoSettings
+    ) = field(default_factory=LossSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
@@ -265,23 +272,32 @@ def _check_batches(config: TrainConfig) -> None:
 def begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
     """A trained model's parameters, and how a run notes them; UsageError for another architecture.
 
-    Parts that it does not have and that change nothing at first are fresh.
+    Parts that it does not have and that change nothing at first are fresh. A label policy may begin from the
+    pointer network that it hears with: then all but the encoder is fresh.
     """
     bundle = load_bundle(model)
-    theirs, ours = to_json(bundle.settings), to_json(config.model)
+    hears = isinstance(config.model, PolicySettings) and isinstance(bundle.settings, PointerSettings)
+    wanted = config.model.hears if hears else config.model
+    theirs, ours = to_json(bundle.settings), to_json(wanted)
     grown = [name for name in GROWN if ours.get(name) and not theirs.get(name)]
     for name in ours:
         if name not in (*NO_SHAPE, *grown) and theirs.get(name) != ours[name]:
             raise UsageError(
-                f"{model}: has model.{name} {theirs.get(name)}, but the config wants {ours[name]}"
+                f"{model}: has {'model.hears' if hears else 'model'}.{name} {theirs.get(name)}, "
+                f"but the config wants {ours[name]}"
             )
     refuse_misfit(bundle.path, bundle.settings, bundle.config["tensors"])
     params = bundle.params
-    if grown:
-        init = jax.jit(family_of(config.model).init, static_argnums=0)
-        fresh = init(config.model, jax.random.key(config.seed))
-        params = unflatten({**flatten(fresh), **flatten(params)})
+    if hears:
+        params = {**_fresh(config), RUNNING: {"encoder": params["encoder"]}}
+    elif grown:
+        params = unflatten({**flatten(_fresh(config)), **flatten(params)})
     return params, {"start_from": str(model), "start_from_sha256": bundle.config["sha256"]}
+
+
+def _fresh(config: TrainConfig) -> Any:
+    init = jax.jit(family_of(config.model).init, static_argnums=0)
+    return init(config.model, jax.random.key(config.seed))
 
 
 def _resume(

@@ -21,12 +21,11 @@ import jax.numpy as jnp
 
 from editjax.attention import Window
 from editjax.models.codebook import Codebook, init_codebook, quantise, straight_through
-from editjax.models.layers import Mlp, Norm, TimeConv, WindowAttention, frame_mask, masked
+from editjax.models.layers import RUNNING, Mlp, Norm, TimeConv, WindowAttention, frame_mask, masked
 from editjax.models.relations import CONTEXT_CHANNELS
 
 LEAST_LOG_SCALE, MOST_LOG_SCALE = -3.0, 1.0
 MOST_LOG_VARIANCE = 10.0
-RUNNING = "running"
 LATENT_WINDOW = Window(16, 16)
 SCORES = ("reconstruction", "context", "evidence", "latent", "relative")
 

@@ -11,6 +11,8 @@ import numpy as np
 from editjax.attention import Mask, Tokens, Window, attend
 
 ROTARY_BASE = 10_000.0
+RUNNING = "running"
+"""The part of a model's parameters that moves without a gradient, or not at all."""
 TURN_SPAN = 1024.0
 SHORT = 256
 """Steps up to which a convolution is a product: more than a segment has."""

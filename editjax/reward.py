@@ -1,0 +1,65 @@
+"""What labels earn: how near what is heard comes to the edited track, right labels, length, steadiness.
+
+The documents' reward of a whole edit is spread over its beats so that their mean is that reward: every beat
+earns what it changes. For the length that is potential-based shaping (Ng, Harada and Russell 1999): a beat
+pays for the distance it adds to the right length, and earns what it takes away.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from editjax.edits import EditLabel
+from editjax.errors import UsageError
+
+TIMES_HEARD = tuple(
+    0 if label in (EditLabel.CUT, EditLabel.PAD) else 1 + (label == EditLabel.LOOP) for label in EditLabel
+)
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """Weights. `reconstruction` is for the L1 of the reconstructed mel, of values in [0, 1], where it is
+    heard in both edits; `match` for the share of right labels; `duration` for one less the error of the kept
+    length, as a share of the raw one; `smoothness` for the share of beats with another label than the one
+    before. The defaults are the documents'."""
+
+    reconstruction: float = 10.0
+    match: float = 5.0
+    duration: float = 3.0
+    smoothness: float = 2.0
+
+    def __post_init__(self) -> None:
+        if min(self.reconstruction, self.match, self.duration, self.smoothness) < 0:
+            raise UsageError(f"reward weights {self}: give 0 or more")
+
+
+def rewards(settings: RewardSettings, action_BU, label_BU, frames_BU, error_BU):
+    """What every beat earns (B, U), 0 where there is none; the mean over a recording's beats is its reward.
+
+    `label_BU` are the true labels, `frames_BU` the lengths of the beats, `error_BU` the L1 of each beat's
+    reconstructed mel, 0 where it is not heard in both.
+    """
+    counted_BU = frames_BU > 0
+    beats_B1 = jnp.maximum(counted_BU.sum(-1, keepdims=True), 1).astype(jnp.float32)
+    before_BU = jnp.concatenate([action_BU[:, :1], action_BU[:, :-1]], axis=1)
+    earned_BU = (
+        settings.match * (action_BU == label_BU)
+        - settings.reconstruction * error_BU
+        - settings.smoothness * (action_BU != before_BU)
+        + settings.duration * (1.0 - beats_B1 * added_error(action_BU, label_BU, frames_BU))
+    )
+    return jnp.where(counted_BU, earned_BU, 0.0)
+
+
+def heard_frames(label_BU, frames_BU):
+    """How many frames of the edit every beat makes, (B, U): none where it is cut, twice as many in a loop."""
+    return jnp.asarray(TIMES_HEARD)[label_BU] * frames_BU
+
+
+def added_error(action_BU, label_BU, frames_BU):
+    """By how much each beat takes the edit from the right length, as a share of the raw one, (B, U)."""
+    longer_BU = (heard_frames(action_BU, frames_BU) - heard_frames(label_BU, frames_BU)).astype(jnp.float32)
+    raw_B1 = jnp.maximum(frames_BU.sum(-1, keepdims=True), 1).astype(jnp.float32)
+    off_BU = jnp.abs(jnp.cumsum(longer_BU, axis=1)) / raw_B1
+    return off_BU - jnp.concatenate([jnp.zeros_like(off_BU[:, :1]), off_BU[:, :-1]], axis=1)
