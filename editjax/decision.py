@@ -1,7 +1,7 @@
 """Which editor decides, and what it wants: the settings of an edit and a heard recording → an edit list.
 
-The pointer network, a scorer and the silence cutter come in by the same door; what the user asked of the
-edit besides is done to all of their lists alike (`editor`).
+The pointer network, a scorer, a label policy and the silence cutter come in by the same door; what the user
+asked of the edit besides is done to all of their lists alike (`editor`).
 """
 
 import contextlib
@@ -27,14 +27,15 @@ from editjax.silence import silence_edit
 from editjax.styles import STYLES
 
 if TYPE_CHECKING:
+    from editjax.labeller import Labeller
     from editjax.network import EditedPointers, PointerNetwork
     from editjax.scorer import Scorer
 
-EDITORS = ("pointer", "scorer", "silence")
+EDITORS = ("pointer", "scorer", "labels", "silence")
 SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
 ANY = "any"
-MODEL, MODEL_OF_STYLES, SCORER = "final", "styles", "scorer"
+MODEL, MODEL_OF_STYLES, SCORER, LABELLER = "final", "styles", "scorer", "labels"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class EditSettings:
         if self.editor != "pointer" and self.temperature:
             raise UsageError("a temperature needs the pointer editor: --editor pointer")
         if self.editor == "silence" and self.model:
-            raise UsageError("the silence cutter has no model: --editor pointer or --editor scorer")
+            raise UsageError("the silence cutter has no model: --editor pointer, scorer or labels")
         if self.editor != "pointer" and (self.style or self.style_from):
             raise UsageError("a style needs the pointer editor: --editor pointer")
         if self.editor != "scorer" and (self.threshold, self.keep_ratio, self.scores) != (None, None, ""):
@@ -120,6 +121,8 @@ def model_of(settings: EditSettings) -> str:
     """The model that edits: the one named, else the editor's own, which may depend on the style."""
     if settings.editor == "scorer":
         return settings.model or SCORER
+    if settings.editor == "labels":
+        return settings.model or LABELLER
     plain = settings.style in ("", STYLES[0]) and not settings.style_from
     return settings.model or (MODEL if plain else MODEL_OF_STYLES)
 
@@ -132,6 +135,8 @@ def ready(settings: EditSettings) -> EditSettings:
             return replace(settings, mel=_network_of(settings).mel)
         case "scorer":
             return replace(settings, mel=_scorer(model_of(settings)).mel)
+        case "labels":
+            return replace(settings, mel=_labeller(model_of(settings)).mel)
     return settings
 
 
@@ -147,6 +152,8 @@ def choose(heard: Heard, settings: EditSettings) -> EditList:
             return _pointer_edit(heard, settings)
         case "scorer":
             return _scored_edit(heard, settings)
+        case "labels":
+            return _labelled_edit(heard, settings)
     own = {} if settings.margin_s is None else {"margin_s": 0.0}  # the margin asked for replaces its own
     return silence_edit(heard.mel_TF, heard.grid, heard.source, mel_settings=settings.mel, **own)
 
@@ -177,6 +184,13 @@ def _scored_edit(heard: Heard, settings: EditSettings) -> EditList:
     if settings.threshold is not None:
         keep = replace(keep, threshold=settings.threshold)
     return scorer.edit(score_T, heard.grid, heard.source, keep, {"model": model_of(settings)})
+
+
+def _labelled_edit(heard: Heard, settings: EditSettings) -> EditList:
+    """What a label policy makes of the beats."""
+    with timed(heard.timings_s, "network"):
+        name, labeller = model_of(settings), _labeller(model_of(settings))
+        return labeller.edit(heard.mel_TF, heard.grid, heard.source, {"model": name})
 
 
 def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
@@ -292,6 +306,13 @@ def _scorer(model: str) -> "Scorer":
     from editjax.scorer import load_scorer
 
     return load_scorer(model)
+
+
+@functools.lru_cache(maxsize=2)
+def _labeller(model: str) -> "Labeller":
+    from editjax.labeller import load_labeller
+
+    return load_labeller(model)
 
 
 @functools.lru_cache(maxsize=2)

@@ -207,6 +207,12 @@ def make_validate(
 
 def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
     """The model by its name in the table, then the editors it must beat."""
+    trivial: dict[str, Editor] = {KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
+    return {MODEL: network_editor(network), **trivial}
+
+
+def network_editor(network: PointerNetwork) -> Editor:
+    """The editor that a pointer network is."""
 
     def model(task: Task) -> np.ndarray:
         style = style_asked(network, task)
@@ -215,7 +221,7 @@ def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
         )
         return edited.pointers_N
 
-    return {MODEL: model, KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
+    return model
 
 
 def style_asked(network: PointerNetwork, task: Task) -> str:

@@ -30,6 +30,8 @@ CARD = "README.md"
 STORED_DTYPES = ("float32", "float16")
 LARGEST_CONFIG_BYTES = 4 << 20
 BUNDLED = Path(__file__).parent / "bundled"
+EDITOR_OPTION = {"pointer": "", "scorer": "--editor scorer ", "policy": "--editor labels "}
+"""How `editjax edit` is told to use a model, for the families that edit."""
 
 LICENCE = (
     "The weights are licensed like editjax (Apache-2.0). The recordings they learned from keep their own "
@@ -321,16 +323,15 @@ def _model_card(name: str, config: Json, size_bytes: int) -> str:
     dtypes = sorted({facts["dtype"] for facts in config["tensors"].values()})
     scores = training.get("scores") or {}
     shown = {figure: "–" if value is None else f"{value:.4g}" for figure, value in scores.items()}
-    asked = "" if config["family"] == "pointer" else f"--editor {config['family']} "
+    asked = EDITOR_OPTION.get(config["family"])
+    used = "" if asked is None else f"    editjax edit RECORDING {asked}--model {name}\n\n"
     table = "".join(f"| {figure} | {value} |\n" for figure, value in shown.items())
     return f"""# {name}
 
 An editjax model of the family *{config["family"]}*: {numbers:,} parameters stored as {", ".join(dtypes)}
 ({size_bytes / 1e6:.1f} MB in `{TENSORS}`, SHA-256 `{config["sha256"]}`).
 
-    editjax edit RECORDING {asked}--model {name}
-
-## How it was trained
+{used}## How it was trained
 
     {training.get("command", "(not recorded)")}
     {training["export_command"]}

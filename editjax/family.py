@@ -16,7 +16,7 @@ class Family(NamedTuple):
 
     Where a batch means more than one step against a gradient, `learn(learner, batch, key, config, frozen) →
     (learner, metrics)` takes the loss's place, with a `ppo.Learner` and at least `loss` and `gradient_norm`
-    among the metrics; `frozen(config)` are arrays that it needs besides.
+    among the metrics; `frozen(config)` names the trained model that it needs besides, a `ppo.Frozen`.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Family(NamedTuple):
     loss: Callable[..., tuple[Any, dict[str, Any]]]
     rules: Rules = ()
     learn: Callable[..., tuple[Any, dict[str, Any]]] | None = None
-    frozen: Callable[[Any], Any] | None = None
+    frozen: Callable[[Any], str] | None = None
 
 
 def family_of(settings: Any, loss: Any = None) -> Family:
@@ -110,8 +110,8 @@ def _policy(weights: Any) -> Family:
 
     family = Family("policy", init, loss)
     if isinstance(weights, policy_loss.PolicyPpoSettings):
-        rewarded = policy_loss.learn_from_rewards, policy_loss.frozen_reward_model
-        return family._replace(learn=rewarded[0], frozen=rewarded[1])
+        learn = policy_loss.learn_from_rewards
+        return family._replace(learn=learn, frozen=lambda config: config.loss.reconstruction)
     return family
 
 

@@ -20,8 +20,8 @@ from editjax.metrics import macro_f1
 from editjax.models.layers import RUNNING
 from editjax.models.policy import PolicySettings, asked_of, beats_of, hear, label_logits
 from editjax.network import WHOLE_FRAMES, padded_length
-from editjax.policy_loss import PolicyPpoSettings, judged, reward_model, seen_of
-from editjax.reconstruction import Judged, Reconstruction, load_reconstruction
+from editjax.policy_loss import PolicyPpoSettings, judged, seen_of
+from editjax.reconstruction import Reconstruction, load_reconstruction
 from editjax.reconstruction import judged as judged_pair
 from editjax.reward import heard_frames
 
@@ -146,11 +146,13 @@ class Examined(NamedTuple):
     all_cut: Any
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def examine(
-    settings: PolicySettings, weights: PolicyPpoSettings, params, frozen, pair: Judged, key
-) -> Examined:
-    """What a policy makes of one recording (`Judged`), and what that earns."""
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def examine(settings: PolicySettings, weights: PolicyPpoSettings, judge, params, judge_params, pair, key):
+    """What a policy makes of one recording (`Judged`), and what that earns (`Examined`).
+
+    `judge` are the settings of the reconstruction model.
+    """
+    frozen = ppo.Frozen(judge, judge_params)
     beats, label_BU = seen_of(settings, params, pair)
     logits_BUC = label_logits(settings, params, beats)
     likeliest_BU, counted_BU = logits_BUC.argmax(-1), beats.counted_BU
@@ -206,11 +208,12 @@ def policy_validate(
         return lambda params: {"score": float("nan")}
     pairs = [judged_pair(source[index]) for index in chosen[:examples]]
     weights = config.loss if isinstance(config.loss, PolicyPpoSettings) else PolicyPpoSettings()
-    frozen = reward_model(weights.reconstruction).params
+    judge = load_reconstruction(weights.reconstruction)
+    fixed = config.model, weights, judge.settings
 
     def validate(params: Any) -> dict[str, float]:
         rows = [
-            jax.device_get(examine(config.model, weights, params, frozen, pair, jax.random.key(number)))
+            jax.device_get(examine(*fixed, params, judge.params, pair, jax.random.key(number)))
             for number, pair in enumerate(pairs)
         ]
         figures = label_figures(rows)

@@ -6,12 +6,10 @@ and how restless it is.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from editjax import ppo
 from editjax.edits import EditLabel
@@ -131,11 +129,10 @@ def roll_out(settings, weights: PolicyPpoSettings, params, seen: Seen, batch, ke
     return ppo.Rollout(beats, action_BU, *earned, counted_BU, jnp.zeros(len(action_BU)))
 
 
-def judged(weights: PolicyPpoSettings, action_BU, label_BU, frames_BU, batch, frozen):
-    """What labels earn, beat by beat, (B, U); `frozen` are the parameters of the reconstruction model."""
+def judged(weights: PolicyPpoSettings, action_BU, label_BU, frames_BU, batch, frozen: ppo.Frozen):
+    """What labels earn, beat by beat, (B, U); `frozen` is the reconstruction model."""
     action_BT = frames_of(action_BU, batch.beat_BT)
-    settings = reward_model(weights.reconstruction).settings
-    found_BTF = reconstruct(settings, frozen, batch.mel_BTF, action_BT, batch.frames_B)
+    found_BTF = reconstruct(frozen.settings, frozen.params, batch.mel_BTF, action_BT, batch.frames_B)
     heard_BT = (batch.structure_BT > 0) & (action_BT != EditLabel.CUT)
     off_BT1 = jnp.abs(found_BTF - batch.edited_BTF).mean(-1, keepdims=True)
     both = jnp.concatenate([off_BT1, jnp.ones_like(off_BT1)], -1)
@@ -148,16 +145,3 @@ def optimizer_settings(optim: OptimSettings, settings: PpoSettings) -> OptimSett
     """The same schedule over batches, each of which is so many updates."""
     each = settings.epochs * settings.minibatches
     return replace(optim, steps=optim.steps * each, warmup_steps=optim.warmup_steps * each)
-
-
-def frozen_reward_model(config) -> Any:
-    """The parameters of the reconstruction model, on the host. See `Family.frozen`."""
-    return jax.tree.map(np.asarray, reward_model(config.loss.reconstruction).params)
-
-
-@lru_cache(maxsize=4)
-def reward_model(model: str):
-    """The reconstruction model that judges."""
-    from editjax.reconstruction import load_reconstruction
-
-    return load_reconstruction(model)

@@ -114,6 +114,13 @@ class Learner(NamedTuple):
     opt_state: Any
 
 
+class Frozen(NamedTuple):
+    """A trained model that learning needs besides, and that learns nothing: it judges, or is a reference."""
+
+    settings: Any
+    params: Any
+
+
 def new_learner(optimizer: optax.GradientTransformation, params: Any) -> Learner:
     """The state before the first iteration."""
     return Learner(jnp.zeros((), jnp.int32), params, optimizer.init(params))

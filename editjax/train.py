@@ -41,7 +41,7 @@ from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
 from editjax.policy_loss import PolicyLossSettings, PolicyPpoSettings
-from editjax.ppo import Learner
+from editjax.ppo import Frozen, Learner
 from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
 from editjax.shards import MANIFEST, read_manifest, write_json
@@ -112,18 +112,27 @@ def init_state(config: TrainConfig, family: Family, key: jax.Array, params: Any 
 
 
 def update(
-    state: TrainState, batch: Any, key: jax.Array, config: TrainConfig, family: Family, frozen: Any = None
+    state: TrainState,
+    batch: Any,
+    key: jax.Array,
+    frozen_params: Any = None,
+    *,
+    config: TrainConfig,
+    family: Family,
+    frozen_settings: Any = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step, of one batch. What is not finite leaves everything but the counters as it was.
 
-    `frozen` is what the family's way of learning needs besides (`Family.frozen`).
+    What is frozen is the model that the family's way of learning needs besides (`Family.frozen`).
     """
     key = jax.random.fold_in(key, state.step)
     learner = Learner(state.step - state.total_skipped, state.params, state.opt_state)
     if family.learn is None:
         (_, params, opt_state), metrics = _descend(learner, batch, key, config, family)
     else:
-        (_, params, opt_state), metrics = family.learn(learner, batch, key, config, frozen)
+        (_, params, opt_state), metrics = family.learn(
+            learner, batch, key, config, Frozen(frozen_settings, frozen_params)
+        )
     ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     ema_params = _average(state, params, config.ema_decay) if config.ema_decay else None
     learned = keep_if(ok, (params, opt_state, ema_params), (state.params, state.opt_state, state.ema_params))
@@ -177,8 +186,8 @@ def train(
     init = functools.partial(init_state, config, family)
     shapes = jax.eval_shape(init, key)
     layout = state_shardings(shapes, mesh, family.rules)
-    frozen = family.frozen and jax.device_put(family.frozen(config), NamedSharding(mesh, REPLICATED))
-    step_of = functools.partial(update, config=config, family=family)
+    frozen = _frozen(config, family, mesh)
+    step_of = functools.partial(update, config=config, family=family, frozen_settings=frozen.settings)
     advance = jax.jit(step_of, donate_argnums=0, out_shardings=(layout, None))
     notes = {"family": family.name, "config": to_json(config), "origin": origin or {}}
     with (
@@ -211,7 +220,7 @@ def train(
                 began = time.perf_counter()
                 batch = next(batches)
                 waited_s = time.perf_counter() - began
-                state, metrics = advance(state, place_batch(batch, mesh), key, frozen=frozen)
+                state, metrics = advance(state, place_batch(batch, mesh), key, frozen.params)
                 step, scores = step + 1, None
                 rows.add(step, metrics, batch, began, waited_s)
 
@@ -276,9 +285,9 @@ def begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, s
     pointer network that it hears with: then all but the encoder is fresh.
     """
     bundle = load_bundle(model)
-    hears = isinstance(config.model, PolicySettings) and isinstance(bundle.settings, PointerSettings)
-    wanted = config.model.hears if hears else config.model
-    theirs, ours = to_json(bundle.settings), to_json(wanted)
+    model_settings: Any = config.model
+    hears = isinstance(model_settings, PolicySettings) and isinstance(bundle.settings, PointerSettings)
+    theirs, ours = to_json(bundle.settings), to_json(model_settings.hears if hears else model_settings)
     grown = [name for name in GROWN if ours.get(name) and not theirs.get(name)]
     for name in ours:
         if name not in (*NO_SHAPE, *grown) and theirs.get(name) != ours[name]:
@@ -298,6 +307,14 @@ def begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, s
 def _fresh(config: TrainConfig) -> Any:
     init = jax.jit(family_of(config.model).init, static_argnums=0)
     return init(config.model, jax.random.key(config.seed))
+
+
+def _frozen(config: TrainConfig, family: Family, mesh: Any) -> Frozen:
+    """The model that learning needs besides, on every device; without any nothing."""
+    if family.frozen is None:
+        return Frozen(None, None)
+    bundle = load_bundle(family.frozen(config))
+    return Frozen(bundle.settings, jax.device_put(bundle.params, NamedSharding(mesh, REPLICATED)))
 
 
 def _resume(

@@ -89,12 +89,12 @@ class EditOptions(InputOptions, OutputOptions):
 
     inputs: Positional[Annotated[tuple[str, ...], named("IN...")]] = ()
     """Recordings, or folders of recordings (edits made before are passed over)."""
-    editor: Literal["pointer", "scorer", "silence"] = "pointer"
-    """Who decides: 'pointer' is a trained network, 'scorer' keeps what sounds like edited audio, 'silence'
-    cuts what is quiet."""
+    editor: Literal["pointer", "scorer", "labels", "silence"] = "pointer"
+    """Who decides: 'pointer' is a trained network, 'scorer' keeps what sounds like edited audio, 'labels'
+    cuts, loops and fades beats as a producer would, 'silence' cuts what is quiet."""
     model: Annotated[str, arg(metavar="NAME|FOLDER")] = ""
     """The editor's model: a name that `editjax models` lists, or the folder of an exported one; default:
-    'final', for other styles 'styles'; the scorer's is 'scorer'."""
+    'final', for other styles 'styles'; the scorer's is 'scorer', that of labels 'labels'."""
     style: Annotated[str, named("STYLE")] = ""
     """An editing style that the model knows (`editjax models` lists them), or 'any'."""
     style_from: Annotated[str, named("FILE")] = ""

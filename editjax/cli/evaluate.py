@@ -1,4 +1,4 @@
-"""`editjax evaluate`: a model and pairs with known edits → its scores, beside editors that need no model."""
+"""`editjax evaluate`: models and pairs with known edits → their scores, beside editors that need no model."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from editjax.errors import UsageError
 from editjax.outputs import Outputs
 
 if TYPE_CHECKING:
-    from editjax.evaluate import Evaluation, Task
+    from editjax.evaluate import Evaluation
     from editjax.scoreboard import Board
 
 MAX_ROWS = 20
@@ -21,19 +21,21 @@ MAX_ROWS = 20
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Scores a model's edits against the true ones, and prints the table.
+    """Scores models' edits against the true ones, and prints the table.
 
     Pairs are NAME_raw.* with NAME.edits.json, or with NAME_edit.* (then the true edit is found by alignment).
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """A name that `editjax models` lists, or the folder of an exported model."""
+    """A name that `editjax models` lists, or the folder of an exported model: of any family that edits."""
     data: Annotated[Path, arg(metavar="PAIRS")]
     """Folder or CSV of pairs the model was not trained on, such as `editjax simulate` makes."""
     out: Annotated[Path | None, named("FILE.json", "-o")] = None
     """Write every edit's figures, their means with 95 % intervals, and what the pairs are like."""
     plot: Annotated[Path | None, named("FILE.png")] = None
     """Picture of the scores."""
+    beside: Annotated[str, named("MODEL,MODEL")] = ""
+    """Score these models too, such as scorer,labels."""
     styles: Annotated[str, named("STYLE,STYLE")] = ""
     """Score edits of these styles only."""
     limit: Annotated[int, named("N")] = 0
@@ -49,29 +51,27 @@ class EvaluateOptions:
 def run(arguments: Sequence[str]) -> int:
     """Evaluates; a model that cannot be read and outputs that cannot be written are refused first."""
     options = parse(EvaluateOptions, arguments, "editjax evaluate")
-    from editjax.evaluate import EvaluateSettings, at_lengths, editors_beside, evaluate, teacher_forced
-    from editjax.network import load_model
+    from editjax.beats import BeatSettings
+    from editjax.contest import contestant, editors_of
+    from editjax.evaluate import EvaluateSettings, evaluate
     from editjax.picture import check_suffix
     from editjax.scoreboard import boards
 
     if options.plot:
         check_suffix(options.plot)
     lengths = _lengths(options.target_lengths)
-    styles = tuple(style.strip() for style in options.styles.split(",") if style.strip())
-    network = load_model(options.model)
-    settings = EvaluateSettings(styles, options.limit, network.beats)
-
-    def examine(task: "Task") -> dict[str, float]:
-        row = teacher_forced(network, task)
-        return row | at_lengths(network, task, lengths) if lengths else row
-
+    first = contestant(options.model, lengths)
+    if lengths and first.examine is None:
+        raise UsageError(f"{options.model}: only pointer networks are asked for lengths; no --target-lengths")
+    editors = editors_of([first, *map(contestant, _words(options.beside))])
+    settings = EvaluateSettings(tuple(_words(options.styles)), options.limit, BeatSettings(mel=first.mel))
     with Outputs(options.overwrite, []) as outputs:
         paths = {path: outputs.add(path) for path in (options.out, options.plot) if path}
         evaluation = evaluate(
             options.data,
-            editors_beside(network),
+            editors,
             settings,
-            examine,
+            first.examine,
             quiet=options.quiet,
         )
         by_style = boards(evaluation.rows)
@@ -82,6 +82,10 @@ def run(arguments: Sequence[str]) -> int:
     if not options.quiet:
         print(_told(evaluation, by_style), flush=True)
     return 0
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _lengths(text: str) -> list[float]:
