@@ -57,7 +57,7 @@ class PolicyPpoSettings:
     )
     reward: RewardSettings = field(default_factory=RewardSettings)
     reconstruction: str = "reconstruct"
-    scale: float = 0.1
+    scale: float = 0.02
 
 
 class Seen(NamedTuple):

@@ -44,9 +44,9 @@ def rewards(settings: RewardSettings, action_BU, label_BU, frames_BU, error_BU):
     beats_B1 = jnp.maximum(counted_BU.sum(-1, keepdims=True), 1).astype(jnp.float32)
     before_BU = jnp.concatenate([action_BU[:, :1], action_BU[:, :-1]], axis=1)
     earned_BU = (
-        settings.match * (action_BU == label_BU)
+        settings.match * (action_BU == label_BU).astype(jnp.float32)
         - settings.reconstruction * error_BU
-        - settings.smoothness * (action_BU != before_BU)
+        - settings.smoothness * (action_BU != before_BU).astype(jnp.float32)
         + settings.duration * (1.0 - beats_B1 * added_error(action_BU, label_BU, frames_BU))
     )
     return jnp.where(counted_BU, earned_BU, 0.0)

@@ -197,7 +197,7 @@ def values(settings: PolicySettings, params, beats: Beats):
 
 
 def _network(settings, params, outputs: int, beats: Beats, key):
-    s, last_BU = settings, beats.counted_BU * jnp.arange(1, beats.frames_BU.shape[1] + 1)
+    s, last_BU = settings, jnp.where(beats.counted_BU, jnp.arange(1, beats.frames_BU.shape[1] + 1)[None], 0)
     count_B = last_BU.max(-1)
     tower, given = Tower(s, outputs), {"params": params["tower"]}
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(params["layers"])[0]))
@@ -212,6 +212,6 @@ def _network(settings, params, outputs: int, beats: Beats, key):
 
 
 def _places(frames_BU, frames_B):
-    stop_BU = jnp.cumsum(frames_BU, axis=1) / jnp.maximum(frames_B[:, None], 1)
+    stop_BU = jnp.cumsum(frames_BU, axis=1) / jnp.maximum(frames_B[:, None], 1).astype(jnp.float32)
     start_BU = jnp.concatenate([jnp.zeros_like(stop_BU[:, :1]), stop_BU[:, :-1]], axis=1)
     return jnp.stack([start_BU, stop_BU, jnp.log(jnp.maximum(frames_BU, 1.0)) - 3.0], -1)

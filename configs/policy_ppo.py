@@ -1,0 +1,43 @@
+"""Phase 2 of the super editor on a CPU, second part: labels that earn more, by PPO.
+
+    editjax train configs/policy_ppo.py --data SHARDS --out RUN --start-from MODEL
+
+MODEL is a label policy that has learned from true labels (`configs/policy_tiny.py`), such as the bundled
+`labels`. The bundled model `reconstruct` says what labels sound like.
+"""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+from editjax.optim import OptimSettings
+from editjax.policy_loss import PolicyPpoSettings
+from editjax.ppo import PpoSettings
+from editjax.train import TrainConfig
+
+SUPERVISED = runpy.run_path(str(Path(__file__).parent / "policy_tiny.py"))["config"]
+
+
+def config() -> TrainConfig:
+    start = SUPERVISED()
+    return replace(
+        start,
+        loss=PolicyPpoSettings(
+            ppo=PpoSettings(
+                discount=0.9,
+                trace=0.9,
+                clip_value=False,
+                entropy=0.02,
+                final_entropy=0.005,
+                target_kl=0.03,
+                iterations=100,
+                epochs=4,
+                minibatches=4,
+            )
+        ),
+        data=replace(start.data, batch_frames=65_536, buckets=((8192, 8192),)),
+        optim=OptimSettings(learning_rate=3e-4, warmup_steps=5, steps=100, clip_norm=0.5),
+        ema_decay=0.9,
+        validate_every=25,
+        checkpoint_every=10,
+    )
