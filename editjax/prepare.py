@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from editjax.edits import (
 from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
 from editjax.events import in_frames
 from editjax.files import atomic_path, sha256_of
-from editjax.mel import FrameGrid, mel_of, stem_mel
+from editjax.mel import FrameGrid, MelSettings, mel_of, mel_of_span, stem_mel
 from editjax.pairs import EditFiles, RawFiles, find_pairs
 from editjax.records import Edit, Recording, encode
 from editjax.styles import STYLES
@@ -219,7 +220,7 @@ def _prepare_edit(
     labels = beat_labels(edit_list, raw.beat_frames, len(raw.mel_TF), grid=raw.grid, effects=effects)
     edit_mel_NF = None
     if files.edited is not None and (files.edits is None or style == "produced" or _is_processed(edit_list)):
-        edit_mel_NF = _fitted_mel(raw, files.edited, len(pointers_N), settings)
+        edit_mel_NF = _heard_mel(raw, files.edited, edit_list, settings.beats.mel)
     target_s = editor.get("target_length_s")
     meta: dict[str, Any] = {
         "natural": target_s is None,
@@ -306,11 +307,37 @@ def _is_processed(edit_list: EditList) -> bool:
     return touched or bool(edit_list.editor.get("effects") or edit_list.editor.get("unaligned"))
 
 
-def _fitted_mel(raw: Raw, path: Path, steps: int, settings: PrepareSettings) -> np.ndarray:
-    """The edited file's mel, one frame a pointer (cuts between frames shift it by a few in the end)."""
+def _heard_mel(raw: Raw, path: Path, edit_list: EditList, mel: MelSettings) -> np.ndarray:
+    """The edited file's mel (N, F) float16, one frame a pointer, where in the file that raw frame is heard.
+
+    A frame of the file's own grid is up to half a hop away from the raw frame that it plays, which alone
+    changes a mel by more than effects do.
+    """
     with raw.open_audio(path) as reader:
-        mel_NF, _ = mel_of(reader, settings.beats.mel)
-    return mel_NF[np.minimum(np.arange(steps), len(mel_NF) - 1)].astype(np.float16)
+        spans = _heard_at(edit_list, raw.grid, reader.frames)
+        pieces = [mel_of_span(reader, at, frames, mel) for at, frames in spans]
+    return np.concatenate([*pieces, np.zeros((0, mel.n_mels), np.float32)]).astype(np.float16)
+
+
+def _heard_at(edit_list: EditList, grid: FrameGrid, samples: int) -> Iterator[tuple[int, int]]:
+    """Where the edit's frames are heard, in its own samples: (first sample, frames) of runs without a gap.
+
+    What has no place in the recording is heard between the segments; no frame begins after the last sample.
+    """
+    unaligned: Counter[int] = Counter()
+    for index, frames in edit_list.editor.get("unaligned", ()):
+        unaligned[index] += frames
+    at = 0
+    for index, segment in enumerate((*edit_list.segments, None)):
+        if frames := unaligned[index]:
+            yield min(at, samples - 1), frames
+            at += int(grid.sample_of_frame(frames))
+        if segment is not None:
+            first, last = grid.frames_in(segment.nominal_start), grid.frames_in(segment.nominal_stop)
+            heard = at + int(grid.sample_of_frame(first)) - segment.start
+            if last > first:
+                yield min(max(heard, 0), samples - 1), last - first
+            at += segment.stop - segment.start
 
 
 def _describe_recording(meta: dict[str, Any], editor: dict[str, Any], grid: FrameGrid) -> None:

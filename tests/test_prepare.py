@@ -19,7 +19,7 @@ from editjax.audio import Reader
 from editjax.edits import UNALIGNED, EditList, Segment, Source, from_pointers, to_pointers, write_edits
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
 from editjax.files import sha256_of
-from editjax.mel import STEM_FRAMES, FrameGrid, mel_of
+from editjax.mel import STEM_FRAMES, FrameGrid, mel_of, mel_of_span
 from editjax.prepare import PrepareSettings, prepare
 
 RATE_HZ = 16000
@@ -105,16 +105,43 @@ def test_edits_of_one_raw_share_one_record(pairs, tmp_path):
         assert [edit.style for edit in source.recording(1).edits] == ["final", "produced", "radio"]
 
 
-def test_a_processed_edit_keeps_the_mel_of_its_own_file(pairs, tmp_path):
+def test_a_processed_edit_keeps_the_mel_of_its_own_file_where_each_frame_is_heard(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", workers=1)
     with shards.read(tmp_path / "out") as source, Reader(pairs / "s1~produced_edit.flac") as reader:
-        edits = {edit.id: edit for edit in source.recording(1).edits}
-        mel_NF, _ = mel_of(reader)
+        recording = source.recording(1)
+        on_its_own_grid_NF, _ = mel_of(reader)
+    edits = {edit.id: edit for edit in recording.edits}
     assert edits["s1~radio"].edit_mel_NF is None
-    stored_NF = edits["s1~produced"].edit_mel_NF
-    assert len(stored_NF) == len(edits["s1~produced"].pointers_N)
-    np.testing.assert_array_equal(stored_NF[:50], mel_NF[:50].astype(np.float16))
+    stored_NF, pointers_N = edits["s1~produced"].edit_mel_NF, edits["s1~produced"].pointers_N
+    assert len(stored_NF) == len(pointers_N)
     assert 5 in edits["s1~produced"].labels
+    joined = np.flatnonzero(np.diff(pointers_N) != 1)
+    away_N = np.abs(np.arange(len(pointers_N))[:, None] - np.array([-1, *joined, len(pointers_N)])).min(1) > 4
+    played_NF = recording.mel_TF[pointers_N].astype(np.float32)
+    off, off_grid = (
+        np.abs(mel_NF[: len(played_NF)] - played_NF)[away_N] for mel_NF in (stored_NF, on_its_own_grid_NF)
+    )
+    assert away_N.sum() > 10 and off.max() < 0.01  # it was copied
+    assert off.mean() < off_grid.mean() / 10
+
+
+def test_the_mel_of_a_span_is_the_mel_of_the_whole_at_the_frames_of_its_grid(tmp_path):
+    samples_S = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples_S, 22050, subtype="FLOAT")
+    with Reader(tmp_path / "a.wav") as reader:
+        whole_TF, _ = mel_of(reader)
+        np.testing.assert_allclose(mel_of_span(reader, 0, len(whole_TF)), whole_TF, atol=1e-5)
+        np.testing.assert_allclose(mel_of_span(reader, 5 * 512, 20), whole_TF[5:25], atol=1e-5)
+        assert not mel_of_span(reader, 60_000, 3).any() and not len(mel_of_span(reader, 0, 0))
+
+
+def test_frames_without_a_place_in_the_recording_are_heard_between_the_others():
+    source, grid = Source("", "", 22050, 1, 512 * 40), FrameGrid(22050)
+    pointers_N = np.array([*range(3, 9), *[UNALIGNED] * 4, *range(20, 30), UNALIGNED])
+    edit_list = from_pointers(pointers_N, source, grid)
+    found = list(module._heard_at(edit_list, grid, 512 * len(pointers_N)))
+    assert found == [(0, 6), (6 * 512, 4), (10 * 512, 10), (20 * 512, 1)]
+    assert found == list(module._heard_at(edit_list, grid, 512 * 21))
 
 
 def test_workers_and_interruptions_change_no_byte(pairs, tmp_path, monkeypatch):
