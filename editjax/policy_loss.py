@@ -35,7 +35,7 @@ class PolicyLossSettings:
     """Cross-entropy with the true labels, in which a label that makes up a share p of the labels counts
     p ** −balance; `shares` are those of CUT, KEEP … TRANSITION in the training shards."""
 
-    balance: float = 0.5
+    balance: float = 0.35
     shares: tuple[float, ...] = (0.66, 0.15, 0.026, 0.015, 0.019, 0.103, 0.027)
 
     def __post_init__(self) -> None:

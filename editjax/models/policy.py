@@ -28,6 +28,7 @@ SHORTEST_BEAT = 8
 """Frames: 320 beats a minute, which is faster than beats are tracked."""
 PLACE_CHANNELS = 3
 STRUCTURE_CHANNELS = 3
+STRETCH_CHANNELS = 6
 NEVER = -jnp.inf
 
 
@@ -69,7 +70,9 @@ class PolicySettings:
     @property
     def channels(self) -> int:
         """Numbers that say how a beat sounds."""
-        return self.hears.frame_width + self.hears.width + STRUCTURE_CHANNELS + PLACE_CHANNELS
+        return (
+            self.hears.frame_width + self.hears.width + STRUCTURE_CHANNELS + PLACE_CHANNELS + STRETCH_CHANNELS
+        )
 
 
 class Beats(NamedTuple):
@@ -146,8 +149,8 @@ def hear(settings: PolicySettings, params, mel_BTF, frames_B, phase_BT3) -> Enco
 def beats_of(settings: PolicySettings, encoded: Encoded, beat_BT) -> Beats:
     """How every beat sounds to the encoder; `beat_BT` numbers the beats from 0.
 
-    Means over the frames of a beat, and where it lies: its start and end as shares of the recording, and the
-    logarithm of its length.
+    Means over the frames of a beat; where it lies, its start and end as shares of the recording and the
+    logarithm of its length; and where in a stretch that the encoder would keep (`stretches`).
     """
     s, n_frames, frames_B = settings.hears, beat_BT.shape[1], encoded.n_frames_B
     landmarks = upsample(encoded.landmarks_BLD, s.landmark_frames, n_frames)
@@ -156,8 +159,35 @@ def beats_of(settings: PolicySettings, encoded: Encoded, beat_BT) -> Beats:
     there_BT = frame_mask(frames_B, n_frames)
     frames_BU = summed(jnp.ones((*beat_BT.shape, 1)), beat_BT, there_BT)[..., 0]
     mean_BUC = summed(sound_BTC, beat_BT, there_BT) / jnp.maximum(frames_BU, 1.0)[..., None]
-    heard_BUC = jnp.concatenate([mean_BUC, _places(frames_BU, frames_B)], -1)
+    keep_BU = mean_BUC[..., -STRUCTURE_CHANNELS + 1 :].sum(-1)
+    stretch_BU6 = stretches((keep_BU > 0.5) & (frames_BU > 0))
+    heard_BUC = jnp.concatenate([mean_BUC, _places(frames_BU, frames_B), stretch_BU6], -1)
     return Beats(masked(heard_BUC, frames_BU > 0), frames_BU.astype(jnp.int32))
+
+
+def stretches(kept_BU):
+    """Where in its stretch of kept beats each beat lies, (B, U, 6), 0 outside.
+
+    Whether it is in one, which share of the stretch lies before it, the logarithms of how many beats of it lie
+    before and after, and whether it is in the first and in the last stretch: effects lie in the middle of
+    takes, fades where the first begins and the last ends.
+    """
+    before_BU, after_BU = _run(kept_BU), _run(kept_BU[:, ::-1])[:, ::-1]
+    share_BU = before_BU / jnp.maximum(before_BU + after_BU - 1.0, 1.0)
+    begins_BU = kept_BU & (before_BU == 1.0)
+    number_BU = jnp.cumsum(begins_BU, axis=1)
+    first_BU, last_BU = number_BU == 1, number_BU == number_BU[:, -1:]
+    there_BU = kept_BU.astype(jnp.float32)
+    told = there_BU, share_BU, jnp.log(jnp.maximum(before_BU, 1.0)), jnp.log(jnp.maximum(after_BU, 1.0))
+    told = (*told, first_BU.astype(jnp.float32), last_BU.astype(jnp.float32))
+    return masked(jnp.stack(told, -1), kept_BU)
+
+
+def _run(kept_BU):
+    """How many beats up to each one are kept without a gap, itself included."""
+    place_BU = jnp.broadcast_to(jnp.arange(1, kept_BU.shape[1] + 1)[None], kept_BU.shape)
+    gap_BU = jax.lax.cummax(jnp.where(kept_BU, 0, place_BU), axis=1)
+    return (place_BU - gap_BU).astype(jnp.float32)
 
 
 def slots(n_frames: int) -> int:
