@@ -70,9 +70,8 @@ class PolicySettings:
     @property
     def channels(self) -> int:
         """Numbers that say how a beat sounds."""
-        return (
-            self.hears.frame_width + self.hears.width + STRUCTURE_CHANNELS + PLACE_CHANNELS + STRETCH_CHANNELS
-        )
+        sound = self.hears.frame_width + self.hears.width + STRUCTURE_CHANNELS
+        return sound + PLACE_CHANNELS + STRETCH_CHANNELS
 
 
 class Beats(NamedTuple):
@@ -168,9 +167,9 @@ def beats_of(settings: PolicySettings, encoded: Encoded, beat_BT) -> Beats:
 def stretches(kept_BU):
     """Where in its stretch of kept beats each beat lies, (B, U, 6), 0 outside.
 
-    Whether it is in one, which share of the stretch lies before it, the logarithms of how many beats of it lie
-    before and after, and whether it is in the first and in the last stretch: effects lie in the middle of
-    takes, fades where the first begins and the last ends.
+    Whether it is in one, its place there as a share, the logarithms of its place from the start and from the
+    end, and whether it is in the first and in the last stretch: effects lie in the middle of takes, fades
+    where the first begins and the last ends.
     """
     before_BU, after_BU = _run(kept_BU), _run(kept_BU[:, ::-1])[:, ::-1]
     share_BU = before_BU / jnp.maximum(before_BU + after_BU - 1.0, 1.0)
