@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from editjax.audio import Reader
 from editjax.crossfade import DEFAULT_SETTINGS
 from editjax.edits import EditList, Segment, Source, from_pointers
 from editjax.errors import UsageError
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from editjax.labeller import Labeller
     from editjax.network import EditedPointers, PointerNetwork
     from editjax.scorer import Scorer
+    from editjax.vocoder import Vocoder
 
 EDITORS = ("pointer", "scorer", "labels", "silence")
 SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
 ANY = "any"
+GRIFFIN_LIM = "griffin-lim"
 MODEL, MODEL_OF_STYLES, SCORER, LABELLER = "final", "styles", "scorer", "labels"
 
 
@@ -50,6 +53,8 @@ class EditSettings:
     `threshold` and `keep_ratio` are the scorer's (`score.KeepSettings`); without them it keeps what it was
     calibrated to. `scores` names a file of scores of the recording (`editjax score --out`), used instead of
     new ones.
+    `effects` says how the labels' effects get their sound: "griffin-lim", or a vocoder's folder; without it
+    they only change the level.
     `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
     file still holds.
     """
@@ -64,6 +69,7 @@ class EditSettings:
     threshold: float | None = None
     keep_ratio: float | None = None
     scores: str = ""
+    effects: str = ""
     margin_s: tuple[float, float] | None = None
     min_clip_s: float = 0.0
     max_pause_s: float | None = None
@@ -96,6 +102,8 @@ class EditSettings:
             raise UsageError("a style needs the pointer editor: --editor pointer")
         if self.editor != "scorer" and (self.threshold, self.keep_ratio, self.scores) != (None, None, ""):
             raise UsageError("a threshold, keep ratio or scores need the scorer: --editor scorer")
+        if self.editor != "labels" and self.effects:
+            raise UsageError("effects need the label policy: --editor labels")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise UsageError(f"threshold {self.threshold}: give a number of standard deviations")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
@@ -136,6 +144,8 @@ def ready(settings: EditSettings) -> EditSettings:
         case "scorer":
             return replace(settings, mel=_scorer(model_of(settings)).mel)
         case "labels":
+            if settings.effects:
+                vocoder_of(settings)
             return replace(settings, mel=_labeller(model_of(settings)).mel)
     return settings
 
@@ -190,7 +200,23 @@ def _labelled_edit(heard: Heard, settings: EditSettings) -> EditList:
     """What a label policy makes of the beats."""
     with timed(heard.timings_s, "network"):
         name, labeller = model_of(settings), _labeller(model_of(settings))
-        return labeller.edit(heard.mel_TF, heard.grid, heard.source, {"model": name})
+        notes = {"model": name, **({"sound": settings.effects} if settings.effects else {})}
+        return labeller.edit(heard.mel_TF, heard.grid, heard.source, notes, levels=not settings.effects)
+
+
+def sounding(heard: Heard, reader: Reader, settings: EditSettings) -> Reader:
+    """The recording as the edit plays it: with the sound of effects, where that is asked for."""
+    if not settings.effects:
+        return reader
+    from editjax.effects import with_effects
+
+    wanted_TF, spans = _labeller(model_of(settings)).effects(heard.mel_TF)
+    return with_effects(reader, wanted_TF, spans, settings.mel, vocoder_of(settings))
+
+
+def vocoder_of(settings: EditSettings) -> "Vocoder | None":
+    """The vocoder that makes the sound of effects, None for Griffin–Lim alone."""
+    return None if settings.effects == GRIFFIN_LIM else _vocoder(settings.effects)
 
 
 def _pointer_edit(heard: Heard, settings: EditSettings) -> EditList:
@@ -313,6 +339,13 @@ def _labeller(model: str) -> "Labeller":
     from editjax.labeller import load_labeller
 
     return load_labeller(model)
+
+
+@functools.lru_cache(maxsize=2)
+def _vocoder(model: str) -> "Vocoder":
+    from editjax.vocoder import load_vocoder
+
+    return load_vocoder(model)
 
 
 @functools.lru_cache(maxsize=2)

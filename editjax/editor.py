@@ -25,7 +25,7 @@ from editjax.adjust import (
 )
 from editjax.audio import ArrayReader, Reader, Writer
 from editjax.beats import BeatSettings, track_beats
-from editjax.decision import EditSettings, Heard, choose, hears_stems, ready, timed
+from editjax.decision import EditSettings, Heard, choose, hears_stems, ready, sounding, timed
 from editjax.edits import EditList, Summary, duration_samples, source_of, summary
 from editjax.errors import DataError, UsageError
 from editjax.formats import output_format
@@ -85,6 +85,8 @@ def listen(reader: Reader, settings: EditSettings = EditSettings(), watch: Watch
 
     It is read once; the tracks of a sum once more, each by itself, for a model that hears stems.
     """
+    if isinstance(reader, Mix) and settings.effects:
+        raise UsageError("effects have one sound, which tracks cannot share: edit them without --effects")
     timings_s = {"read": 0.0}
     with timed(timings_s, "mel"):
         mel_TF, _ = mel_of(_Watched(reader, timings_s, watch), settings.mel)
@@ -199,7 +201,7 @@ def render_edit(
     """Renders a decided edit into a writer, or into memory without one."""
     timings_s = dict(heard.timings_s)
     with timed(timings_s, "render"):
-        samples_SC = render(edit_list, reader, writer, settings.render)
+        samples_SC = render(edit_list, sounding(heard, reader, settings), writer, settings.render)
     path = writer.path if writer else None
     return EditResult(edit_list, summary(edit_list), reader.info.sample_rate_hz, samples_SC, path, timings_s)
 

@@ -42,8 +42,8 @@ class Labeller:
         self,
         settings: PolicySettings,
         params: Any,
+        reconstruction: Reconstruction,
         mel: MelSettings = MelSettings(),
-        reconstruction: Reconstruction | None = None,
         sha256: str = "",
     ):
         self.settings, self.params, self.mel, self.sha256 = settings, params, mel, sha256
@@ -71,13 +71,19 @@ class Labeller:
         return Labels(p_UC.argmax(-1), p_UC.max(-1), beats.beat_frames)
 
     def edit(
-        self, mel_TF: np.ndarray, grid: FrameGrid, source: Source, editor: dict[str, Any] | None = None
+        self,
+        mel_TF: np.ndarray,
+        grid: FrameGrid,
+        source: Source,
+        editor: dict[str, Any] | None = None,
+        levels: bool = True,
     ) -> EditList:
-        """The edit that follows from the labels; `editor` are its notes."""
+        """The edit that follows from the labels; `editor` are its notes. Without `levels` effects are played
+        as they are, for they get their sound elsewhere."""
         labels, n_frames = self.labels(mel_TF), len(mel_TF)
         runs = runs_of(labels.label_U, labels.beat_frames, n_frames)
-        label_T = labels.label_U[beat_of_frames(labels.beat_frames, n_frames)]
-        runs = self._with_levels(runs, mel_TF, label_T)
+        if levels:
+            runs = self._with_levels(runs, mel_TF, labels)
         counts = {
             EditLabel(label).name.lower(): int(count)
             for label, count in zip(*np.unique(labels.label_U, return_counts=True), strict=True)
@@ -85,13 +91,25 @@ class Labeller:
         notes = {"name": "labels", **(editor or {}), "labels": counts}
         return labelled_edit(runs, grid, source, notes)
 
-    def _with_levels(self, runs: list[Run], mel_TF: np.ndarray, label_T: np.ndarray) -> list[Run]:
+    def effects(self, mel_TF: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The mel of what is heard of every frame, (T, F), and the spans of frames where effects sound."""
+        labels = self.labels(mel_TF)
+        runs = runs_of(labels.label_U, labels.beat_frames, len(mel_TF))
+        spans = [(run.start, run.stop) for run in runs if run.label == EditLabel.EFFECT]
+        return self._edited_mel(mel_TF, labels), spans
+
+    def _edited_mel(self, mel_TF: np.ndarray, labels: Labels) -> np.ndarray:
+        label_T = labels.label_U[beat_of_frames(labels.beat_frames, len(mel_TF))]
+        return self.reconstruction.edited_mel(mel_TF, label_T)
+
+    def _with_levels(self, runs: list[Run], mel_TF: np.ndarray, labels: Labels) -> list[Run]:
         """Effects with the change of level that the reconstruction model hears in them."""
-        if self.reconstruction is None or not (label_T == EditLabel.EFFECT).any():
+        if EditLabel.EFFECT not in labels.label_U:
             return runs
-        edited_TF = self.reconstruction.edited_mel(mel_TF, label_T)
-        power_db = (10.0 * np.log10(self.mel_power(m).sum(-1) + 1e-12) for m in (mel_TF, edited_TF))
-        before_T, after_T = power_db
+        edited_TF = self._edited_mel(mel_TF, labels)
+        before_T, after_T = (
+            10.0 * np.log10(self.mel_power(a_TF).sum(-1) + 1e-12) for a_TF in (mel_TF, edited_TF)
+        )
 
         def levelled(run: Run) -> Run:
             if run.label != EditLabel.EFFECT:
@@ -129,7 +147,7 @@ def load_labeller(model: str | Path, reconstruction: str | Path = "reconstruct")
         family = bundle.config["family"]
         raise DataError(f"{bundle.path}: a model of the family {family!r}, not a label policy")
     sounds = load_reconstruction(reconstruction)
-    return Labeller(bundle.settings, bundle.params, bundle.mel, sounds, bundle.config["sha256"])
+    return Labeller(bundle.settings, bundle.params, sounds, bundle.mel, bundle.config["sha256"])
 
 
 class Examined(NamedTuple):

@@ -114,6 +114,8 @@ class EditOptions(InputOptions, OutputOptions):
     """Keep this share of the recording, as nearly as whole clips allow (scorer)."""
     scores: Annotated[str, named("FILE.npz")] = ""
     """Scores of the recording that `editjax score --out` wrote, instead of new ones (scorer)."""
+    effects: Annotated[str, named("griffin-lim|FOLDER")] = ""
+    """Give effects their sound, not their level alone, by Griffin–Lim or a vocoder (labels)."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
