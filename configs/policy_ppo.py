@@ -13,6 +13,7 @@ from pathlib import Path
 from editjax.optim import OptimSettings
 from editjax.policy_loss import PolicyPpoSettings
 from editjax.ppo import PpoSettings
+from editjax.reward import RewardSettings
 from editjax.train import TrainConfig
 
 SUPERVISED = runpy.run_path(str(Path(__file__).parent / "policy_tiny.py"))["config"]
@@ -33,7 +34,8 @@ def config() -> TrainConfig:
                 iterations=100,
                 epochs=4,
                 minibatches=4,
-            )
+            ),
+            reward=RewardSettings(balance=0.35),
         ),
         data=replace(start.data, batch_frames=65_536, buckets=((8192, 8192),)),
         optim=OptimSettings(learning_rate=3e-4, warmup_steps=5, steps=100, clip_norm=0.5),

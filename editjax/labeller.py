@@ -192,10 +192,6 @@ def label_figures(rows: list[Examined]) -> dict[str, float]:
     parts = [(row, row.frames_U > 0) for row in rows]
     true_N = np.concatenate([row.label_U[there] for row, there in parts])
     found_N = np.concatenate([row.likeliest_U[there] for row, there in parts])
-    lengths = [
-        [float(heard_frames(labels, row.frames_U).sum()) for labels in (row.likeliest_U, row.label_U)]
-        for row, _ in parts
-    ]
     majority = np.bincount(true_N).argmax()
     means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in Examined._fields[3:]}
     return {
@@ -203,9 +199,18 @@ def label_figures(rows: list[Examined]) -> dict[str, float]:
         "macro_f1": macro_f1(found_N, true_N),
         "majority_accuracy": float((true_N == majority).mean()),
         "majority_macro_f1": macro_f1(np.full_like(true_N, majority), true_N),
-        "duration_error": float(np.mean([abs(ours / max(true, 1.0) - 1.0) for ours, true in lengths])),
+        "duration_error": float(np.mean(duration_errors(rows))),
         **means,
     }
+
+
+def duration_errors(rows: list[Examined]) -> list[float]:
+    """By how much the length of each edit is off, as a share of the true one."""
+    lengths = [
+        [float(heard_frames(labels, row.frames_U).sum()) for labels in (row.likeliest_U, row.label_U)]
+        for row in rows
+    ]
+    return [abs(ours / max(true, 1.0) - 1.0) for ours, true in lengths]
 
 
 def policy_validate(

@@ -27,20 +27,14 @@ from editjax.models.policy import (
 from editjax.models.reconstruct import reconstruct
 from editjax.optim import OptimSettings, make_optimizer
 from editjax.ppo import PpoSettings
-from editjax.reward import RewardSettings, rewards
+from editjax.reward import RewardSettings, label_weights, rewards
 
 
 @dataclass(frozen=True)
 class PolicyLossSettings:
-    """Cross-entropy with the true labels, in which a label that makes up a share p of the labels counts
-    p ** −balance; `shares` are those of CUT, KEEP … TRANSITION in the training shards."""
+    """Cross-entropy with the true labels, in which rare ones count more (`reward.label_weights`)."""
 
     balance: float = 0.35
-    shares: tuple[float, ...] = (0.66, 0.15, 0.026, 0.015, 0.019, 0.103, 0.027)
-
-    def __post_init__(self) -> None:
-        if len(self.shares) != EditLabel.PAD or min(self.shares) <= 0:
-            raise ValueError(f"shares {self.shares}: give {int(EditLabel.PAD)} shares above 0")
 
 
 @dataclass(frozen=True)
@@ -74,8 +68,7 @@ def policy_loss(params, batch, settings, weights: PolicyLossSettings, key):
     log_p_BUC = jax.nn.log_softmax(label_logits(settings, params, beats, key)[..., : EditLabel.PAD])
     chosen_BU = jnp.where(counted_BU, label_BU, 0)
     nll_BU = -jnp.take_along_axis(log_p_BUC, chosen_BU[..., None], -1)[..., 0]
-    weight_C = jnp.asarray(weights.shares) ** -weights.balance
-    weight_BU = jnp.where(counted_BU, weight_C[chosen_BU], 0.0)
+    weight_BU = jnp.where(counted_BU, jnp.asarray(label_weights(weights.balance))[chosen_BU], 0.0)
     loss = (nll_BU * weight_BU).sum() / jnp.maximum(weight_BU.sum(), 1e-6)
     right_BU = (log_p_BUC.argmax(-1) == label_BU).astype(jnp.float32)
     return loss, {
