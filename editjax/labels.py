@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax.edits import EFFECT_GAIN_DB, EditLabel, EditList, Segment, Source
+from editjax.joins import LONGEST_FADE_S
 from editjax.mel import FrameGrid
 
 MOST_GAIN_DB = 12.0
@@ -47,18 +48,21 @@ def labelled_edit(
     """The edit list that runs of labels ask for.
 
     A fade is made where it meets a cut: FADE_IN at the start of a stretch that is played, FADE_OUT at its
-    end. TRANSITION on both sides of what is cut is one crossfade as long as the two together; on one side
-    alone, and fades amidst what is played, are played as they are. Where an effect changes the level by less
-    than can be told from matching levels, nothing is changed.
+    end. TRANSITION on both sides of what is cut is one crossfade as long as the two together, and so are
+    FADE_OUT before and FADE_IN after it; TRANSITION on one side alone, and fades amidst what is played, are
+    played as they are. Where an effect changes the level by less than can be told from matching levels,
+    nothing is changed.
     """
     stretches = [list(group) for cut, group in groupby(runs, lambda r: r.label == EditLabel.CUT) if not cut]
     segments: list[Segment] = []
     for before, stretch, after in zip([None, *stretches], stretches, [*stretches[1:], None], strict=False):
         pieces = _pieces(stretch, grid, source.frames)
-        fade_in, fade_out = _opening(before, stretch), _closing(stretch, after)
-        length = int(grid.sample_of_frame(1))
-        pieces[0] = _faded(pieces[0], fade_in * length, 0)
-        pieces[-1] = _faded(pieces[-1], pieces[-1].fade_in, fade_out * length)
+        fade_in, fade_out = (
+            _samples(run, grid, source) if fades else 0
+            for run, fades in ((stretch[0], _opens(before, stretch)), (stretch[-1], _closes(stretch, after)))
+        )
+        pieces[0] = _faded(pieces[0], fade_in, 0)
+        pieces[-1] = _faded(pieces[-1], pieces[-1].fade_in, fade_out)
         segments += pieces
     return EditList(source, tuple(segments), dict(editor or {}))
 
@@ -85,21 +89,28 @@ def _pieces(stretch: Sequence[Run], grid: FrameGrid, n_samples: int) -> list[Seg
     return pieces
 
 
-def _opening(before: Sequence[Run] | None, stretch: Sequence[Run]) -> int:
-    """Frames over which a stretch fades in."""
-    first = stretch[0]
-    crosses = before is not None and before[-1].label == first.label == EditLabel.TRANSITION
-    return first.stop - first.start if crosses or first.label == EditLabel.FADE_IN else 0
+def _opens(before: Sequence[Run] | None, stretch: Sequence[Run]) -> bool:
+    """Whether a stretch fades in over its first run."""
+    first = stretch[0].label
+    crosses = before is not None and before[-1].label == first == EditLabel.TRANSITION
+    return crosses or first == EditLabel.FADE_IN
 
 
-def _closing(stretch: Sequence[Run], after: Sequence[Run] | None) -> int:
-    """Frames over which a stretch fades out."""
-    last = stretch[-1]
-    crosses = after is not None and after[0].label == last.label == EditLabel.TRANSITION
-    return last.stop - last.start if crosses or last.label == EditLabel.FADE_OUT else 0
+def _closes(stretch: Sequence[Run], after: Sequence[Run] | None) -> bool:
+    """Whether a stretch fades out over its last run."""
+    last = stretch[-1].label
+    crosses = after is not None and after[0].label == last == EditLabel.TRANSITION
+    return crosses or last == EditLabel.FADE_OUT
+
+
+def _samples(run: Run, grid: FrameGrid, source: Source) -> int:
+    """The length of a run, no longer than a fade may be."""
+    start, stop = int(grid.sample_of_frame(run.start)), int(grid.sample_of_frame(run.stop))
+    return min(min(stop, source.frames) - start, int(LONGEST_FADE_S * source.sample_rate))
 
 
 def _faded(segment: Segment, fade_in: int, fade_out: int) -> Segment:
-    """A segment whose fades do not overlap."""
-    half = (segment.stop - segment.start) // 2
-    return segment._replace(fade_in=min(fade_in, half), fade_out=min(fade_out, half))
+    """A segment with fades; two that would overlap share it."""
+    length = segment.stop - segment.start
+    most = length if fade_in + fade_out <= length else length // 2
+    return segment._replace(fade_in=min(fade_in, most), fade_out=min(fade_out, most))
