@@ -18,9 +18,11 @@ from editjax.data import Batch
 from editjax.errors import DataError, NoInputError, UsageError
 from editjax.family import family_of
 from editjax.mel import STEM_FRAMES, MelSettings
+from editjax.models.reconstruct import ReconstructSettings
 from editjax.train import TrainConfig, init_state, update
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+JUDGE = ReconstructSettings(width=8, heads=2, label_width=4, encoder_layers=1, decoder_layers=1)
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_and_steps_under_eval_shape(path):
     config = load_config(path)
-    family = family_of(config.model)
+    family = family_of(config.model, config.loss)
     frames, steps = config.data.buckets[0]
     key = jax.random.key(0)
     state = jax.eval_shape(lambda key: init_state(config, family, key), key)
-    batch = empty_batch(frames, steps)
-    stepped, metrics = jax.eval_shape(lambda s, b, k: update(s, b, k, config, family), state, batch, key)
+    batch = empty_batch(frames, steps, config.data.batch_size(frames))
+    judge = jax.eval_shape(lambda key: family_of(JUDGE).init(JUDGE, key), key) if family.frozen else None
+    step = functools.partial(update, config=config, family=family, frozen_settings=JUDGE)
+    stepped, metrics = jax.eval_shape(step, state, batch, key, judge)
     assert jax.tree.map(jnp.shape, stepped) == jax.tree.map(jnp.shape, state)
     assert metrics["loss"].shape == ()
 
