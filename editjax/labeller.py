@@ -17,6 +17,7 @@ from editjax.errors import DataError
 from editjax.labels import Run, labelled_edit, runs_of
 from editjax.mel import FrameGrid, MelSettings
 from editjax.metrics import macro_f1
+from editjax.models.encoder import aligned
 from editjax.models.layers import RUNNING
 from editjax.models.policy import PolicySettings, asked_of, beats_of, hear, label_logits
 from editjax.network import WHOLE_FRAMES, padded_length
@@ -27,8 +28,8 @@ from editjax.reward import heard_frames
 
 
 class Labels(NamedTuple):
-    """What becomes of every beat: `label_U` (`EditLabel`), of what lies before the first beat and of each
-    beat, `p_U` how sure the policy is of it, `beat_frames` where the beats begin."""
+    """What becomes of every beat: `label_U` (`EditLabel`), of what the recording begins with and of each
+    later beat, `p_U` how sure the policy is of it, `beat_frames` where the later beats begin."""
 
     label_U: np.ndarray
     p_U: np.ndarray
@@ -55,9 +56,11 @@ class Labeller:
         n_frames, length = len(mel_TF), padded_length(len(mel_TF))
         beats = track_beats(mel_TF, self.beats)
         phase_T3 = beat_phases(beats, n_frames, self.beats)
-        beat_1T = np.pad(beat_of_frames(beats.beat_frames, n_frames), (0, length - n_frames))[None]
+        beat_frames = beats.beat_frames[beats.beat_frames > 0]  # one at 0 is what lies before the others
+        beat_T = beat_of_frames(beat_frames, n_frames)
         encoder, asked = self.params[RUNNING]["encoder"], asked_of(self.settings, 1)
         if length > WHOLE_FRAMES:
+            length = aligned(length)
             hears = self.settings.hears
             encoded = encode_in_chunks(hears, encoder, mel_TF, phase_T3, asked, length, None)
         else:
@@ -66,9 +69,10 @@ class Labeller:
             mel_1TF, phase_1T3 = padded
             frames_1 = np.array([n_frames], np.int32)
             encoded = _hear(self.settings, self.params, mel_1TF, frames_1, phase_1T3)
+        beat_1T = np.pad(beat_T, (0, length - n_frames))[None]
         p_UC = np.asarray(_probabilities(self.settings, self.params, encoded, beat_1T))[0]
-        p_UC = p_UC[: len(beats.beat_frames) + 1]
-        return Labels(p_UC.argmax(-1), p_UC.max(-1), beats.beat_frames)
+        p_UC = p_UC[: len(beat_frames) + 1]
+        return Labels(p_UC.argmax(-1), p_UC.max(-1), beat_frames)
 
     def edit(
         self,
@@ -147,6 +151,8 @@ def load_labeller(model: str | Path, reconstruction: str | Path = "reconstruct")
         family = bundle.config["family"]
         raise DataError(f"{bundle.path}: a model of the family {family!r}, not a label policy")
     sounds = load_reconstruction(reconstruction)
+    if sounds.mel != bundle.mel:
+        raise DataError(f"{reconstruction}: made for another mel than {bundle.path}")
     return Labeller(bundle.settings, bundle.params, sounds, bundle.mel, bundle.config["sha256"])
 
 

@@ -53,10 +53,11 @@ _loss_of = partial(jax.jit, static_argnums=(2, 3))(loss_of)
 
 
 def judged(example: Example) -> Judged:
-    """A recording with its edit on the raw axis, padded to a standard length."""
+    """A recording with its edit on the raw axis, padded to a standard length; beats are counted from 0."""
     n_frames, length = len(example.mel_TF), padded_length(len(example.mel_TF))
     edited_TF = scatter_frames(example.edit_mel_NF, example.pointers_N, n_frames)
     labels_T = labels_of_frames(example.labels, example.beat_frames, example.pointers_N, n_frames)
+    beat_T = beat_of_frames(example.beat_frames, n_frames)
 
     def padded(a_T: np.ndarray, dtype: Any, value: float = 0.0) -> np.ndarray:
         around = ((0, length - n_frames),) + ((0, 0),) * (a_T.ndim - 1)
@@ -69,7 +70,7 @@ def judged(example: Example) -> Judged:
         padded(edited_TF, np.float32),
         padded(labels_T, np.int32, EditLabel.PAD),
         padded(example.phase_T3, np.float32),
-        padded(beat_of_frames(example.beat_frames, n_frames), np.int32),
+        padded(beat_T - beat_T[0], np.int32),
     )
 
 
