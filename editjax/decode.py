@@ -72,6 +72,7 @@ class Fixed(NamedTuple):
     draft: int
     temperature: jax.Array | float = 0.0
     key_B: Any = None
+    rules: bool = True
 
     def ask(self, method: str, *args):
         """One method of the decoder."""
@@ -102,7 +103,7 @@ def read_keys(settings: PointerSettings, params, encoded):
     return decoder_call(settings, params, "keys", encoded)
 
 
-@partial(jax.jit, static_argnames=("settings", "max_steps", "draft"))
+@partial(jax.jit, static_argnames=("settings", "max_steps", "draft", "rules"))
 def decode(
     settings: PointerSettings,
     params,
@@ -112,6 +113,7 @@ def decode(
     temperature,
     key,
     draft: int = DRAFT_STEPS,
+    rules: bool = True,
 ) -> Decoded:
     """Free-running decoding, of recordings side by side; sequences that never stop end after `max_steps`.
 
@@ -121,11 +123,12 @@ def decode(
     frame that was played already, and at a jump to a stretch most of which was; jumps forward within a bar
     are always taken. And nothing that surely begins is left out: an edit that would end, and is asked for no
     length, first jumps to where that begins (`left_out`).
+    Without `rules` it does just what the decoder says: at temperature 1 an edit is drawn with its likelihood.
     `draft` 0 decodes step by step, with the same result.
     """
     batch, n_frames = keys.frames_BTD.shape[:2]
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    fixed = Fixed(settings, params, keys, target_B, max_steps, draft, temperature, key_B)
+    fixed = Fixed(settings, params, keys, target_B, max_steps, draft, temperature, key_B, rules)
     state_B4 = jnp.tile(jnp.array([[0, -1, 0, 0]], jnp.int32), (batch, 1))
     played_BT = jnp.zeros((batch, n_frames), jnp.int32)
     start = Carry(
@@ -196,8 +199,9 @@ def _pass(fixed: Fixed, carry: Carry) -> Carry:
 def _first_other(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, key_BS):
     """The first of the drafted steps that must be decided: which does not advance, or is the last, (B, 1)."""
     mode_BS, _ = _pick(mode_logits_BS3, fixed.temperature, key_BS, MODE_NOISE)
-    again_BS = ends_before(fixed.keys, carry.played_BT, drafted.pointer_BN + 1)
-    agrees_BS = (mode_BS == ADVANCE) & ~again_BS & (drafted.index_BN < fixed.max_steps - 1)
+    agrees_BS = (mode_BS == ADVANCE) & (drafted.index_BN < fixed.max_steps - 1)
+    if fixed.rules:
+        agrees_BS &= ~ends_before(fixed.keys, carry.played_BT, drafted.pointer_BN + 1)
     return jnp.argmin(agrees_BS.at[:, -1].set(False), axis=1)[:, None]
 
 
@@ -241,24 +245,15 @@ def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B
 def choose(fixed: Fixed, turn: Turn, mode_logits_B13, played: Callable):
     """Next pointer or STOP (B,), and its log-probability beside the probability of stopping (B, 2).
 
-    First the mode; for a jump then bar → beat → frame. What would play anew what is not looped ends the edit
-    instead, and what would end it while something is left out goes there (`catch_up`). `played` tells of
-    frames (B, X) which were. The log-probability is the decoder's own of what is returned.
+    First the mode; for a jump then bar → beat → frame; then the rules, if any. `played` tells of frames
+    (B, X) which were. The log-probability is the decoder's own of what is returned.
     """
-    step, looped_BT = turn.step, fixed.keys.hints.looped_BT
+    step = turn.step
     mode_B1, _ = _pick(mode_logits_B13, fixed.temperature, turn.key_B1, MODE_NOISE)
     target_B1, target_p_B1 = land(fixed, turn)
-    next_B1 = jnp.where(mode_B1 == ADVANCE, step.pointer_BN + 1, target_B1)
-    back_B1 = (mode_B1 == JUMP) & jumps_back(fixed.settings, fixed.keys, step, target_B1, turn.share_BV)
-    ends_B1 = (mode_B1 == STOP_MODE) | back_B1 | (played(next_B1) & ~pick(looped_BT, next_B1))
-    left_BV = forgotten(fixed, turn, played)
-    forgets_B1 = ends_B1 & left_BV.any(1, keepdims=True)
-    first = target_B1, target_p_B1
-    second_B1, second_p_B1 = jax.lax.cond(
-        forgets_B1.any(), lambda: catch_up(fixed, turn, left_BV), lambda: first
-    )
-    next_B1 = jnp.where(forgets_B1, second_B1, jnp.where(ends_B1, STOP, next_B1))
-    target_p_B1 = jnp.where(forgets_B1, second_p_B1, target_p_B1)
+    next_B1 = jnp.select([mode_B1 == ADVANCE, mode_B1 == JUMP], [step.pointer_BN + 1, target_B1], STOP)
+    if fixed.rules:
+        next_B1, target_p_B1 = _allowed(fixed, turn, next_B1, target_p_B1, played)
     modes = [next_B1 == STOP, next_B1 == step.pointer_BN + 1]
     mode_B1 = jnp.select(modes, [STOP_MODE, ADVANCE], JUMP)
     log_p_B13 = jax.nn.log_softmax(mode_logits_B13, axis=-1)
@@ -266,6 +261,26 @@ def choose(fixed: Fixed, turn: Turn, mode_logits_B13, played: Callable):
     log_p_B1 = log_p_B1 + jnp.where(mode_B1 == JUMP, target_p_B1, 0.0)
     stop_p_B1 = jnp.exp(log_p_B13[..., STOP_MODE])
     return next_B1[:, 0].astype(jnp.int32), jnp.concatenate([log_p_B1, stop_p_B1], axis=1)
+
+
+def _allowed(fixed: Fixed, turn: Turn, next_B1, target_p_B1, played: Callable):
+    """What the rules make of a choice, and the log-probability of where it leads if it jumps, (B, 1) each.
+
+    What would play anew what is not looped ends the edit instead, and what would end it while something is
+    left out goes there (`catch_up`).
+    """
+    step, looped_BT = turn.step, fixed.keys.hints.looped_BT
+    jumps_B1 = (next_B1 != STOP) & (next_B1 != step.pointer_BN + 1)
+    back_B1 = jumps_B1 & jumps_back(fixed.settings, fixed.keys, step, next_B1, turn.share_BV)
+    ends_B1 = (next_B1 == STOP) | back_B1 | (played(next_B1) & ~pick(looped_BT, next_B1))
+    left_BV = forgotten(fixed, turn, played)
+    forgets_B1 = ends_B1 & left_BV.any(1, keepdims=True)
+    first = next_B1, target_p_B1
+    second_B1, second_p_B1 = jax.lax.cond(
+        forgets_B1.any(), lambda: catch_up(fixed, turn, left_BV), lambda: first
+    )
+    next_B1 = jnp.where(forgets_B1, second_B1, jnp.where(ends_B1, STOP, next_B1))
+    return next_B1, jnp.where(forgets_B1, second_p_B1, target_p_B1)
 
 
 def land(fixed: Fixed, turn: Turn):

@@ -141,6 +141,35 @@ def nll_of_states(settings: PointerSettings, params, keys, t: Targets, h_BND, ma
     mode_BN = jnp.where(t.counted_BN, _nll(mode_logits, t.mode_BN), 0.0)
     joins_BN = jnp.where(t.counted_BN, jax.nn.softmax(mode_logits, -1)[..., JUMP], 0.0)
 
+    jumps = jumps_of(settings, params, keys, t, h_BND, max_jumps)
+    real_BJ, target_BJ, parts = jumps.real_BJ, jumps.target_BJ, jumps.parts
+    bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
+    exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
+    again_BJ = was_played(target_BJ, jumps.played_BJV, keys.n_frames_B, settings.frames_per_bar)
+    place_BJ = jnp.take_along_axis(keys.hints.place_BV, target_BJ // settings.frames_per_bar, axis=1)
+    order_B = order_loss(place_BJ, real_BJ & ~again_BJ)
+    jumps_B = ((t.mode_BN == JUMP) & t.counted_BN).sum(1)
+    counts = jumps_B, real_BJ.sum(1), exact_BJ.sum(1)
+    return SequenceNll(mode_BN.sum(1), bar_B, beat_B, frame_B, *counts, order_B, joins_BN.sum(1))
+
+
+class Jumps(NamedTuple):
+    """The first jumps of each example, (B, J): the step of each, whether there is one, where it leads, shares
+    of bars that were played before, and logits and choice of its bar, beat and frame."""
+
+    step_BJ: jax.Array
+    real_BJ: jax.Array
+    target_BJ: jax.Array
+    played_BJV: jax.Array
+    parts: tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def jumps_of(settings: PointerSettings, params, keys, t: Targets, h_BND, max_jumps: int) -> Jumps:
+    """The first `max_jumps` jumps, and what is said of where they lead, from the decoder's states."""
+
+    def ask(method, *args):
+        return decoder_call(settings, params, method, *args)
+
     jump_BN = (t.mode_BN == JUMP) & t.counted_BN
     count = min(max_jumps, jump_BN.shape[1])
     _, where_BJ = jax.lax.top_k(jnp.where(jump_BN, -t.step.index_BN, -jump_BN.shape[1]), count)
@@ -158,12 +187,7 @@ def nll_of_states(settings: PointerSettings, params, keys, t: Targets, h_BND, ma
         (ask("beat_logits", h_BJD, bar_BJ, before_BJ, keys), beat_BJ % per_bar),
         (ask("frame_logits", h_BJD, beat_BJ, before_BJ, keys), target_BJ % settings.frames_per_beat),
     )
-    bar_B, beat_B, frame_B = (jnp.where(real_BJ, _nll(logits, label), 0.0).sum(1) for logits, label in parts)
-    exact_BJ = real_BJ & jnp.stack([jnp.argmax(a, -1) == b for a, b in parts]).all(0)
-    again_BJ = was_played(target_BJ, played_BJV, keys.n_frames_B, settings.frames_per_bar)
-    order_B = order_loss(jnp.take_along_axis(keys.hints.place_BV, bar_BJ, axis=1), real_BJ & ~again_BJ)
-    counts = jump_BN.sum(1), real_BJ.sum(1), exact_BJ.sum(1)
-    return SequenceNll(mode_BN.sum(1), bar_B, beat_B, frame_B, *counts, order_B, joins_BN.sum(1))
+    return Jumps(where_BJ, real_BJ, target_BJ, played_BJV, parts)
 
 
 def _nll(logits, label):
