@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from editjax.bundle import CONFIG, LARGEST_CONFIG_BYTES, TENSORS
 from editjax.config import Json, from_json, to_json
 from editjax.errors import DataError, NoInputError
-from editjax.export import CONFIG, LARGEST_CONFIG_BYTES, TENSORS, write_bundle
+from editjax.export import write_bundle
 from editjax.files import sha256_of
 from editjax.mel import MelSettings
 from editjax.mesh import tree_path

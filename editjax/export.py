@@ -16,20 +16,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax import __version__
+from editjax.bundle import (
+    CONFIG,
+    FORMAT,
+    TENSORS,
+    VERSION,
+    digest_of,
+    dumped,
+    facts_of,
+    find_bundle,
+    flatten,
+    read_config,
+    read_tensors,
+    unflatten,
+)
 from editjax.config import Json, from_json, to_json
 from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
 from editjax.family import family_of, settings_type
 from editjax.mel import MelSettings
 from editjax.mesh import tree_path
 
-FORMAT = "editjax.model"
-VERSION = 1
-TENSORS = "model.safetensors"
-CONFIG = "config.json"
 CARD = "README.md"
 STORED_DTYPES = ("float32", "float16")
-LARGEST_CONFIG_BYTES = 4 << 20
-BUNDLED = Path(__file__).parent / "bundled"
 EDITOR_OPTION = {"pointer": "", "scorer": "--editor scorer ", "policy": "--editor labels "}
 """How `editjax edit` is told to use a model, for the families that edit."""
 
@@ -115,10 +123,10 @@ def write_bundle(
         "version": VERSION,
         "editjax": __version__,
         **facts,
-        "tensors": {name: _facts(array) for name, array in sorted(tensors.items())},
+        "tensors": {name: facts_of(array) for name, array in sorted(tensors.items())},
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
-    config["digest"] = _digest(config)
+    config["digest"] = digest_of(config)
     text = (card or _model_card)(out_dir.name, config, len(blob))
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +134,7 @@ def write_bundle(
             new = Path(folder) / "new"
             new.mkdir()
             (new / TENSORS).write_bytes(blob)
-            (new / CONFIG).write_text(_dump(config) + "\n", encoding="utf-8")
+            (new / CONFIG).write_text(dumped(config) + "\n", encoding="utf-8")
             (new / CARD).write_text(text, encoding="utf-8")
             old = Path(folder) / "old"
             if out_dir.exists():
@@ -160,7 +168,7 @@ def load_bundle(model: str | Path) -> Bundle:
 
     path = find_bundle(model)
     config = read_config(path)
-    tensors = _read_tensors(path / TENSORS, config)
+    tensors = read_tensors(path / TENSORS, config)
     where = str(path / CONFIG)
     settings: Any = from_json(settings_type(config["family"]), config["model"], f"{where}: model")
     mel = from_json(MelSettings, config["mel"], f"{where}: mel")
@@ -169,68 +177,6 @@ def load_bundle(model: str | Path) -> Bundle:
     # Cast on the host: on the device every shape would be a program of its own to compile.
     params = jax.device_put(unflatten({name: a.astype(np.float32) for name, a in tensors.items()}))
     return Bundle(settings, params, mel, config, path)
-
-
-def find_bundle(model: str | Path) -> Path:
-    """The folder of a model: a name that ships with editjax, else a path."""
-    names = bundled_names()
-    if str(model) in names:
-        return BUNDLED / str(model)
-    path = Path(model)
-    if not path.is_dir():
-        known = ", ".join(names) or "none in this installation"
-        raise NoInputError(f"{model}: no such model; give a model's folder or a name that ships: {known}")
-    return path
-
-
-def bundled_names() -> list[str]:
-    """The models that ship with this installation."""
-    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
-
-
-def read_config(path: Path) -> Json:
-    """A bundle's config.json, with format, version and digest checked."""
-    file = path / CONFIG
-    try:
-        if file.stat().st_size > LARGEST_CONFIG_BYTES:
-            raise DataError(f"{file}: too large to be a model's settings")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NoInputError(f"{file}: cannot read it ({error.strerror}): {path} is no model folder") from error
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise DataError(f"{file}: not an editjax model (format is not {FORMAT!r})")
-    if config.get("version") != VERSION:
-        raise DataError(
-            f"{file}: model version {config.get('version')}, this editjax reads {VERSION}: upgrade it"
-        )
-    if config.get("digest") != _digest(config):
-        raise DataError(f"{file}: changed or damaged since it was exported; export the model again")
-    return config
-
-
-def flatten(params: Any) -> dict[str, np.ndarray]:
-    """Nested dict of arrays → arrays named by path, `encoder/norm/scale`."""
-    flat: dict[str, np.ndarray] = {}
-    for name, value in params.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{inner}": array for inner, array in flatten(value).items()}
-        else:
-            flat[name] = np.asarray(value)
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    params: dict[str, Any] = {}
-    for path, array in flat.items():
-        *folders, name = path.split("/")
-        inner = params
-        for folder in folders:
-            inner = inner.setdefault(folder, {})
-        inner[name] = array
-    return params
 
 
 def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
@@ -268,25 +214,6 @@ def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     return stored
 
 
-def _read_tensors(file: Path, config: Json) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        blob = file.read_bytes()
-    except OSError as error:
-        raise NoInputError(f"{file}: cannot read it ({error.strerror})") from error
-    if hashlib.sha256(blob).hexdigest() != config["sha256"]:
-        raise DataError(f"{file}: SHA-256 differs from the one in {CONFIG}; copy or export the model again")
-    try:
-        tensors = load(blob)
-    except SafetensorError as error:
-        raise DataError(f"{file}: not a safetensors file ({error})") from error
-    if {name: _facts(array) for name, array in tensors.items()} != config["tensors"]:
-        raise DataError(f"{file}: tensors differ in name, shape or dtype from those {CONFIG} lists")
-    return tensors
-
-
 def refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
     """DataError unless the tensors are those of the model that this version builds from the settings."""
     import jax
@@ -301,20 +228,6 @@ def refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
                 f"{path}: {name} has shape {there}, wanted {here}: exported by a version of editjax with "
                 "another architecture; use that version or train again"
             )
-
-
-def _facts(array: np.ndarray) -> Json:
-    return {"shape": list(array.shape), "dtype": array.dtype.name}
-
-
-def _digest(config: Json) -> str:
-    """SHA-256 of everything in the config but the digest itself."""
-    content = {name: value for name, value in config.items() if name != "digest"}
-    return hashlib.sha256(_dump(content).encode()).hexdigest()
-
-
-def _dump(config: Json) -> str:
-    return json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
 
 
 def _model_card(name: str, config: Json, size_bytes: int) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from editjax.bundle import flatten
 from editjax.cli import complain
 from editjax.errors import DataError, EditjaxError
-from editjax.export import cast, flatten, load_bundle, write_bundle
+from editjax.export import cast, load_bundle, write_bundle
 
 TRUST, AVOID = "decoder/trust", "decoder/bar_avoid/"
 ADVANCE_HINT, SKIPPED, UNDONE = 0, 0, 2

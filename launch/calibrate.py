@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from editjax.bundle import flatten
 from editjax.cli import complain
 from editjax.errors import DataError, EditjaxError, UsageError
-from editjax.export import cast, flatten, load_bundle, write_bundle
+from editjax.export import cast, load_bundle, write_bundle
 from editjax.score_quality import known_pairs, validation_figures
 from editjax.scorer import load_scorer
 from editjax.styles import STYLES

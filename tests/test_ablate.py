@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
 from ablate import PARTS, run, table, without
 
 from editjax import shards
+from editjax.bundle import flatten
 from editjax.config import to_json
 from editjax.data import DataSettings
-from editjax.export import flatten, write_bundle
+from editjax.export import write_bundle
 from editjax.family import family_of
 from editjax.mel import MelSettings
 from editjax.mesh import tree_path

@@ -9,10 +9,11 @@ import pytest
 import soundfile
 from scorer_cases import params_of
 
+from editjax.bundle import flatten
 from editjax.cli import main
 from editjax.config import to_json
 from editjax.edits import duration_samples, identity, read_edits, write_edits
-from editjax.export import flatten, write_bundle
+from editjax.export import write_bundle
 from editjax.mel import MelSettings
 from editjax.models.autoencoder import ScorerSettings
 from editjax.scorer import Calibration, default_weights, figures_of, load_scorer, weights_of

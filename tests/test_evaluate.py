@@ -11,11 +11,12 @@ import pytest
 import soundfile
 
 from editjax import evaluate as ours
+from editjax.bundle import flatten
 from editjax.cli import main
 from editjax.config import to_json
 from editjax.edits import EditList, Segment, Source, write_edits
 from editjax.errors import DataError, NoInputError
-from editjax.export import flatten, write_bundle
+from editjax.export import write_bundle
 from editjax.files import sha256_of
 from editjax.mel import MelSettings
 from editjax.models import pointer

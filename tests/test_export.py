@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editjax import export
+from editjax.bundle import digest_of, flatten, read_config, unflatten
 from editjax.checkpoint import Checkpoints
 from editjax.config import to_json
 from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
-from editjax.export import export_run, flatten, load_bundle, read_config, unflatten
+from editjax.export import export_run, load_bundle
 from editjax.family import family_of
 from editjax.mel import MelSettings
 from editjax.models.pointer import PointerSettings
@@ -78,7 +79,7 @@ def rewrite(bundle, change):
     """Change config.json and renew its digest, as somebody with bad intentions would."""
     path = bundle / "config.json"
     config = {**json.loads(path.read_text()), **change}
-    path.write_text(json.dumps({**config, "digest": export._digest(config)}))
+    path.write_text(json.dumps({**config, "digest": digest_of(config)}))
 
 
 def test_the_average_is_exported_and_loaded_bit_for_bit(run_dir, exported):
@@ -173,7 +174,7 @@ def test_a_folder_without_checkpoints_is_no_run(tmp_path, run_dir):
 
 def test_names_that_ship_are_found_and_others_get_the_list(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "final")
-    monkeypatch.setattr(export, "BUNDLED", tmp_path)
+    monkeypatch.setattr("editjax.bundle.BUNDLED", tmp_path)
     assert load_bundle("final").path == tmp_path / "final"
     with pytest.raises(NoInputError, match=r"finall: no such model; .* a name that ships: final$"):
         load_bundle("finall")

@@ -8,8 +8,8 @@ import pytest
 from hifigan_cases import MEL, SMALL, reference, weights_of
 
 from editjax import convert
+from editjax.bundle import unflatten
 from editjax.errors import UsageError
-from editjax.export import unflatten
 from editjax.family import family_of
 from editjax.models import hifigan
 from editjax.models.hifigan import (

@@ -100,8 +100,8 @@ def _lengths(text: str) -> list[float]:
 
 
 def _report(options: EvaluateOptions, evaluation: "Evaluation", by_style: dict[str, "Board"]) -> str:
+    from editjax.bundle import find_bundle, read_config
     from editjax.evaluate import audit
-    from editjax.export import find_bundle, read_config
     from editjax.scoreboard import for_programs
 
     tree = {

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from editjax.bundle import BUNDLED, bundled_names, read_config
 from editjax.cli.options import parse
-from editjax.export import BUNDLED, bundled_names, read_config
 
 
 @dataclass(frozen=True)
