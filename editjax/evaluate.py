@@ -52,6 +52,8 @@ from editjax.score_quality import scorer_validate
 from editjax.scoreboard import CUT_KINDS, LENGTH, Row, plain
 from editjax.silence import silence_edit
 from editjax.styles import STYLES
+from editjax.tune import TuneSettings
+from editjax.tune_quality import beside_reference, earned
 
 MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
 MAX_JUMPS = 256  # of an edit, that its likelihood counts; a static bound
@@ -163,8 +165,9 @@ def make_validate(
 ) -> Callable[[Any], dict[str, float]]:
     """A function of parameters: mean free-running figures on the first examples of the validation split.
 
-    `score`, which decides the best checkpoint, is the mean kept-frame IoU; it is NaN, and said so on stderr,
-    when the shards have no validation split. Raises DataError when any split would do and none has the style.
+    `score`, which decides the best checkpoint, is the mean kept-frame IoU, while tuning what the edits earn
+    unless too much of that is lost (`tune_quality.beside_reference`); it is NaN, and said so on stderr, when
+    the shards have no validation split. Raises DataError when any split would do and none has the style.
     """
     if isinstance(config.model, ScorerSettings):
         return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
@@ -186,6 +189,7 @@ def make_validate(
         return lambda params: {"score": float("nan")}
     examples = [source[index] for index in chosen[: settings.examples]]
     frames_per_second = MelSettings(**source.manifest["mel"]).frames_per_second
+    tuned = isinstance(config.loss, TuneSettings)
 
     def validate(params: Any) -> dict[str, float]:
         network = PointerNetwork(config.model, params)
@@ -198,11 +202,14 @@ def make_validate(
             row = figures(edited.pointers_N, example.pointers_N, len(mel_TF), frames_per_second)
             kept = np.flatnonzero(edited.keep_T > 0.5)
             row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
+            if tuned:
+                weights, style = config.loss.reward, example.style
+                row |= earned(network, weights, mel_TF, phase_T3, style, edited.pointers_N)
             rows.append(row)
         mean = mean_figures(rows)
         return {"score": mean["kept_iou"], **mean}
 
-    return validate
+    return beside_reference(config, validate) if tuned else validate
 
 
 def editors_beside(network: PointerNetwork) -> dict[str, Editor]:

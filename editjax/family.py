@@ -34,8 +34,11 @@ def family_of(settings: Any, loss: Any = None) -> Family:
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
+    from editjax.tune import TuneSettings
 
     match settings:
+        case PointerSettings() if isinstance(loss, TuneSettings):
+            return _tuned()
         case PointerSettings():
             return _pointer()
         case ScorerSettings():
@@ -79,6 +82,12 @@ def _pointer() -> Family:
         return pointer_loss(params, batch, settings, weights, key)
 
     return Family("pointer", init, loss)
+
+
+def _tuned() -> Family:
+    from editjax.tune import learn
+
+    return _pointer()._replace(learn=learn, frozen=lambda config: config.loss.reference)
 
 
 def _scorer() -> Family:

@@ -5,7 +5,7 @@ pays a little everywhere, and stayed with it. PPO then sees what likelihood does
 and how restless it is.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from editjax.models.policy import (
     values,
 )
 from editjax.models.reconstruct import reconstruct
-from editjax.optim import OptimSettings, make_optimizer
+from editjax.optim import make_optimizer
 from editjax.ppo import PpoSettings
 from editjax.reward import RewardSettings, label_weights, rewards
 
@@ -93,7 +93,7 @@ def learn_from_rewards(learner: ppo.Learner, batch, key, config, frozen):
     seen = seen_of(config.model, learner.params, batch)
     rollout = roll_out(config.model, weights, learner.params, seen, batch, act_key, frozen)
     evaluate = policy_of(config.model)
-    optimizer = make_optimizer(optimizer_settings(config.optim, weights.ppo))
+    optimizer = make_optimizer(ppo.per_update(config.optim, weights.ppo))
     did = ppo.batch_of(weights.ppo, rollout)
     learner, metrics = ppo.learn(weights.ppo, evaluate, optimizer, learner, did, key)
     earned = ppo.mean_of(rollout.reward_BT, rollout.counted_BT) / weights.scale
@@ -132,9 +132,3 @@ def judged(weights: PolicyPpoSettings, action_BU, label_BU, frames_BU, batch, fr
     sums_BU2 = summed(both, batch.beat_BT, heard_BT)
     error_BU = sums_BU2[..., 0] / jnp.maximum(sums_BU2[..., 1], 1.0)
     return rewards(weights.reward, action_BU, label_BU, frames_BU, error_BU)
-
-
-def optimizer_settings(optim: OptimSettings, settings: PpoSettings) -> OptimSettings:
-    """The same schedule over batches, each of which is so many updates."""
-    each = settings.epochs * settings.minibatches
-    return replace(optim, steps=optim.steps * each, warmup_steps=optim.warmup_steps * each)

@@ -13,7 +13,7 @@ itself is not 1.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from editjax.errors import UsageError
-from editjax.optim import keep_if
+from editjax.optim import OptimSettings, keep_if
 
 SMALLEST = 1e-8  # deviation of advantages, variance of returns: below that all are alike
 
@@ -119,6 +119,12 @@ class Frozen(NamedTuple):
 
     settings: Any
     params: Any
+
+
+def per_update(optim: OptimSettings, settings: PpoSettings) -> OptimSettings:
+    """A schedule in iterations as one in updates."""
+    updates = settings.epochs * settings.minibatches
+    return replace(optim, steps=optim.steps * updates, warmup_steps=optim.warmup_steps * updates)
 
 
 def new_learner(optimizer: optax.GradientTransformation, params: Any) -> Learner:

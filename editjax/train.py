@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from editjax.bundle import flatten, unflatten
 from editjax.checkpoint import Checkpoints, abstract
 from editjax.config import first_difference, load_config, override, to_json
 from editjax.data import DataSettings
 from editjax.data import batches as read_batches
 from editjax.errors import CannotCreateError, UsageError
-from editjax.export import flatten, load_bundle, refuse_misfit, unflatten
+from editjax.export import load_bundle, refuse_misfit
 from editjax.family import Family, family_of
 from editjax.files import sha256_of
 from editjax.interruption import Interruption
@@ -46,6 +47,7 @@ from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
 from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.styles import STYLES
+from editjax.tune import TuneSettings
 
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
 """Settings without a say in the result: a run may go on with others."""
@@ -69,7 +71,12 @@ class TrainConfig:
         default_factory=PointerSettings
     )
     loss: (
-        LossSettings | ScorerLossSettings | ReconstructLossSettings | PolicyLossSettings | PolicyPpoSettings
+        LossSettings
+        | ScorerLossSettings
+        | ReconstructLossSettings
+        | PolicyLossSettings
+        | PolicyPpoSettings
+        | TuneSettings
     ) = field(default_factory=LossSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)

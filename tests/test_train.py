@@ -230,6 +230,12 @@ DESCENDING = [path for path in sorted(CONFIGS.glob("*.py")) if descends(path)]
 def test_every_config_that_descends_has_a_loss_and_a_gradient(path):
     """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
     config, params, batch, key = shapes_of(path)
+    family = family_of(config.model, config.loss)
+    if family.learn:
+        state = jax.eval_shape(lambda params: init_state(config, family, key, params), params)
+        after, _ = jax.eval_shape(lambda *given: update(*given, config, family, params), state, batch, key)
+        assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
+        return
 
     def loss(params, batch, key):
         return family_of(config.model).loss(params, batch, key, config.model, config.loss)
