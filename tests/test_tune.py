@@ -236,7 +236,7 @@ def begun() -> Any:
     return biased(fresh_params(0), [2.0, 0.0, -3.0])
 
 
-advance = jax.jit(update, static_argnums=(3, 4))
+advance = jax.jit(update, static_argnames=("config", "family", "frozen_settings"))
 
 
 def tuned(config: TrainConfig, params: Any, steps: int) -> tuple[Any, list[dict[str, float]]]:
@@ -244,7 +244,8 @@ def tuned(config: TrainConfig, params: Any, steps: int) -> tuple[Any, list[dict[
     family, key, batch = family_of(config.model, config.loss), jax.random.key(0), batch_of()
     state, rows = init_state(config, family, key, params), []
     for _ in range(steps):
-        state, found = advance(state, batch, key, config, family, {"decoder": params["decoder"]})
+        how = {"config": config, "family": family, "frozen_settings": config.model}
+        state, found = advance(state, batch, key, params, **how)
         rows.append({name: float(x) for name, x in found.items()})
     return state.params, rows
 
