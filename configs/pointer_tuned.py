@@ -2,7 +2,9 @@
 
     editjax train configs/pointer_tuned.py --data SHARDS --out RUN --start-from final
 
-10 s of one core an iteration of 12 edits. The one run was stopped after 60 of the 90 iterations; RESULT LOG.md has more.
+About 10 s of one core an iteration of 12 edits. The one run was stopped after 62 of the 90 iterations; that
+of 30 was the best by validation. On 100 held-out sessions the reward rises from 4.135 to 4.154 (± 0.009),
+by smoother joins mostly, and the kept-frame IoU stays (0.963, then 0.964). LOG.md has the rest.
 """
 
 from editjax.augment import AugmentSettings

@@ -84,11 +84,9 @@ def test_a_join_between_the_same_sounds_in_time_costs_nothing_and_others_the_mor
 
 def test_what_the_recording_steps_itself_is_no_roughness_of_a_join():
     level_BTF = jnp.asarray(two_sounds().level_TF)[None]
-    onset = (
-        jnp.array([[7, 7]]),
-        jnp.array([[16, 20]]),
-    )  # where the other sound begins, and inside it
-    np.testing.assert_allclose(roughness(level_BTF, *onset), [[0.5, 1.0]], atol=1e-6)
+    left_BN, landed_BN = jnp.array([[7, 7, 15]]), jnp.array([[16, 20, 32]])
+    # Where the other sound begins; inside it; from the end of a sound to where the same one begins.
+    np.testing.assert_allclose(roughness(level_BTF, left_BN, landed_BN), [[0.5, 1.0, 0.0]], atol=1e-6)
 
 
 def test_half_a_beat_is_as_far_off_as_can_be():
