@@ -233,7 +233,11 @@ def test_every_config_that_descends_has_a_loss_and_a_gradient(path):
     family = family_of(config.model, config.loss)
     if family.learn:
         state = jax.eval_shape(lambda params: init_state(config, family, key, params), params)
-        after, _ = jax.eval_shape(lambda *given: update(*given, config, family, params), state, batch, key)
+
+        def once(state, batch, key, frozen):
+            return update(state, batch, key, config, family, frozen)
+
+        after, _ = jax.eval_shape(once, state, batch, key, params)
         assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
         return
 
