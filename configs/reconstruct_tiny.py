@@ -2,9 +2,10 @@
 
     editjax train configs/reconstruct_tiny.py --data SHARDS --out RUN
 
-Simulate sessions with `--styles produced`. 800 steps on 300 sessions took 40 minutes of a busy core; the bundled
-`reconstruct` is theirs. On 40 validation sessions the L1 is 0.017 (of the raw mel itself 0.024), on frames of
-fades, effects and transitions 32 % below that of the raw mel, and 98 % of KEEP frames are within 0.02.
+Simulate sessions with `--styles produced`. 800 steps on 300 sessions took 40 minutes of a busy core; the
+bundled `reconstruct` is theirs. On 40 validation sessions the L1 is 0.017 (of the raw mel itself 0.024), on
+frames of fades, effects and transitions 32 % below that of the raw mel, and 98 % of KEEP frames are within
+0.02.
 """
 
 from editjax.augment import AugmentSettings
