@@ -38,6 +38,7 @@ __all__ = [
     "from_pointers",
     "identity",
     "kept_mask_frames",
+    "labels_of_beats",
     "labels_of_frames",
     "played_spans",
     "pointers_by_time",
@@ -261,6 +262,16 @@ def beat_labels(
         labels_T = _frame_labels(edit, grid or FrameGrid(edit.source.sample_rate), n_frames, effects)
     else:
         labels_T = structure_of(edit, n_frames)
+    winners = labels_of_beats(labels_T, beat_frames)
+    if n_beats is None:
+        return winners
+    return np.append(winners, np.full(n_beats, EditLabel.PAD, np.uint8))[:n_beats]
+
+
+def labels_of_beats(labels_T: np.ndarray, beat_frames: np.ndarray) -> np.ndarray:
+    """The label of each beat, uint8 (beats,): the one most of its frames carry, the larger at a tie; PAD
+    without any."""
+    n_frames = len(labels_T)
     edges = np.append(np.asarray(beat_frames, np.int64), n_frames)
     votes = np.zeros((edges.size, len(EditLabel)), np.int64)
     beat_of_T = np.searchsorted(edges, np.arange(n_frames), side="right") - 1
@@ -268,9 +279,7 @@ def beat_labels(
     np.add.at(votes, (beat_of_T[inside], labels_T[inside]), 1)
     winners = (len(EditLabel) - 1 - votes[:-1, ::-1].argmax(axis=1)).astype(np.uint8)
     winners[votes[:-1].sum(axis=1) == 0] = EditLabel.PAD
-    if n_beats is None:
-        return winners
-    return np.append(winners, np.full(n_beats, EditLabel.PAD, np.uint8))[:n_beats]
+    return winners
 
 
 def labels_of_frames(
