@@ -21,6 +21,7 @@ from editjax.errors import DataError, NoInputError
 from editjax.formats import CONTAINER_OF_SUFFIX
 
 ROLE_FOLDERS = ("input", "desired_output")
+CACHE_FOLDERS = ("features", "labels")
 CSV_COLUMNS = ("raw", "edited", "edits", "style", "id", "stems")
 STEMS = "_stems"
 
@@ -38,12 +39,16 @@ class EditFiles(NamedTuple):
 
 
 class RawFiles(NamedTuple):
-    """One raw recording, every edit of it and its stems, if they are known."""
+    """One raw recording, every edit of it and its stems, if they are known.
+
+    Of `cached` ones there are only mels, and labels in the place of an edit list: see `find_cached`.
+    """
 
     id: str
     raw: Path
     edits: tuple[EditFiles, ...]
     stems: tuple[Path, ...] = ()
+    cached: bool = False
 
 
 class Found(NamedTuple):
@@ -67,9 +72,35 @@ def find_pairs(pairs: str | Path) -> Found:
         raise NoInputError(f"{pairs}: no such folder or CSV file")
     if not found.recordings and not found.skipped:
         raise NoInputError(
-            f"{pairs}: no pairs found; name them NAME_raw.wav and NAME_edit.wav, or give a CSV"
+            f"{pairs}: no pairs found; name them NAME_raw.wav and NAME_edit.wav, or give a CSV "
+            "or the folder that holds features/NAME_raw.npz"
         )
     return found
+
+
+def find_cached(folder: str | Path) -> Found | None:
+    """The pairs in a cache of the earlier super editor; None where the folder is none.
+
+    features/NAME_raw.npz, features/NAME_edit.npz (or NAME.npz) and labels/NAME_labels.npy.
+    """
+    mels = {path.stem: path for path in sorted(Path(folder).glob(f"{CACHE_FOLDERS[0]}/*.npz"))}
+    if not mels:
+        return None
+    labels = {path.stem: path for path in sorted(Path(folder).glob(f"{CACHE_FOLDERS[1]}/*.npy"))}
+    recordings, skipped = [], []
+    for name in sorted(stem.removesuffix("_raw") for stem in mels if stem.endswith("_raw")):
+        raw = mels.pop(f"{name}_raw")
+        edited = mels.pop(f"{name}_edit", None) or mels.pop(name, None)
+        label = labels.pop(f"{name}_labels", None)
+        if edited is None or label is None:
+            missing = f"features/{name}_edit.npz" if edited is None else f"labels/{name}_labels.npy"
+            skipped.append((name, f"no {missing}; a cached pair needs both mels and its labels"))
+        else:
+            recordings.append(RawFiles(name, raw, (EditFiles(name, None, edited, label),), cached=True))
+    for path in [*mels.values(), *labels.values()]:
+        name = path.stem.removesuffix("_edit").removesuffix("_labels")
+        skipped.append((f"{path.parent.name}/{path.name}", f"no features/{name}_raw.npz"))
+    return Found(tuple(recordings), tuple(skipped))
 
 
 def edit_with_raw(path: Path) -> RawFiles | None:

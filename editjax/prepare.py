@@ -1,10 +1,10 @@
 """Pairs of (raw, edited) audio → mel shards, and a report of what was used, skipped and how well it agrees.
 
-Pointers come from the `.edits.json` where there is one, else from aligning the two files. Each recording is
-prepared alone, in a pool of spawned processes, into a staging folder inside the shards' folder, under a
-fingerprint of its files and settings. An interrupted run therefore goes on where it was; the shards are
-assembled from the staged records in the order of their ids, so that the same pairs give the same bytes
-whatever the number of workers.
+Pointers come from the `.edits.json` where there is one, else from aligning the two files; where only mels and
+labels are left of them, from these (`cached_mels`). Each recording is prepared alone, in a pool of spawned
+processes, into a staging folder inside the shards' folder, under a fingerprint of its files and settings. An
+interrupted run therefore goes on where it was; the shards are assembled from the staged records in the order
+of their ids, so that the same pairs give the same bytes whatever the number of workers.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 from editjax import __version__, shards
 from editjax.audio import Reader
 from editjax.beats import BeatSettings, beat_phases, track_beats
+from editjax.cached_mels import cached_recording
 from editjax.edits import (
     EditList,
     beat_labels,
@@ -34,8 +35,8 @@ from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageErro
 from editjax.events import in_frames
 from editjax.files import atomic_path, sha256_of
 from editjax.mel import FrameGrid, MelSettings, mel_of, mel_of_span, stem_mel
-from editjax.pairs import EditFiles, RawFiles, find_pairs
-from editjax.records import Edit, Recording, encode
+from editjax.pairs import EditFiles, RawFiles, find_cached, find_pairs
+from editjax.records import Edit, Recording, encode, half_phases
 from editjax.styles import STYLES
 from editjax.workers import results, usable_cores
 
@@ -46,8 +47,6 @@ LENGTH_TOLERANCE_S = 0.1
 
 ADVICE = "finished recordings are kept, run again, with fewer --workers if memory is short"
 
-_LARGEST_BELOW_ONE = np.nextafter(np.float16(1), np.float16(0))
-
 
 @dataclass(frozen=True)
 class PrepareSettings:
@@ -55,8 +54,8 @@ class PrepareSettings:
 
     `split` names the part of the data these pairs are; of them the share `validation` goes to the split
     "validation", chosen by a hash of the recording's id, all its edits together. A pair of which alignment
-    finds less than `least_aligned` is bad. `check_alignment` also aligns pairs that have an edit list, to
-    compare.
+    finds less than `least_aligned`, or of which cached labels tell less truly, is bad. `check_alignment` also
+    aligns pairs that have an edit list, to compare.
     """
 
     beats: BeatSettings = field(default_factory=BeatSettings)
@@ -100,7 +99,7 @@ def prepare(
     settings are left as they are. Raises CannotCreateError when other shards are there and `overwrite` is
     off, DataError when no pair is good, TryAgainError when a worker died.
     """
-    found = find_pairs(pairs)
+    found = find_cached(pairs) or find_pairs(pairs)
     folder = Path(shards_dir)
     keys = {files.id: _fingerprint(files, settings) for files in found.recordings}
     build = _digest([keys, found.skipped])
@@ -140,6 +139,8 @@ def prepare_recording(
     edits: list[Edit] = []
     meta: dict[str, Any] = {}
     try:
+        if files.cached:
+            return _prepare_cached(files, settings, outcome), outcome
         raw, meta, phase_T3 = _read_raw(files, settings, open_audio)
     except Exception as error:  # whatever is wrong with one file must not end a run over thousands
         outcome["skipped"] = [{"pair": edit.id, "reason": _reason(error)} for edit in files.edits]
@@ -161,6 +162,15 @@ def prepare_recording(
     return recording, outcome
 
 
+def _prepare_cached(files: RawFiles, settings: PrepareSettings, outcome: dict[str, Any]) -> Recording:
+    """The record of cached mels and labels, noted as good in the report's part about them."""
+    recording, agreement = cached_recording(files, settings.least_aligned, settings.beats)
+    outcome["good"].append(files.id)
+    doubt = {"doubt": agreement.doubt} if agreement.doubt else {}
+    outcome["aligned"].append({"pair": files.id, "alignment_ratio": round(agreement.share, 4), **doubt})
+    return recording._replace(meta={"split": _split_of(files.id, settings), **recording.meta})
+
+
 def _read_raw(
     files: RawFiles, settings: PrepareSettings, open_audio: OpenAudio
 ) -> tuple[Raw, dict[str, Any], np.ndarray]:
@@ -171,9 +181,7 @@ def _read_raw(
     if not samples:
         raise DataError(f"{files.raw}: holds no samples")
     beats = track_beats(mel_TF, settings.beats)
-    phase_T3 = np.minimum(
-        beat_phases(beats, len(mel_TF), settings.beats).astype(np.float16), _LARGEST_BELOW_ONE
-    )
+    phase_T3 = half_phases(beat_phases(beats, len(mel_TF), settings.beats))
     meta = {
         "split": _split_of(files.id, settings),
         "sources": [],

@@ -19,6 +19,7 @@ from editjax.errors import DataError
 _PLANES = "<f2"
 _DTYPES = (_PLANES, "<i4", "|u1")
 _MAX_HEADER_BYTES = 64 << 20
+_LARGEST_BELOW_ONE = np.nextafter(np.float16(1), np.float16(0))
 
 
 class Edit(NamedTuple):
@@ -137,6 +138,11 @@ def scatter_frames(edit_mel_NF: np.ndarray, pointers_N: np.ndarray, n_frames: in
     played_N = np.flatnonzero(pointers_N >= 0)[::-1]  # the first of several is written last
     mel_TF[pointers_N[played_N]] = edit_mel_NF[played_N]
     return mel_TF
+
+
+def half_phases(phase_T3: np.ndarray) -> np.ndarray:
+    """Phases as records hold them, float16, where rounding takes none of them to 1."""
+    return np.minimum(phase_T3.astype(np.float16), _LARGEST_BELOW_ONE)
 
 
 def read_header(record: bytes) -> tuple[dict[str, Any], int]:

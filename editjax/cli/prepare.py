@@ -1,5 +1,6 @@
 """`editjax prepare`: pairs of raw and edited recordings → mel shards for training."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ class PrepareOptions:
     """Turns pairs (NAME_raw.*, NAME_edit.*, with NAME.edits.json where there is one) into mel shards.
 
     Pairs are found in one folder, in the folders input/ and desired_output/ inside it, or in a CSV. The
-    tracks of NAME_raw.* may lie in NAME_stems/. A bad pair is skipped by name. An interrupted run goes on
-    where it was.
+    tracks of NAME_raw.* may lie in NAME_stems/. In their place may be the cache of an earlier super editor:
+    the folder that holds features/NAME_raw.npz, features/NAME_edit.npz and labels/NAME_labels.npy. A bad pair
+    is skipped by name. An interrupted run goes on where it was.
     """
 
     pairs: Positional[Annotated[Path, arg(metavar="PAIRS")]]
-    """Folder or CSV of pairs."""
+    """Folder or CSV of pairs, or folder of cached mels."""
     shards: Positional[Annotated[Path, arg(metavar="SHARDS")]]
     """Folder for the shards, their manifest.json and report.json."""
     split: str = "train"
@@ -31,7 +33,7 @@ class PrepareOptions:
     validation: float = 0.0
     """Share of the recordings to hold out for validation."""
     least_aligned: float = 0.5
-    """A pair of which alignment finds less than this share is skipped."""
+    """A pair of which alignment finds less than this share, or cached labels tell less truly, is skipped."""
     check_alignment: bool = False
     """Also align the pairs that have an edit list, and report how well the two agree."""
     workers: int | None = None
@@ -50,6 +52,9 @@ def run(arguments: Sequence[str]) -> int:
         check_alignment=options.check_alignment,
     )
     report = prepare(options.pairs, options.shards, settings, options.workers, options.overwrite)
+    for row in report["aligned"]:
+        if "doubt" in row:
+            print(f"warning: {row['pair']}: its labels {row['doubt']}", file=sys.stderr)
     print(_summary(report, options.shards))
     return 0
 
