@@ -42,6 +42,16 @@ def runs_of(label_U: np.ndarray, beat_frames: np.ndarray, n_frames: int) -> list
     return runs
 
 
+def without_scraps(runs: Sequence[Run], shortest: int) -> list[Run]:
+    """The runs, stretches between two cuts that last fewer than `shortest` frames being cut."""
+    kept: list[Run] = []
+    for cut, group in groupby(runs, lambda r: r.label == EditLabel.CUT):
+        stretch = list(group)
+        scrap = not cut and stretch[-1].stop - stretch[0].start < shortest
+        kept += [run._replace(label=EditLabel.CUT) for run in stretch] if scrap else stretch
+    return kept
+
+
 def labelled_edit(
     runs: Sequence[Run], grid: FrameGrid, source: Source, editor: dict[str, Any] | None = None
 ) -> EditList:

@@ -20,6 +20,7 @@ from editjax.family import family_of
 from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.train import TrainConfig, init_state, update
+from editjax.tune import TuneSettings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 JUDGE = ReconstructSettings(width=8, heads=2, label_width=4, encoder_layers=1, decoder_layers=1)
@@ -71,8 +72,9 @@ def test_every_config_builds_and_steps_under_eval_shape(path):
     key = jax.random.key(0)
     state = jax.eval_shape(lambda key: init_state(config, family, key), key)
     batch = empty_batch(frames, steps, config.data.batch_size(frames))
-    judge = jax.eval_shape(lambda key: family_of(JUDGE).init(JUDGE, key), key) if family.frozen else None
-    step = functools.partial(update, config=config, family=family, frozen_settings=JUDGE)
+    other = config.model if isinstance(config.loss, TuneSettings) else JUDGE
+    judge = jax.eval_shape(lambda key: family_of(other).init(other, key), key) if family.frozen else None
+    step = functools.partial(update, config=config, family=family, frozen_settings=other)
     stepped, metrics = jax.eval_shape(step, state, batch, key, judge)
     assert jax.tree.map(jnp.shape, stepped) == jax.tree.map(jnp.shape, state)
     assert metrics["loss"].shape == ()

@@ -18,6 +18,7 @@ from editjax.edits import EditList, Segment, Source, write_edits
 from editjax.errors import DataError, NoInputError
 from editjax.export import write_bundle
 from editjax.files import sha256_of
+from editjax.losses import LossSettings
 from editjax.mel import MelSettings
 from editjax.models import pointer
 from editjax.models.pointer import PointerSettings
@@ -309,7 +310,7 @@ def test_training_is_watched_on_shards_of_its_own(
     network: PointerNetwork, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(pairs, tmp_path / "shards", workers=1)  # all in the split "train"
-    config = SimpleNamespace(model=SMALL)
+    config = SimpleNamespace(model=SMALL, loss=LossSettings())
     watched = ours.make_validate(config, tmp_path / "shards", ours.ValidateSettings(split=None, examples=1))
     scores = watched(network.params)
     assert scores["score"] == scores["kept_iou"] and 0 < scores["true_keep_ratio"] < 1

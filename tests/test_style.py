@@ -89,6 +89,7 @@ def batch_of(rows, frames=200):
         np.zeros((count, frames, 3), np.float32), pointers, (pointers != PAD).sum(1), structure,
         np.full_like(structure, UNKNOWN), np.zeros(count, np.float32), np.arange(count) % len(STYLES),
         np.arange(count), np.zeros((count, 0, 25, 128), np.float32), np.zeros((count, 0), bool),
+        np.zeros((count, 0, 128), np.float32), *(np.zeros((count, 0), np.int32) for _ in range(2)),
     )  # fmt: skip
 
 

@@ -73,6 +73,9 @@ def batch() -> Batch:
         ids_B=np.arange(2, dtype=np.int32),
         stems_BIMF=np.zeros((2, 0, 88, 128), np.float32),
         present_BI=np.zeros((2, 0), bool),
+        edited_BTF=np.zeros((2, 0, 128), np.float32),
+        label_BT=np.zeros((2, 0), np.int32),
+        beat_BT=np.zeros((2, 0), np.int32),
     )
 
 
