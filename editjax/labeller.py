@@ -27,8 +27,8 @@ from editjax.reconstruction import judged as judged_pair
 from editjax.reward import heard_frames
 
 SHORTEST_S = 2.0
-"""What is played between two cuts is no shorter: then the kept IoU of 24 validation sessions is 0.901, without
-a limit 0.889, with one of 4 s 0.896."""
+"""What is played between two cuts is no shorter: the kept IoU of 24 validation sessions is then 0.901,
+without a limit 0.889, with one of 4 s 0.896."""
 
 
 class Labels(NamedTuple):
