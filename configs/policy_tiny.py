@@ -3,9 +3,9 @@
     editjax train configs/policy_tiny.py --data SHARDS --out RUN --start-from final
 
 Simulate sessions with `--styles produced`. The encoder of the bundled pointer network listens and is not
-trained. The bundled `labels` had 600 such steps on 1,046 sessions, 1.5 s each on a core, then 1,200 more begun
-from there at a rate of 7e-4. On 32 validation sessions 85 % of its labels are right (always CUT: 68 %), the
-macro-F1 is 0.60, the reward 6.75 (KEEP everywhere: 1.63).
+trained. The bundled `labels` had 600 such steps on 1,046 sessions, 1.5 s each on a core, then 1,200 more
+begun from there at a rate of 7e-4. On 32 validation sessions 85 % of its labels are right (always CUT: 68 %),
+the macro-F1 is 0.60, the reward 6.75 (KEEP everywhere: 1.63).
 """
 
 from editjax.augment import AugmentSettings
