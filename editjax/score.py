@@ -7,6 +7,7 @@ much as their editors did; asked for; or found for a wanted share of this record
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -168,12 +169,13 @@ def write_scores(scores: Scores, path: str | Path, overwrite: bool = False) -> N
 def read_scores(path: str | Path) -> Scores:
     """The inverse of `write_scores`. Raises NoInputError, DataError for what is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        content = io.BytesIO(Path(path).read_bytes())  # np.load leaves a file open that is no archive
+        with np.load(content, allow_pickle=False) as arrays:
             score_T = np.asarray(arrays["score_T"], np.float32)
             names = [str(arrays[name]) for name in Scores._fields[1:]]
     except OSError as error:
         raise NoInputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: holds no scores ({error}); make some with `editjax score IN`") from None
     if score_T.ndim != 1 or not np.isfinite(score_T).all():
         raise DataError(f"{path}: holds no scores of frames; make some with `editjax score IN`")
