@@ -370,7 +370,9 @@ def test_the_key_of_a_step_depends_on_the_step_alone(whole):
     state = init_state(config, FAMILY, key)
     batch = next(TinyBatches(config.data))
     later = state._replace(step=jnp.int32(5))
-    losses = [float(advance(s, batch, key, config=config, family=FAMILY)[1]["loss"]) for s in (state, state, later)]
+    losses = [
+        float(advance(s, batch, key, config=config, family=FAMILY)[1]["loss"]) for s in (state, state, later)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
