@@ -3,9 +3,10 @@
     python benchmarks/detection.py --recordings DIR [--models NAME,FOLDER] [--sessions DIR] [--out FILE]
     python benchmarks/detection.py --quick
 
-On the held-out sessions of `quality.py --set whole`, whose recordings no model has seen, and on takes that
-differ as music alone (`takes.py`), where mean level is at chance. Areas under the ROC and average precisions
-are over all frames of a set; IoU is the mean of edits at the calibrated threshold.
+On the held-out sessions of `quality.py --set whole`, whose recordings no model has seen; on the same with
+20 s of steady hum or noise among them, at the level of their music and against it alone (`steady.py`); and on
+takes that differ as music alone (`takes.py`), where mean level is at chance. Areas under the ROC and average
+precisions are over all frames of a set; IoU is the mean of edits at the calibrated threshold.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from quality import SETS, folder_of, simulate
-from report import finish
+from report import finish, require_agreement
+from steady import KINDS, with_steady
 from takes import takes
 
 from editjax.edits import kept_mask_frames
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 SEEDS = 40
 CALIBRATED = "calibrated ensemble"
+NEAR_RATIO = 0.01
 PER_SECOND = 8  # frames that are counted, of about 43: neighbours say the same
 
 
@@ -51,16 +54,17 @@ def main() -> int:
     edits: dict[str, list[float]] = {}
     with folder_of(chosen.sessions) as folder:
         simulate(SETS[chosen.set][0], chosen, Path(folder))
-        found = tasks(folder, EvaluateSettings(limit=chosen.count), [], quiet=not sys.stderr.isatty())
-        rows += table("sessions", scored(sessions(found, edits, scorers), scorers))
+        rows += table("sessions", scored(sessions(tasks_of(folder, chosen), edits, scorers), scorers))
+        asked, random = edits["keep ratio: true"], edits["keep ratio: random"]
+        require_agreement("the random edit's keep ratio", abs(np.mean(random) - np.mean(asked)), NEAR_RATIO)
+        for kind in KINDS:
+            planted = steady(tasks_of(folder, chosen), kind, edits, scorers)
+            rows += table(f"{kind} among the music", scored(planted, scorers))
     for shuffled in (False, True):
         name = "takes in any order" if shuffled else "takes, the good one last"
         made = (takes(seed, shuffled, chosen.recordings) for seed in range(chosen.takes))
         rows += table(name, scored(((t.mel_TF, t.taken_T, t.bad_T) for t in made), scorers))
-    ratios = {
-        name if name.startswith("keep ratio") else f"edit of {name}, IoU": float(np.mean(values))
-        for name, values in edits.items()
-    }
+    ratios = {name: float(np.mean(values)) for name, values in edits.items()}
     finish("detection", rows, ratios, ("jax", "numpy", "scipy"), chosen.out, {"models": chosen.models})
     return 0
 
@@ -87,6 +91,10 @@ def options() -> argparse.Namespace:
     return chosen
 
 
+def tasks_of(folder: str | Path, chosen: argparse.Namespace) -> Iterator[Task]:
+    return tasks(folder, EvaluateSettings(limit=chosen.count), [], quiet=not sys.stderr.isatty())
+
+
 def sessions(
     found: Iterator[Task], edits: dict[str, list[float]], scorers: dict[str, Scorer]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -96,7 +104,7 @@ def sessions(
         kept_T = kept_mask_frames(task.true_N, n_frames)
 
         def note(name: str, pointers_N: np.ndarray, task: Task = task, n_frames: int = n_frames) -> None:
-            edits.setdefault(name, []).append(kept_iou(pointers_N, task.true_N, n_frames))
+            edits.setdefault(f"edit of {name}, IoU", []).append(kept_iou(pointers_N, task.true_N, n_frames))
 
         note("silence cutter", silence_cutter(task))
         note("keep everything", np.arange(n_frames))
@@ -105,13 +113,33 @@ def sessions(
             mask_T = keep_mask(scorer.anomaly(task.mel_TF), scorer.keep, scorer.mel.frames_per_second)
             note(Path(name).name, np.flatnonzero(mask_T))
             edits.setdefault(f"keep ratio: {Path(name).name}", []).append(float(mask_T.mean()))
-        noise_T = trivial_scores(task.mel_TF, task.mel, seed=n_frames)["random"]
-        at_random = KeepSettings(keep_ratio=float(kept_T.mean()))
-        note(
-            "random at the true ratio",
-            np.flatnonzero(keep_mask(noise_T, at_random, task.mel.frames_per_second)),
-        )
+        random_T = random_mask(task, float(kept_T.mean()))
+        edits.setdefault("keep ratio: random", []).append(float(random_T.mean()))
+        note("random at the true ratio", np.flatnonzero(random_T))
         yield task.mel_TF, np.ones(n_frames, bool), ~kept_T
+
+
+def random_mask(task: Task, wanted: float) -> np.ndarray:
+    """A random edit that keeps the share r that is wanted: what chance gives, an IoU of about r / (2 − r)."""
+    noise_T = trivial_scores(task.mel_TF, task.mel, seed=len(task.mel_TF))["random"]
+    return keep_mask(noise_T, KeepSettings(keep_ratio=wanted), task.mel.frames_per_second)
+
+
+def steady(
+    found: Iterator[Task], kind: str, edits: dict[str, list[float]], scorers: dict[str, Scorer]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Mels with a steady sound in them, which is to be cut; of the rest only the kept music counts.
+
+    Notes in `edits` what share of the sound is cut.
+    """
+    for number, task in enumerate(found):
+        kept_T = kept_mask_frames(task.true_N, len(task.mel_TF))
+        mel_TF, steady_T, music_T = with_steady(task.mel_TF, kept_T, kind, task.mel, number)
+        for name, scorer in scorers.items():
+            mask_T = keep_mask(scorer.anomaly(mel_TF), scorer.keep, scorer.mel.frames_per_second)
+            cut = edits.setdefault(f"cut of the {kind}: {Path(name).name}", [])
+            cut.append(1.0 - float(mask_T[steady_T].mean()))
+        yield mel_TF, steady_T | music_T, steady_T
 
 
 def scored(

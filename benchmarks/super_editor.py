@@ -7,7 +7,8 @@ KEEP everywhere and the commonest label.
 On the *produced* edits of the held-out sessions of `quality.py --set styles`, whose recordings no model has
 seen. L1 is of mels in [0, 1], over frames that are played, then over those of fades, effects and transitions
 alone; `kept right` is the share of frames labelled KEEP within 0.02 of the edited mel. Accuracy and macro-F1
-are over all beats, rewards those of `editjax.reward`, per beat, duration errors of lengths that labels make.
+are over all beats, rewards those of `configs/policy_ppo.py`, per beat, duration errors of lengths that labels
+make. What a policy earns more than the first one is session by session, ± standard error.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ import numpy as np
 from quality import SETS, folder_of, simulate
 from report import finish
 
+from editjax.config import load_config
 from editjax.edits import EditLabel
 from editjax.errors import UsageError
 from editjax.labeller import Examined, duration_errors, examine, label_figures, load_labeller
-from editjax.metrics import macro_f1
+from editjax.metrics import macro_f1, mean_figures
 from editjax.pairs import find_pairs
-from editjax.policy_loss import PolicyPpoSettings
 from editjax.prepare import PrepareSettings, prepare_recording
-from editjax.reconstruction import Judged, judged, load_reconstruction, reconstruction_figures
+from editjax.reconstruction import Judged, judged_pair, load_reconstruction, reconstruction_figures
 from editjax.records import example
 
 STYLE = "produced"
+CONFIG = Path(__file__).parents[1] / "configs" / "policy_ppo.py"
 
 
 def main() -> int:
@@ -47,15 +49,16 @@ def main() -> int:
         simulate(held_out._replace(styles=(STYLE,)) if chosen.quick else held_out, chosen, Path(folder))
         pairs = list(produced(Path(folder), chosen.count))
     rows = reconstruction_rows(judge, pairs)
-    weights, examined = PolicyPpoSettings(), {}
+    weights, examined = load_config(CONFIG).loss, {}
     for name, policy in policies.items():
         fixed = policy.settings, weights, judge.settings
         examined[name] = [
             jax.device_get(examine(*fixed, policy.params, judge.params, pair, jax.random.key(number)))
             for number, pair in enumerate(pairs)
         ]
-    rows += [label_row(name, label_figures(found)) for name, found in examined.items()]
-    rows += constant_rows(next(iter(examined.values())))
+    first = next(iter(examined.values()))
+    rows += [label_row(name, label_figures(found)) | more(found, first) for name, found in examined.items()]
+    rows += constant_rows(first)
     rows += [row for name, found in examined.items() for row in per_label(name, found)]
     finish("super_editor", rows, {}, ("jax", "numpy"), chosen.out, {"sessions": str(len(pairs))})
     return 0
@@ -89,13 +92,13 @@ def produced(folder: Path, count: int) -> Iterator[Judged]:
             continue
         for edit in recording.edits:
             if edit.style == STYLE:
-                yield judged(example(recording, edit))
+                yield judged_pair(example(recording, edit))
 
 
 def reconstruction_rows(judge: Any, pairs: list[Judged]) -> list[dict[str, Any]]:
     """The model, and copying the raw mel."""
     found = [reconstruction_figures(judge.settings, judge.params, pair) for pair in pairs]
-    mean = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+    mean = mean_figures(found)
     names = {"l1": "L1", "spectral": "spectral", "kept_right": "kept right", "l1_changed": "L1 of effects"}
     rows = [
         {"mels": who, **{shown: mean[name + suffix] for name, shown in names.items()}}
@@ -115,6 +118,18 @@ def label_row(name: str, figures: dict[str, float]) -> dict[str, Any]:
         "reward, drawn": figures["drawn"],
         "entropy": figures["entropy"],
     }
+
+
+def more(found: list[Examined], first: list[Examined]) -> dict[str, Any]:
+    """What the likeliest labels and drawn ones earn more than those of the first policy, with its error."""
+    if found is first:
+        return {}
+    row = {}
+    for name, shown in (("reward", "more"), ("drawn", "more, drawn")):
+        gain = np.array([getattr(a, name) - getattr(b, name) for a, b in zip(found, first, strict=True)])
+        row[shown] = float(gain.mean())
+        row[f"{shown}, ±"] = float(gain.std(ddof=1) / np.sqrt(len(gain)))
+    return row
 
 
 def constant_rows(found: list[Examined]) -> list[dict[str, Any]]:
