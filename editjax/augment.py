@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from editjax.edits import UNALIGNED
+from editjax.edits import UNALIGNED, structure_of
 from editjax.errors import UsageError
+from editjax.events import UNKNOWN
 from editjax.mel import STEM_FRAMES, MelSettings, band_centres_hz
+from editjax.records import Edited
 
 SHORTEST_CROP = 0.9
 """A crop whose edit is still too long is shortened by this factor until it fits."""
@@ -23,7 +25,9 @@ SHORTEST_CROP = 0.9
 class AugmentSettings:
     """How far a recording is varied; probabilities are per example. Zeros, stretch (1, 1): no change.
 
-    `stemless_probability` is that of losing all stems, `lost_stem_probability` that of losing each.
+    `stemless_probability` is that of losing all stems, `lost_stem_probability` that of losing each;
+    `steady_probability` is that of a hum or noise in place of something that is cut (`plant_steady`), of so
+    many frames and so many dB above what is kept.
     """
 
     gain_db: float = 20.0
@@ -32,6 +36,9 @@ class AugmentSettings:
     noise_probability: float = 0.5
     noise_snr_db: tuple[float, float] = (20.0, 60.0)
     noise_tilt_db: float = 20.0
+    steady_probability: float = 0.0
+    steady_frames: tuple[int, int] = (64, 1024)
+    steady_db: tuple[float, float] = (-20.0, 6.0)
     mix_probability: float = 0.1
     mix_db: tuple[float, float] = (-40.0, -20.0)
     time_masks: int = 2
@@ -47,15 +54,6 @@ class AugmentSettings:
             raise UsageError(f"stretch {self.stretch}: give (low, high) between 0.5 and 2")
         if self.mix_db[1] > -20.0:
             raise UsageError(f"mix_db {self.mix_db}: above -20 dB the labels would no longer be true")
-
-
-class Edited(NamedTuple):
-    """What becomes of every raw frame: how it is heard first in the edit, the label of its beat, and which
-    beat it belongs to (0 before the first)."""
-
-    mel_TF: np.ndarray
-    label_T: np.ndarray
-    beat_T: np.ndarray
 
 
 class Piece(NamedTuple):
@@ -89,6 +87,10 @@ def augment(
     """
     ratio = _stretch_ratio(piece, settings, rng, max_frames, max_steps)
     piece = stretch(piece, ratio)
+    if settings.steady_probability:
+        (apart,) = rng.spawn(1)  # all else is as without
+        if apart.random() < settings.steady_probability:
+            piece = plant_steady(piece, settings, mel, apart)
     semitones = rng.uniform(-1.0, 1.0) * settings.pitch_semitones
     mel_TF = shift_pitch(piece.mel_TF, semitones, mel)
     noisy, mixed = rng.random(2) < (settings.noise_probability, settings.mix_probability)
@@ -138,9 +140,59 @@ def stretch(piece: Piece, ratio: float) -> Piece:
     stems_IMF = stems_of_span(piece.stems_IMF, 0, stretched, ratio)
     edited = piece.edited
     if edited is not None:
-        edited = Edited(between(edited.mel_TF), edited.label_T[nearest_T], edited.beat_T[nearest_T])
+        played_T = structure_of(piece.pointers_N, n_frames) > 0
+        still_T = structure_of(pointers_N, stretched) > 0
+        # Beside what is cut there is no edit to look at between two frames: the recording stands in.
+        heard_TF = np.where(played_T[:, None], edited.mel_TF, piece.mel_TF)
+        edited_TF = np.where(still_T[:, None], between(heard_TF), np.float32(0.0))
+        edited = Edited(edited_TF, edited.label_T[nearest_T], edited.beat_T[nearest_T])
     heard = between(piece.mel_TF), piece.phase_T3[nearest_T]
     return Piece(*heard, pointers_N, piece.kind_T[nearest_T], stems_IMF, edited)
+
+
+def plant_steady(
+    piece: Piece, settings: AugmentSettings, mel: MelSettings, rng: np.random.Generator
+) -> Piece:
+    """A hum or noise that never changes in place of some of what is cut, about as loud as what is kept.
+
+    However loud, it is no music; in sessions nothing else is that steady. Stems do not hold it.
+    """
+    kept_T = structure_of(piece.pointers_N, len(piece.mel_TF)) > 0
+    if kept_T.all() or not kept_T.any():
+        return piece
+    edges = np.flatnonzero(np.diff(np.r_[True, kept_T, True]))
+    starts, stops = edges[::2], edges[1::2]
+    run = rng.choice(len(starts), p=(stops - starts) / (stops - starts).sum())
+    length = min(int(rng.integers(*settings.steady_frames, endpoint=True)), int(stops[run] - starts[run]))
+    start = int(rng.integers(starts[run], stops[run] - length, endpoint=True))
+    power_TF = _noise(length, mel, rng)
+    if rng.random() < 0.5:
+        hum_F = _hum(mel, rng)
+        power_TF += hum_F * power_TF.sum(-1).mean() / hum_F.sum() * 10.0 ** rng.uniform(2.0, 5.0)
+    music = _power(piece.mel_TF[kept_T], mel).sum(-1).mean(dtype=np.float64)
+    power_TF *= music * 10.0 ** (rng.uniform(*settings.steady_db) / 10.0) / power_TF.sum(-1).mean()
+    mel_TF, kind_T = piece.mel_TF.copy(), piece.kind_T.copy()
+    mel_TF[start : start + length] = _mel(np.maximum(power_TF, 1.0).astype(np.float32), mel)
+    kind_T[start : start + length] = UNKNOWN
+    return piece._replace(mel_TF=mel_TF, kind_T=kind_T)
+
+
+def _hum(mel: MelSettings, rng: np.random.Generator) -> np.ndarray:
+    """Power of a tone from 40 to 1,000 Hz and its harmonics, each a little narrower than two bands."""
+    centres_hz = band_centres_hz(mel)
+    tone_hz, fall = np.exp(rng.uniform(np.log(40.0), np.log(1000.0))), rng.uniform(0.5, 3.0)
+    number_K = np.arange(1, 17)
+    band_K = np.interp(number_K * tone_hz, centres_hz, np.arange(mel.n_mels), right=np.inf)
+    near_KF = np.exp(-((np.arange(mel.n_mels) - band_K[:, None]) ** 2))
+    return (number_K[:, None] ** -fall * near_KF).sum(0)
+
+
+def _noise(n_frames: int, mel: MelSettings, rng: np.random.Generator) -> np.ndarray:
+    """Power of noise that falls by up to 9 dB an octave, or rises by up to 3; wide bands waver less."""
+    centres_hz = band_centres_hz(mel)
+    colour_F = (centres_hz / centres_hz[-1]) ** (-rng.uniform(-3.0, 9.0) / 10.0 / np.log10(2.0))
+    bins_F = np.maximum(np.gradient(centres_hz) * mel.n_fft / mel.sample_rate_hz, 1.0)
+    return colour_F * rng.standard_gamma(bins_F, (n_frames, mel.n_mels)) / bins_F
 
 
 def shift_pitch(mel_TF: np.ndarray, semitones: float, mel: MelSettings) -> np.ndarray:
@@ -314,6 +366,11 @@ def _add_power(mel_TF: np.ndarray, added_TF: np.ndarray, level_db: float, mel: M
     if added_mean > 0.0:
         share = float(power_TF.mean(dtype=np.float64)) * 10.0 ** (level_db / 10.0) / added_mean
         power_TF += added_TF * np.float32(share)
+    return _mel(power_TF, mel)
+
+
+def _mel(power_TF: np.ndarray, mel: MelSettings) -> np.ndarray:
+    """Mel frames of a power in units of the floor's, in its place."""
     np.log(power_TF, out=power_TF)
     power_TF *= np.float32(10.0 / np.log(10.0) / (mel.ceiling_db - mel.floor_db))
     return np.clip(power_TF, 0.0, 1.0, out=power_TF)

@@ -35,7 +35,8 @@ from editjax.decode import (
     jumps_back,
 )
 from editjax.edits import PAD, STOP
-from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, pick, run_turns
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, run_turns
+from editjax.models.rows import pick
 
 STAY = 3  # the fourth kind of extension: an edit that has ended has none
 REACH = 12.0

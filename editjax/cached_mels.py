@@ -3,11 +3,14 @@
     features/NAME_raw.npz, NAME_edit.npz    `mel`, and `beat_times` in seconds where they were tracked
     labels/NAME_labels.npy                  an `EditLabel` but PAD for every raw frame, or for every raw beat
 
-Three programs cached mels, of 128 bands all; the order of the axes and the last beat tell them apart:
+Three programs cached mels, of 128 bands all:
 
     (frames, 128)  44.1 kHz, hop 512   ln of BigVGAN's amplitudes, -11.5 to 2.5 as 0 to 1
-    (frames, 128)  22.05 kHz, hop 512  dB below the loudest, -80 to 0 as 0 to 1; beats after 44.1 kHz's end
+    (frames, 128)  22.05 kHz, hop 512  dB below the loudest, -80 to 0 as 0 to 1
     (128, frames)  22.05 kHz, hop 256  the same, or -80 to 0 as they are
+
+The order of the axes tells the last from the others, and these are told apart by beats after the end that
+44.1 kHz would have, else by a loudest value below 1 or beats up to that end; once for both files of a pair.
 
 Those at 22.05 kHz have our frames, or every other one is ours, and our bands: they and the differences of
 level are exact. The level itself is lost, for every file was scaled to its own peak: the loudest value is put
@@ -25,16 +28,15 @@ alike tells labels that are true (of nine recordings with cuts anywhere 95 % and
 (at most 16 %), as that editor did for long recordings.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from editjax.arrays import read_array, read_arrays
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.edits import UNALIGNED, EditLabel, labels_of_beats, labels_of_frames
-from editjax.errors import DataError, EditjaxError, NoInputError, UsageError
+from editjax.errors import DataError, UsageError
 from editjax.mel import MelSettings, band_centres_hz, mel_filterbank
 from editjax.pairs import RawFiles
 from editjax.records import Edit, Recording, half_phases
@@ -50,6 +52,10 @@ WINDOW_FRAMES = 8
 """BigVGAN's frames that our window is as long as."""
 BEAT_LATE_S = 1.0
 """A beat this long after the end is not of this mel."""
+BEATS_END_S = (-1.0, 0.1)
+"""From the end of a mel to the last beat, where beats go up to it; rounded to frames it may lie after it."""
+BELOW_ONE = 1e-3
+"""How far below 1 the loudest value of a mel is that is not relative to it."""
 FEW_FRAMES = 8
 """Labels that are so many more or fewer than frames are a label a frame."""
 REACH_FRAMES = 43
@@ -101,7 +107,7 @@ def cached_recording(
     (edit,) = files.edits
     if edit.edited is None or edit.edits is None:
         raise DataError(f"{files.id}: neither an edited mel nor labels")
-    raw, edited = read_mel(files.raw), read_mel(edit.edited)
+    raw, edited = read_mels(files.raw, edit.edited)
     labels = read_labels(edit.edits, raw)
     played = play(raw.mel_TF, edited.mel_TF, labels.label_T)
     agreement = _agreement(played, labels, settings)
@@ -127,36 +133,29 @@ def cached_recording(
     return Recording(files.id, mel_TF, phase_T3, beat_frames, (made,), meta), agreement
 
 
-def read_mel(path: Path) -> CachedMel:
-    """A cached mel as one of ours; DataError where it is none of the three kinds."""
-    with _reading(path) as file, np.load(file, allow_pickle=False) as archive:
-        if "mel" not in archive:
-            raise DataError(f"{path}: holds no array mel, but {', '.join(archive) or 'nothing'}")
-        mel, beat_times = archive["mel"], archive["beat_times"] if "beat_times" in archive else np.zeros(0)
-    _check_mel(path, mel)
-    _check_beats(path, beat_times)
-    last_s = float(beat_times[-1]) if beat_times.size else 0.0
-    if mel.shape == (OURS.n_mels, OURS.n_mels) and not beat_times.size:
-        raise DataError(f"{path}: {OURS.n_mels} frames of as many bands: nothing tells the axes apart")
-    if mel.shape[1] != OURS.n_mels:
-        cached, theirs = mel.T, MelSettings(hop=256)
-    else:
-        cached, theirs = mel, BIGVGAN
-        if last_s > len(mel) / BIGVGAN.frames_per_second + BEAT_LATE_S:
-            theirs = OURS
-    if last_s > len(cached) / theirs.frames_per_second + BEAT_LATE_S:
-        raise DataError(f"{path}: a beat at {last_s:.1f} s, long after the mel's end; cache it again")
-    every = round(theirs.frames_per_second / OURS.frames_per_second)
-    level_db = _from_bigvgan(path, cached) if theirs is BIGVGAN else _from_loudest(path, cached)[::every]
-    mel_TF = np.clip((level_db - OURS.floor_db) / (OURS.ceiling_db - OURS.floor_db), 0.0, 1.0)
-    return CachedMel(mel_TF.astype(np.float32), len(cached), every, beat_times)
+def read_mels(*paths: Path) -> list[CachedMel]:
+    """The mels of one recording and its edit as ours; DataError where they are none of the three kinds.
+
+    One program cached them: what tells its kind in one file counts for the others.
+    """
+    found = [_read(path) for path in paths]
+    unsure = [file for file in found if not file.transposed]
+    told = [_rate_told(file) for file in unsure]
+    surest_first = (kind for kind in (OURS, BIGVGAN) if kind in told)  # no other mel has beats so late
+    theirs = next(surest_first, None)
+    if unsure and theirs is None:
+        names = ", ".join(str(file.path) for file in unsure)
+        raise DataError(
+            f"{names}: neither beats nor values tell if this is of 22.05 kHz or, by BigVGAN, of 44.1 kHz; "
+            "prepare the recordings themselves, or cache mels again with beat_times up to their end"
+        )
+    return [_as_ours(file, MelSettings(hop=256) if file.transposed else theirs or OURS) for file in found]
 
 
 def read_labels(path: Path, raw: CachedMel) -> Labels:
     """The labels of a raw mel; DataError where they are of another one, or no labels."""
-    with _reading(path) as file:
-        label = np.load(file, allow_pickle=False)
-    if not isinstance(label, np.ndarray) or label.ndim != 1 or label.dtype.kind not in "iu" or not label.size:
+    label = read_array(path)
+    if label.ndim != 1 or label.dtype.kind not in "iu" or not label.size:
         raise DataError(f"{path}: not labels; wanted one row of integers, one a raw frame or one a raw beat")
     wrong = label[(label < 0) | (label >= EditLabel.PAD)]
     if wrong.size:
@@ -229,22 +228,52 @@ def levelled(
     return np.clip(edited_NF + gain, 0.0, 1.0), gain * (OURS.ceiling_db - OURS.floor_db)
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
-    """A NumPy file, open; whatever is wrong with it becomes one line."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except EditjaxError:
-        raise
-    except OSError as error:
-        raise NoInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # damaged archives fail in any way
-        if "allow_pickle" in str(error):
-            raise DataError(
-                f"{path}: not a NumPy file, or one of Python objects, which are refused"
-            ) from None
-        raise DataError(f"{path}: damaged, or not a NumPy file ({type(error).__name__}: {error})") from error
+class _File(NamedTuple):
+    """What lies in a file: a mel (J, F), which it may hold transposed, and beats in seconds."""
+
+    path: Path
+    mel_JF: np.ndarray
+    transposed: bool
+    beat_times: np.ndarray
+
+    @property
+    def last_s(self) -> float:
+        """The last beat, or the beginning."""
+        return float(self.beat_times[-1]) if self.beat_times.size else 0.0
+
+
+def _read(path: Path) -> _File:
+    arrays = read_arrays(path, ["mel"], ["beat_times"])
+    mel, beat_times = arrays["mel"], arrays.get("beat_times", np.zeros(0))
+    _check_mel(path, mel)
+    _check_beats(path, beat_times)
+    if mel.shape == (OURS.n_mels, OURS.n_mels) and not beat_times.size:
+        raise DataError(f"{path}: {OURS.n_mels} frames of as many bands: nothing tells the axes apart")
+    transposed = mel.shape[1] != OURS.n_mels
+    return _File(path, mel.T if transposed else mel, transposed, beat_times)
+
+
+def _rate_told(file: _File) -> MelSettings | None:
+    """The kind of a mel (frames, 128) as far as the file itself tells."""
+    beyond_s = file.last_s - len(file.mel_JF) / BIGVGAN.frames_per_second
+    if beyond_s > BEAT_LATE_S or file.mel_JF.min() < -BELOW_ONE:
+        return OURS
+    first_s, last_s = BEATS_END_S
+    up_to_the_end = file.beat_times.size > 0 and beyond_s >= first_s
+    if beyond_s <= last_s and (up_to_the_end or file.mel_JF.max() < 1.0 - BELOW_ONE):
+        return BIGVGAN
+    return None
+
+
+def _as_ours(file: _File, theirs: MelSettings) -> CachedMel:
+    """The mel, which is of the kind `theirs`."""
+    path, cached, last_s = file.path, file.mel_JF, file.last_s
+    if last_s > len(cached) / theirs.frames_per_second + BEAT_LATE_S:
+        raise DataError(f"{path}: a beat at {last_s:.1f} s, long after the mel's end; cache it again")
+    every = round(theirs.frames_per_second / OURS.frames_per_second)
+    level_db = _from_bigvgan(path, cached) if theirs is BIGVGAN else _from_loudest(path, cached)[::every]
+    mel_TF = np.clip((level_db - OURS.floor_db) / (OURS.ceiling_db - OURS.floor_db), 0.0, 1.0)
+    return CachedMel(mel_TF.astype(np.float32), len(cached), every, file.beat_times)
 
 
 def _check_mel(path: Path, mel: np.ndarray) -> None:

@@ -9,16 +9,21 @@ import dataclasses
 import difflib
 import io
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from editjax.errors import DataError, NoInputError, UsageError
+from editjax.errors import DataError, NoInputError, UsageError, shown
 
 Settings = TypeVar("Settings")
 Json = dict[str, Any]
+
+LARGEST_SIZE = 1 << 16
+MOST_LAYERS = 64
+COMPUTED_IN = ("float32", "bfloat16", "float16")
 
 
 def load_config(path: str | Path) -> Any:
@@ -93,7 +98,7 @@ def from_json(kind: type[Settings], values: Json, where: str = "settings") -> Se
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise DataError(f"{where}: unknown field {name!r}; this version knows {', '.join(fields)}")
+            raise DataError(f"{where}: unknown field {shown(name)}; this version knows {', '.join(fields)}")
     for name, field in fields.items():
         if name not in values and _is_required(field):
             raise DataError(f"{where}: field {name!r} is missing")
@@ -102,6 +107,31 @@ def from_json(kind: type[Settings], values: Json, where: str = "settings") -> Se
         return kind(**read)
     except (ValueError, UsageError) as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def refuse_sizes(settings: Any, *positive: str) -> None:
+    """ValueError for numbers that no model's settings have, and for those named unless they are above 0.
+
+    Otherwise they would fill any memory, or be traced without an end.
+    """
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        most = MOST_LAYERS if name.endswith("layers") else LARGEST_SIZE
+        least = 1 if name in positive else -LARGEST_SIZE if isinstance(value, float) else 0
+        for number in _numbers(name, value):
+            if not least <= number <= most:
+                raise ValueError(f"{name} {shown(number)}: give at least {least}, no larger than {most}")
+        if name == "dtype" and value not in COMPUTED_IN:
+            raise ValueError(f"dtype {shown(value)}: choose one of {', '.join(COMPUTED_IN)}")
+
+
+def _numbers(name: str, value: Any) -> list[float]:
+    """The numbers in one setting, which may be in a tuple, or in tuples in one."""
+    if not isinstance(value, tuple):
+        return [value] if isinstance(value, (int, float)) else []
+    if len(value) > MOST_LAYERS:
+        raise ValueError(f"{name} has {len(value)} entries: give at most {MOST_LAYERS}")
+    return [number for item in value for number in _numbers(name, item)]
 
 
 def first_difference(a: Any, b: Any, name: str = "") -> str | None:
@@ -151,17 +181,17 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return value
     elif origin in (typing.Union, types.UnionType):
         return _member(arguments, value, where)
-    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     elif kind is Any or type(value) is kind:
         return value
-    raise DataError(f"{where}: {value!r} is not a {getattr(kind, '__name__', kind)}")
+    raise DataError(f"{where}: {shown(value)} is not a {getattr(kind, '__name__', kind)}")
 
 
 def _member(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and types.NoneType in kinds:
         return None
-    problem = DataError(f"{where}: {value!r} is not allowed here")
+    problem = DataError(f"{where}: {shown(value)} is not allowed here")
     for kind in kinds:
         if kind is types.NoneType:
             continue

@@ -9,16 +9,13 @@ import numpy as np
 from editjax.edits import to_pointers
 from editjax.errors import DataError, UsageError
 from editjax.evaluate import (
-    KEEP_EVERYTHING,
     MODEL,
-    SILENCE_CUTTER,
     Editor,
     Task,
     at_lengths,
-    keep_everything,
     network_editor,
-    silence_cutter,
     teacher_forced,
+    trivial_editors,
 )
 from editjax.export import find_bundle, read_config
 from editjax.mel import MelSettings
@@ -62,7 +59,7 @@ def editors_of(contestants: Sequence[Contestant]) -> dict[str, Editor]:
             raise UsageError(f"{one.name}: hears another mel than {contestants[0].name}; evaluate it alone")
         count = sum(name.split(" (")[0] == one.name for name in named)
         named[f"{one.name} ({count + 1})" if count else one.name] = one.edit
-    return named | {KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
+    return named | trivial_editors()
 
 
 def _pointer(model: str | Path, lengths: Sequence[float]) -> Contestant:
@@ -94,6 +91,6 @@ def _labeller(model: str | Path) -> Contestant:
     labeller = load_labeller(model)
 
     def edit(task: Task) -> np.ndarray:
-        return to_pointers(labeller.edit(task.mel_TF, task.grid, task.source), task.grid)
+        return to_pointers(labeller.edit(task.mel_TF, task.grid, task.source, levels=False), task.grid)
 
     return Contestant(NAMES["policy"], edit, labeller.mel)

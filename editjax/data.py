@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from editjax.augment import AugmentSettings, Edited, Piece, augment, crop
-from editjax.edits import PAD, STOP, EditLabel, beat_of_frames, labels_of_frames, structure_of
+from editjax.augment import AugmentSettings, Piece, augment, crop
+from editjax.edits import PAD, STOP, EditLabel, structure_of
 from editjax.errors import DataError, UsageError
 from editjax.events import UNKNOWN, kinds_of
 from editjax.mel import STEM_FRAMES, MelSettings
-from editjax.records import Recording, example, scatter_frames
+from editjax.records import edited_of, example
 from editjax.shards import Entry, Source, read
 from editjax.styles import STYLES
 
@@ -240,7 +240,7 @@ def _load(
     recording = source.recording(entry.record, [entry.edit])
     kind_T = kinds_of(recording.meta.get("events", ()), len(recording.mel_TF))
     stems_IMF = _some_stems(recording.stems_IMF, settings.most_stems, rng)
-    edited = _edited(recording) if settings.edited else None
+    edited = edited_of(example(recording, recording.edits[0])) if settings.edited else None
     pointers_N = recording.edits[0].pointers_N
     piece = Piece(recording.mel_TF, recording.phase_T3, pointers_N, kind_T, stems_IMF, edited)
     max_steps = slot.steps - 1
@@ -253,15 +253,6 @@ def _load(
         piece = piece._replace(edited=piece.edited._replace(mel_TF=piece.edited.mel_TF.astype(np.float32)))
     limits = {"max_frames": slot.frames, "max_steps": max_steps}
     return augment(piece, settings.augment, mel, rng, other_mel=other_mel, **limits)
-
-
-def _edited(recording: Recording) -> Edited:
-    """What the recording's first edit makes of every raw frame."""
-    edit, n_frames = recording.edits[0], len(recording.mel_TF)
-    edit_mel_NF = example(recording, edit).edit_mel_NF
-    labels_T = labels_of_frames(edit.labels, recording.beat_frames, edit.pointers_N, n_frames)
-    beat_T = beat_of_frames(recording.beat_frames, n_frames)
-    return Edited(scatter_frames(edit_mel_NF, edit.pointers_N, n_frames), labels_T, beat_T)
 
 
 def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Generator) -> np.ndarray | None:

@@ -38,7 +38,8 @@ SNAPS = ("none", "beat", "bar")
 SEEDS = 1 << 32
 ANY = "any"
 GRIFFIN_LIM = "griffin-lim"
-MODEL, MODEL_OF_STYLES, SCORER, LABELLER = "final", "styles", "scorer", "labels"
+MODEL, MODEL_OF_STYLES, SCORER = "final", "styles", "scorer"
+LABELLER, RECONSTRUCTION = "labels", "reconstruct"
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class EditSettings:
     editor's. `style` is one the model knows, or "any" for one drawn by the seed; `style_from` names an
     example of a style instead, an edited track or an edit list. `target_s` is the length the edit should
     have, met within 5 %.
-    `threshold` and `keep_ratio` are the scorer's (`score.KeepSettings`); without them it keeps what it was
-    calibrated to. `scores` names a file of scores of the recording (`editjax score --out`), used instead of
-    new ones.
+    `threshold` or `keep_ratio` is the scorer's (`score.KeepSettings`); without one it keeps what it was
+    calibrated to; `min_clip_s` replaces its own. `scores` names a file of scores of the recording
+    (`editjax score --out`), used instead of new ones.
     `effects` says how the labels' effects get their sound: "griffin-lim", or a vocoder's folder; without it
-    they only change the level.
+    they only change the level. `reconstruction` names the model that knows their level and sound, left empty
+    the bundled one.
     `margin_s` is (before, after) each clip, None the editor's own. `allow_truncated` edits what a damaged
     file still holds.
     """
@@ -70,8 +72,9 @@ class EditSettings:
     keep_ratio: float | None = None
     scores: str = ""
     effects: str = ""
+    reconstruction: str = ""
     margin_s: tuple[float, float] | None = None
-    min_clip_s: float = 0.0
+    min_clip_s: float | None = None
     max_pause_s: float | None = None
     snap: str = "none"
     keep: tuple[str, ...] = ()
@@ -102,8 +105,12 @@ class EditSettings:
             raise UsageError("a style needs the pointer editor: --editor pointer")
         if self.editor != "scorer" and (self.threshold, self.keep_ratio, self.scores) != (None, None, ""):
             raise UsageError("a threshold, keep ratio or scores need the scorer: --editor scorer")
+        if None not in (self.threshold, self.keep_ratio):
+            raise UsageError("give a threshold or a keep ratio: --threshold or --keep-ratio")
         if self.editor != "labels" and self.effects:
             raise UsageError("effects need the label policy: --editor labels")
+        if self.editor != "labels" and self.reconstruction:
+            raise UsageError("a reconstruction model needs the label policy: --editor labels")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise UsageError(f"threshold {self.threshold}: give a number of standard deviations")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
@@ -146,7 +153,7 @@ def ready(settings: EditSettings) -> EditSettings:
         case "labels":
             if settings.effects:
                 vocoder_of(settings)
-            return replace(settings, mel=_labeller(model_of(settings)).mel)
+            return replace(settings, mel=_labeller_of(settings).mel)
     return settings
 
 
@@ -186,20 +193,19 @@ def _scored_edit(heard: Heard, settings: EditSettings) -> EditList:
     """What a scorer finds good enough."""
     scorer = _scorer(model_of(settings))
     if settings.scores:
-        score_T = scores_of_source(settings.scores, heard.source.sha256, len(heard.mel_TF)).score_T
+        made_by = model_of(settings), scorer.sha256
+        score_T = scores_of_source(settings.scores, heard.source.sha256, len(heard.mel_TF), *made_by).score_T
     else:
         with timed(heard.timings_s, "network"):
             score_T = scorer.anomaly(heard.mel_TF)
-    keep = replace(scorer.keep, keep_ratio=settings.keep_ratio)
-    if settings.threshold is not None:
-        keep = replace(keep, threshold=settings.threshold)
+    keep = scorer.asked(settings.threshold, settings.keep_ratio, settings.min_clip_s)
     return scorer.edit(score_T, heard.grid, heard.source, keep, {"model": model_of(settings)})
 
 
 def _labelled_edit(heard: Heard, settings: EditSettings) -> EditList:
     """What a label policy makes of the beats."""
     with timed(heard.timings_s, "network"):
-        name, labeller = model_of(settings), _labeller(model_of(settings))
+        name, labeller = model_of(settings), _labeller_of(settings)
         notes = {"model": name, **({"sound": settings.effects} if settings.effects else {})}
         return labeller.edit(heard.mel_TF, heard.grid, heard.source, notes, levels=not settings.effects)
 
@@ -210,7 +216,7 @@ def sounding(heard: Heard, reader: Reader, settings: EditSettings) -> Reader:
         return reader
     from editjax.effects import with_effects
 
-    wanted_TF, spans = _labeller(model_of(settings)).effects(heard.mel_TF)
+    wanted_TF, spans = _labeller_of(settings).effects(heard.mel_TF)
     return with_effects(reader, wanted_TF, spans, settings.mel, vocoder_of(settings))
 
 
@@ -323,6 +329,10 @@ def _with_reason(segment: Segment, grid: FrameGrid, keep_T: np.ndarray) -> Segme
     return segment._replace(reason=f"keep {keep:.2f}")
 
 
+def _labeller_of(settings: EditSettings) -> "Labeller":
+    return _labeller(model_of(settings), settings.reconstruction or RECONSTRUCTION)
+
+
 def _network_of(settings: EditSettings) -> "PointerNetwork":
     return _network(model_of(settings))
 
@@ -335,10 +345,10 @@ def _scorer(model: str) -> "Scorer":
 
 
 @functools.lru_cache(maxsize=2)
-def _labeller(model: str) -> "Labeller":
+def _labeller(model: str, reconstruction: str) -> "Labeller":
     from editjax.labeller import load_labeller
 
-    return load_labeller(model)
+    return load_labeller(model, reconstruction)
 
 
 @functools.lru_cache(maxsize=2)

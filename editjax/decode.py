@@ -26,9 +26,9 @@ from editjax.models.pointer import (
     PointerSettings,
     Step,
     decoder_call,
-    pick,
     run_turns,
 )
+from editjax.models.rows import pick
 from editjax.models.stems import Stems
 from editjax.models.style import Asked
 

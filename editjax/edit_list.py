@@ -147,7 +147,7 @@ def _rows(rows: list[Any], path: str | Path) -> str:
 def _dumps(value: Any, path: str | Path) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the edit list cannot be written as JSON ({error})") from error
 
 

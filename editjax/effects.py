@@ -4,6 +4,7 @@ Comes in: a recording, its mel, the wanted mel and which frames are to sound lik
 the recording with these spans changed, and not a bit elsewhere.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -85,13 +86,15 @@ def with_effects(
 def _change(
     difference_S: np.ndarray, span: tuple[int, int], grid: FrameGrid, mel: MelSettings, frames: int
 ) -> Change:
-    """The difference in a span at the recording's rate."""
+    """The difference in a span at the recording's rate, resampled from where samples of both rates meet."""
     start, stop = (min(int(grid.sample_of_frame(frame)), frames) for frame in span)
-    around = 1 + round(AROUND_S * mel.frames_per_second)  # whole frames begin at a sample of both rates
-    before = min(around, span[0])
-    heard_S = difference_S[(span[0] - before) * mel.hop : (span[1] + around) * mel.hop]
+    shared = math.gcd(mel.sample_rate_hz, grid.source_rate_hz)
+    step, source_step = mel.sample_rate_hz // shared, grid.source_rate_hz // shared
+    around = math.ceil(AROUND_S * mel.sample_rate_hz)
+    steps = max(0, span[0] * mel.hop - around) // step
+    heard_S = difference_S[steps * step : span[1] * mel.hop + around]
     resampled_S = np.concatenate(
         [*resample_stream([heard_S], mel.sample_rate_hz, grid.source_rate_hz), np.zeros(0, np.float32)]
     )
-    skipped = start - int(grid.sample_of_frame(span[0] - before))
-    return Change(start, resampled_S[skipped : skipped + stop - start])
+    first = steps * source_step
+    return Change(start, resampled_S[start - first : stop - first])

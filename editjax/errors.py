@@ -1,5 +1,8 @@
 """Errors a user can cause: one line each, carrying the exit code the command ends with (sysexits.h)."""
 
+import reprlib
+from typing import Any
+
 
 class EditjaxError(Exception):
     """An error to show as one line; `exit_code` is what the command returns."""
@@ -41,3 +44,17 @@ class TryAgainError(EditjaxError):
     """The run was interrupted in good order and can be resumed (pre-emption)."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: Any) -> str:
+    """A value out of a file as an error names it: short, and nothing in it that a terminal obeys."""
+    return _SHOWN.repr(value)
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100

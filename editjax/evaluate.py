@@ -30,6 +30,7 @@ from editjax.metrics import (
     edit_scores,
     keep_ratio,
     kept_iou,
+    mean_figures,
     played_iou,
     plus_one_baseline,
     pointer_accuracy,
@@ -150,16 +151,6 @@ def figures(
     }
 
 
-def mean_figures(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the edits where it is defined; NaN where it never is."""
-    names = rows[0].keys()
-    columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
-    return {
-        name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
-        for name, column in columns.items()
-    }
-
-
 def make_validate(
     config: Any, shards_dir: str | Path, settings: ValidateSettings = ValidateSettings()
 ) -> Callable[[Any], dict[str, float]]:
@@ -175,20 +166,10 @@ def make_validate(
         return reconstruct_validate(config, shards_dir, settings.split, settings.examples)
     if isinstance(config.model, PolicySettings):
         return policy_validate(config, shards_dir, settings.split, settings.examples)
-    source = shards.read(shards_dir)
-    chosen = [
-        index
-        for index, entry in enumerate(source.entries)
-        if settings.split in (None, entry.split) and entry.style == settings.style
-    ]
-    if not chosen and settings.split is None:
-        raise DataError(f"{shards_dir}: no example of style {settings.style!r} to validate on")
-    if not chosen:
-        missing = f"{shards_dir}: no example of split {settings.split!r} and style {settings.style!r}"
-        print(f"{missing}: nothing to choose the best checkpoint by", file=sys.stderr)
+    examples = shards.watched(shards_dir, settings.split, [settings.style], settings.examples)
+    if not examples:
         return lambda params: {"score": float("nan")}
-    examples = [source[index] for index in chosen[: settings.examples]]
-    frames_per_second = MelSettings(**source.manifest["mel"]).frames_per_second
+    frames_per_second = MelSettings(**shards.read_manifest(shards_dir)["mel"]).frames_per_second
     tuned = isinstance(config.loss, TuneSettings)
 
     def validate(params: Any) -> dict[str, float]:
@@ -204,7 +185,7 @@ def make_validate(
             row["structure_iou"] = kept_iou(kept, example.pointers_N, len(mel_TF))
             if tuned:
                 weights, style = config.loss.reward, example.style
-                row |= earned(network, weights, mel_TF, phase_T3, style, edited.pointers_N)
+                row |= earned(network, weights, mel_TF, phase_T3, style, edited.pointers_N, stems_IMF)
             rows.append(row)
         mean = mean_figures(rows)
         return {"score": mean["kept_iou"], **mean}
@@ -214,8 +195,12 @@ def make_validate(
 
 def editors_beside(network: PointerNetwork) -> dict[str, Editor]:
     """The model by its name in the table, then the editors it must beat."""
-    trivial: dict[str, Editor] = {KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
-    return {MODEL: network_editor(network), **trivial}
+    return {MODEL: network_editor(network), **trivial_editors()}
+
+
+def trivial_editors() -> dict[str, Editor]:
+    """The editors that need no model."""
+    return {KEEP_EVERYTHING: keep_everything, SILENCE_CUTTER: silence_cutter}
 
 
 def network_editor(network: PointerNetwork) -> Editor:

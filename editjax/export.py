@@ -5,9 +5,11 @@ A bundle is a folder: `model.safetensors` (tensors named by their path in the tr
 Nothing in it is code. Loading imports neither Orbax, Grain nor Optax, so that editing starts fast.
 """
 
+import functools
 import hashlib
 import json
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 from editjax import __version__
 from editjax.bundle import (
     CONFIG,
+    DTYPES,
     FORMAT,
     TENSORS,
     VERSION,
@@ -28,16 +31,19 @@ from editjax.bundle import (
     flatten,
     read_config,
     read_tensors,
+    ships,
     unflatten,
+    wrong_in_training,
 )
 from editjax.config import Json, from_json, to_json
-from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError, shown
 from editjax.family import family_of, settings_type
 from editjax.mel import MelSettings
 from editjax.mesh import tree_path
 
 CARD = "README.md"
-STORED_DTYPES = ("float32", "float16")
+MEL_OF_MODELS = ("n_mels", "floor_db", "ceiling_db")
+NOTES = {"family": str, "config": dict, "origin": dict}
 EDITOR_OPTION = {"pointer": "", "scorer": "--editor scorer ", "policy": "--editor labels "}
 """How `editjax edit` is told to use a model, for the families that edit."""
 
@@ -68,11 +74,12 @@ def export_run(
 ) -> Path:
     """Write the bundle of a run's `best` or `last` checkpoint: its averaged parameters where it has them.
 
-    The run may still be training. Raises NoInputError without a checkpoint, CannotCreateError when `out_dir`
-    exists and may not be replaced, DataError when a value does not fit `dtype`.
+    The run may still be training. A damaged checkpoint is named on stderr and an older whole one taken.
+    Raises NoInputError without a checkpoint, CannotCreateError when `out_dir` exists and may not be replaced,
+    DataError when no checkpoint is whole or a value does not fit `dtype`.
     """
-    if dtype not in STORED_DTYPES:
-        raise DataError(f"cannot store parameters as {dtype}: choose {' or '.join(STORED_DTYPES)}")
+    if dtype not in DTYPES:
+        raise DataError(f"cannot store parameters as {dtype}: choose {' or '.join(DTYPES)}")
     step, notes, params = _restore(Path(run_dir), which)
     tensors = {name: cast(name, array, dtype) for name, array in flatten(params).items()}
     export = ["editjax", "export", str(run_dir), "-o", str(out_dir), "--which", which, "--dtype", dtype]
@@ -90,7 +97,7 @@ def export_run(
         {
             "family": notes["family"],
             "model": notes["config"]["model"],
-            "mel": notes["origin"].get("mel", to_json(MelSettings())),
+            "mel": notes["origin"]["mel"],
             "training": training,
             "licence": licence,
         },
@@ -154,7 +161,7 @@ def _may_be_replaced(folder: Path) -> bool:
     """Whether a folder is a model or empty."""
     try:
         return not any(folder.iterdir()) or json.loads((folder / CONFIG).read_text())["format"] == FORMAT
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
@@ -168,15 +175,23 @@ def load_bundle(model: str | Path) -> Bundle:
 
     path = find_bundle(model)
     config = read_config(path)
-    tensors = read_tensors(path / TENSORS, config)
-    where = str(path / CONFIG)
-    settings: Any = from_json(settings_type(config["family"]), config["model"], f"{where}: model")
-    mel = from_json(MelSettings, config["mel"], f"{where}: mel")
-    if config["editjax"] != __version__:  # tracing takes a second: spared where nothing was upgraded
+    settings, mel = _settings(config["family"], config["model"], config["mel"], str(path / CONFIG))
+    if not ships(path):
         refuse_misfit(path, settings, config["tensors"])
+    tensors = read_tensors(path / TENSORS, config)
     # Cast on the host: on the device every shape would be a program of its own to compile.
     params = jax.device_put(unflatten({name: a.astype(np.float32) for name, a in tensors.items()}))
     return Bundle(settings, params, mel, config, path)
+
+
+def _settings(family: str, model: Any, mel: Any, where: str) -> tuple[Any, MelSettings]:
+    """A model's settings and those of its mel; DataError where they are none, or not of each other."""
+    settings: Any = from_json(settings_type(family), model, f"{where}: model")
+    heard = from_json(MelSettings, mel, f"{where}: mel")
+    for name in MEL_OF_MODELS:
+        if getattr(settings, name, getattr(heard, name)) != getattr(heard, name):
+            raise DataError(f"{where}: model and mel differ in {name}")
+    return settings, heard
 
 
 def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
@@ -190,17 +205,33 @@ def _restore(run_dir: Path, which: str) -> tuple[int, Json, Any]:
     if not folder.is_dir():
         raise NoInputError(f"{run_dir}: no {which!r} checkpoint here; is it the folder of a training run?")
     with Checkpoints(folder, writable=False) as checkpoints:
-        step = checkpoints.latest_step
+        step = checkpoints.newest_whole()
         if step is None:
             raise NoInputError(f"{folder}: no checkpoint yet; wait for the first validation or use the last")
         notes = checkpoints.notes(step)
-        settings: Any = from_json(
-            settings_type(notes["family"]), notes["config"]["model"], f"{folder}/{step}: model"
-        )
+        if problem := _wrong_in_notes(notes):
+            raise DataError(f"{folder}/{step}: {problem}; it was not written by editjax train")
+        mel = notes["origin"].setdefault("mel", _mel_of(notes["config"]["model"]))
+        settings, _ = _settings(notes["family"], notes["config"]["model"], mel, f"{folder}/{step}")
         shapes = jax.eval_shape(lambda key: family_of(settings).init(settings, key), jax.random.key(0))
         shardings = state_shardings(shapes, make_mesh(devices=jax.devices()[:1]))
         part = "ema_params" if notes["config"]["ema_decay"] else "params"
         return step, notes, checkpoints.restore(step, {part: abstract(shapes, shardings)})[part]
+
+
+def _mel_of(model: Json) -> Json:
+    """The mel of a model whose training noted none: that by default, as far as the model says no other."""
+    said = {name: model[name] for name in MEL_OF_MODELS if name in model}
+    return to_json(MelSettings()) | said
+
+
+def _wrong_in_notes(notes: Json) -> str:
+    """What is missing in a checkpoint's notes of what an export copies from them."""
+    if not all(isinstance(notes.get(name), kind) for name, kind in NOTES.items()) or "scores" not in notes:
+        return f"its notes lack one of {', '.join(NOTES)}, scores"
+    if not {"model", "ema_decay"} <= set(notes["config"]):
+        return "its notes have no settings of a model"
+    return wrong_in_training({**notes["origin"], "scores": notes["scores"]})
 
 
 def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
@@ -216,18 +247,25 @@ def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 
 def refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
     """DataError unless the tensors are those of the model that this version builds from the settings."""
-    import jax
-
-    shapes = jax.eval_shape(lambda key: family_of(settings).init(settings, key), jax.random.key(0))
-    wanted = {tree_path(at): list(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    wanted = _shapes(settings)
     found = {name: facts["shape"] for name, facts in tensors.items()}
     for name in sorted(wanted | found):
         there, here = found.get(name, "none"), wanted.get(name, "none")
         if there != here:
             raise DataError(
-                f"{path}: {name} has shape {there}, wanted {here}: exported by a version of editjax with "
-                "another architecture; use that version or train again"
+                f"{path}: {shown(name)} has shape {there}, wanted {here}: exported by a version of editjax "
+                "with another architecture; use that version or train again"
             )
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(settings: Any) -> dict[str, list[int]]:
+    """The shapes of a model's parameters by their paths; traced, which takes a second, so only once."""
+    import jax
+
+    init = sys.modules[type(settings).__module__].init  # of the family, whose loss would import much more
+    shapes = jax.eval_shape(lambda key: init(settings, key), jax.random.key(0))
+    return {tree_path(at): list(leaf.shape) for at, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 def _model_card(name: str, config: Json, size_bytes: int) -> str:
@@ -238,6 +276,9 @@ def _model_card(name: str, config: Json, size_bytes: int) -> str:
     shown = {figure: "–" if value is None else f"{value:.4g}" for figure, value in scores.items()}
     asked = EDITOR_OPTION.get(config["family"])
     used = "" if asked is None else f"    editjax edit RECORDING {asked}--model {name}\n\n"
+    of = "the run's validation set"
+    if "calibrated_on" in training:
+        of = f"`{training['calibrated_on']}`, which it was calibrated on"
     table = "".join(f"| {figure} | {value} |\n" for figure, value in shown.items())
     return f"""# {name}
 
@@ -254,7 +295,7 @@ An editjax model of the family *{config["family"]}*: {numbers:,} parameters stor
 `{json.dumps(training.get("settings", {}), sort_keys=True)}`.
 All settings are in `{CONFIG}`.
 
-## Scores on the run's validation set
+## Scores on {of}
 
 | figure | value |
 |---|---|

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from editjax.errors import DataError, UsageError
-from editjax.mesh import Rules
+from editjax.errors import DataError, UsageError, shown
+from editjax.mesh import WIDTHS, Rules
 
 
 class Family(NamedTuple):
@@ -17,14 +17,16 @@ class Family(NamedTuple):
     Where a batch means more than one step against a gradient, `learn(learner, batch, key, config, frozen) →
     (learner, metrics)` takes the loss's place, with a `ppo.Learner` and at least `loss` and `gradient_norm`
     among the metrics; `frozen(config)` names the trained model that it needs besides, a `ppo.Frozen`.
+    One that `goes_on` keeps a part of the model it begins from as it is, and cannot begin from nothing.
     """
 
     name: str
     init: Callable[..., Any]
     loss: Callable[..., tuple[Any, dict[str, Any]]]
-    rules: Rules = ()
+    rules: Rules = WIDTHS
     learn: Callable[..., tuple[Any, dict[str, Any]]] | None = None
     frozen: Callable[[Any], str] | None = None
+    goes_on: bool = False
 
 
 def family_of(settings: Any, loss: Any = None) -> Family:
@@ -71,7 +73,7 @@ def settings_type(name: str) -> type:
             return PolicySettings
         case "hifigan":
             return HifiGanSettings
-    raise DataError(f"model family {name!r} is unknown to this version of editjax: upgrade it")
+    raise DataError(f"model family {shown(name)} is unknown to this version of editjax: upgrade it")
 
 
 def _pointer() -> Family:
@@ -87,7 +89,7 @@ def _pointer() -> Family:
 def _tuned() -> Family:
     from editjax.tune import learn
 
-    return _pointer()._replace(learn=learn, frozen=lambda config: config.loss.reference)
+    return _pointer()._replace(learn=learn, frozen=lambda config: config.loss.reference, goes_on=True)
 
 
 def _scorer() -> Family:
@@ -117,7 +119,7 @@ def _policy(weights: Any) -> Family:
     def loss(params, batch, key, settings, weights):
         return policy_loss.policy_loss(params, batch, settings, weights, key)
 
-    family = Family("policy", init, loss)
+    family = Family("policy", init, loss, goes_on=True)
     if isinstance(weights, policy_loss.PolicyPpoSettings):
         learn = policy_loss.learn_from_rewards
         return family._replace(learn=learn, frozen=lambda config: config.loss.reconstruction)

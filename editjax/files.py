@@ -8,10 +8,12 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from editjax.errors import CannotCreateError, InputOutputError, NoInputError
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
 
 MEDIUM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """The medium gave out while writing; everything else is a name that cannot be created."""
@@ -70,6 +72,43 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise NoInputError(f"{path}: cannot be read ({error.strerror}); check the name") from None
+
+
+def read_regular(path: Path, largest_bytes: int) -> bytes:
+    """A file of a folder that somebody else made, at most so large.
+
+    As `open_regular`; a link is a DataError too.
+    """
+    with open_regular(path, largest_bytes, links=False) as file:
+        return file.read(min(os.fstat(file.fileno()).st_size, largest_bytes))
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, largest_bytes: int, links: bool = True) -> Iterator[BinaryIO]:
+    """A file to read, at most so large; pipes and devices are not waited for.
+
+    Raises DataError for these and for a larger file, before anything is read, NoInputError for one that
+    cannot be opened or read.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_NONBLOCK", "O_BINARY", *(() if links else ("O_NOFOLLOW",))):
+        flags |= getattr(os, name, 0)  # not all of them exist on all systems
+    try:
+        if not links and path.is_symlink():
+            raise DataError(f"{path}: is a link, which may lead anywhere; copy the file itself there")
+        descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{path}: is a folder, a pipe or a device, not a file")
+            if status.st_size > largest_bytes:
+                raise DataError(f"{path}: {status.st_size} bytes, more than the {largest_bytes} it may have")
+            with open(descriptor, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise NoInputError(f"{path}: cannot read it ({error.strerror})") from None
 
 
 def check_target(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:

@@ -39,10 +39,10 @@ class Interruption:
         except _Cut:
             return None
 
-    def obey(self, saved: str) -> NoReturn:
-        """Raise TryAgainError or KeyboardInterrupt, as the signal asks, with a message opened by `saved`."""
+    def obey(self, number: int, saved: str) -> NoReturn:
+        """Raise TryAgainError or KeyboardInterrupt, as a signal asks, with a message opened by `saved`."""
         message = f"{saved}; the same command goes on from there"
-        raise TryAgainError(message) if self.signal == signal.SIGTERM else KeyboardInterrupt(message)
+        raise TryAgainError(message) if number == signal.SIGTERM else KeyboardInterrupt(message)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:

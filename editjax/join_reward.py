@@ -18,7 +18,8 @@ from editjax.errors import UsageError
 from editjax.losses import Targets
 from editjax.models.layers import frame_mask
 from editjax.models.level import LEVEL_CHANNELS, level_normalise
-from editjax.models.pointer import JUMP, PointerSettings, pick, take
+from editjax.models.pointer import JUMP, PointerSettings
+from editjax.models.rows import pick, take
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class RewardSettings:
 
 class Heard(NamedTuple):
     """What rewards know of recordings: the level-normalised mel, position in beat, bar and phrase, the
-    probability that a frame is kept, whether it is looped, and the wanted length in frames. 0 in the padding.
+    probability that a frame is kept, whether it is looped, all 0 in the padding; how many frames there are,
+    and how many are wanted.
     """
 
     level_BTF: jax.Array
     phase_BT3: jax.Array
     keep_BT: jax.Array
     looped_BT: jax.Array
+    frames_B: jax.Array
     length_B: jax.Array
 
 
@@ -79,6 +82,7 @@ def heard_of(settings: PointerSettings, mel_BTF, phase_BT3, target_B, encoded, l
         jnp.where(mask_BT[..., None], phase_BT3, 0.0),
         jnp.where(mask_BT, keep_BT, 0.0),
         looped_BT,
+        frames_B,
         jnp.where(target_B > 0, target_B, natural_B),
     )
 
@@ -89,7 +93,7 @@ def rewards(heard: Heard, t: Targets, steps_B) -> Rewards:
     counted_BN = t.counted_BN & frame_mask(steps_B, landed_BN.shape[1])
     plays_BN = counted_BN & (landed_BN >= 0)
     join_BN = plays_BN & (t.mode_BN == JUMP) & (left_BN >= 0)
-    continuity_BN = jnp.where(join_BN, -roughness(heard.level_BTF, left_BN, landed_BN), 0.0)
+    continuity_BN = jnp.where(join_BN, -roughness(heard.level_BTF, heard.frames_B, left_BN, landed_BN), 0.0)
     beats_BN = jnp.where(join_BN, -off_the_beat(heard.phase_BT3, left_BN, landed_BN), 0.0)
     last_BN = counted_BN & (t.step.index_BN == steps_B[:, None] - 1)
     length_B = jnp.maximum(plays_BN.sum(1), 1).astype(jnp.float32)
@@ -98,13 +102,14 @@ def rewards(heard: Heard, t: Targets, steps_B) -> Rewards:
     return Rewards(continuity_BN, beats_BN, duration_BN, covered(heard, t, plays_BN))
 
 
-def roughness(level_BTF, left_BN, landed_BN):
+def roughness(level_BTF, frames_B, left_BN, landed_BN):
     """The spectral step from the frame that is left to the one that is landed on, (B, N), in 20 dB.
 
     What the recording itself steps after the one and before the other is taken off: a join at an onset may
     be as sharp as the onset.
     """
     own_BT = jnp.abs(level_BTF[:, 1:] - level_BTF[:, :-1]).mean(-1)
+    own_BT = jnp.where(frame_mask(frames_B - 1, own_BT.shape[1]), own_BT, 0.0)  # nothing follows the last
     own_BN = (pick(own_BT, left_BN) + pick(own_BT, landed_BN - 1)) / 2
     step_BN = jnp.abs(take(level_BTF, left_BN) - take(level_BTF, landed_BN)).mean(-1)
     return jax.nn.relu(step_BN - own_BN)

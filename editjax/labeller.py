@@ -1,6 +1,5 @@
 """A trained label policy to call: mel in, what becomes of every beat out, and the edit that follows."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from editjax import ppo, shards
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.chunks import encode_in_chunks
-from editjax.edits import EditLabel, EditList, Source, beat_of_frames
+from editjax.edits import EditLabel, EditList, Segment, Source, beat_of_frames
 from editjax.errors import DataError
 from editjax.labels import Run, labelled_edit, runs_of, without_scraps
 from editjax.mel import FrameGrid, MelSettings
@@ -22,8 +21,7 @@ from editjax.models.layers import RUNNING
 from editjax.models.policy import PolicySettings, asked_of, beats_of, hear, label_logits
 from editjax.network import WHOLE_FRAMES, padded_length
 from editjax.policy_loss import PolicyPpoSettings, judged, seen_of
-from editjax.reconstruction import Reconstruction, load_reconstruction
-from editjax.reconstruction import judged as judged_pair
+from editjax.reconstruction import Reconstruction, judged_pair, load_reconstruction
 from editjax.reward import heard_frames
 
 SHORTEST_S = 2.0
@@ -49,10 +47,8 @@ class Labeller:
         params: Any,
         reconstruction: Reconstruction,
         mel: MelSettings = MelSettings(),
-        sha256: str = "",
     ):
-        self.settings, self.params, self.mel, self.sha256 = settings, params, mel, sha256
-        self.reconstruction = reconstruction
+        self.settings, self.params, self.reconstruction, self.mel = settings, params, reconstruction, mel
         self.beats = BeatSettings(mel=mel)
 
     def labels(self, mel_TF: np.ndarray) -> Labels:
@@ -87,17 +83,20 @@ class Labeller:
         levels: bool = True,
     ) -> EditList:
         """The edit that follows from the labels; `editor` are its notes. Without `levels` effects are played
-        as they are, for they get their sound elsewhere."""
+        as they are, for they get their sound elsewhere. A segment's score is how sure its labels are."""
         labels, n_frames = self.labels(mel_TF), len(mel_TF)
         runs = self._runs(labels, n_frames)
         if levels:
             runs = self._with_levels(runs, mel_TF, labels)
-        counts = {
-            EditLabel(label).name.lower(): int(count)
-            for label, count in zip(*np.unique(labels.label_U, return_counts=True), strict=True)
-        }
-        notes = {"name": "labels", **(editor or {}), "labels": counts}
-        return labelled_edit(runs, grid, source, notes)
+        notes = {"name": "labels", **(editor or {}), "labels": _counts(runs, labels.beat_frames)}
+        edit_list = labelled_edit(runs, grid, source, notes)
+        p_T = labels.p_U[beat_of_frames(labels.beat_frames, n_frames)]
+
+        def surely(segment: Segment) -> Segment:
+            inside = slice(grid.frames_in(segment.start), grid.frames_in(segment.stop))
+            return segment._replace(score=round(float(p_T[inside].mean()), 4))
+
+        return edit_list._replace(segments=tuple(map(surely, edit_list.segments)))
 
     def effects(self, mel_TF: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """The mel of what is heard of every frame, (T, F), and the spans of frames where effects sound."""
@@ -137,6 +136,15 @@ class Labeller:
         return 10.0 ** ((np.asarray(mel_TF, np.float64) * span_db + self.mel.floor_db) / 10.0)
 
 
+def _counts(runs: list[Run], beat_frames: np.ndarray) -> dict[str, int]:
+    """How many beats are cut, kept, …, of those that are anything."""
+    start_U = np.append(0, beat_frames)
+    counts = dict.fromkeys(sorted(run.label for run in runs), 0)
+    for run in runs:
+        counts[run.label] += int(((start_U >= run.start) & (start_U < run.stop)).sum())
+    return {label.name.lower(): count for label, count in counts.items()}
+
+
 @partial(jax.jit, static_argnums=0)
 def _hear(settings, params, mel_BTF, frames_B, phase_BT3):
     return hear(settings, params, mel_BTF, frames_B, phase_BT3)
@@ -161,7 +169,7 @@ def load_labeller(model: str | Path, reconstruction: str | Path = "reconstruct")
     sounds = load_reconstruction(reconstruction)
     if sounds.mel != bundle.mel:
         raise DataError(f"{reconstruction}: made for another mel than {bundle.path}")
-    return Labeller(bundle.settings, bundle.params, sounds, bundle.mel, bundle.config["sha256"])
+    return Labeller(bundle.settings, bundle.params, sounds, bundle.mel)
 
 
 class Examined(NamedTuple):
@@ -234,16 +242,9 @@ def policy_validate(
 
     `score`, which decides the best checkpoint, is the mean reward of the likeliest labels.
     """
-    source, styles = shards.read(shards_dir), config.data.styles
-    chosen = [
-        index
-        for index, entry in enumerate(source.entries)
-        if split in (None, entry.split) and (not styles or entry.style in styles)
-    ]
-    if not chosen:
-        print(f"{shards_dir}: nothing to choose the best checkpoint by", file=sys.stderr)
+    pairs = [judged_pair(one) for one in shards.watched(shards_dir, split, config.data.styles, examples)]
+    if not pairs:
         return lambda params: {"score": float("nan")}
-    pairs = [judged_pair(source[index]) for index in chosen[:examples]]
     weights = config.loss if isinstance(config.loss, PolicyPpoSettings) else PolicyPpoSettings()
     judge = load_reconstruction(weights.reconstruction)
     fixed = config.model, weights, judge.settings

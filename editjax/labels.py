@@ -43,11 +43,15 @@ def runs_of(label_U: np.ndarray, beat_frames: np.ndarray, n_frames: int) -> list
 
 
 def without_scraps(runs: Sequence[Run], shortest: int) -> list[Run]:
-    """The runs, stretches between two cuts that last fewer than `shortest` frames being cut."""
+    """The runs, stretches between two cuts that last fewer than `shortest` frames being cut.
+
+    What the recording begins or ends with is no scrap.
+    """
     kept: list[Run] = []
     for cut, group in groupby(runs, lambda r: r.label == EditLabel.CUT):
         stretch = list(group)
-        scrap = not cut and stretch[-1].stop - stretch[0].start < shortest
+        inside = stretch[0] is not runs[0] and stretch[-1] is not runs[-1]
+        scrap = not cut and inside and stretch[-1].stop - stretch[0].start < shortest
         kept += [run._replace(label=EditLabel.CUT) for run in stretch] if scrap else stretch
     return kept
 

@@ -16,16 +16,8 @@ from editjax.models import style
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import encode, kinds
 from editjax.models.layers import frame_mask
-from editjax.models.pointer import (
-    ADVANCE,
-    JUMP,
-    STOP_MODE,
-    PointerSettings,
-    Step,
-    decoder_call,
-    pick,
-    take,
-)
+from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
+from editjax.models.rows import pick, take
 from editjax.models.stems import Stems
 
 BOUNDARY_FRAMES, BOUNDARY_WEIGHT = 3, 10.0
@@ -101,10 +93,14 @@ def targets(pointers_BN, steps_B, target_B, n_frames: int) -> Targets:
 
 def _first_played(pointers_BN, index_BN, n_frames: int):
     """The step at which each frame is played first, (B, T + 1); N where it never is."""
-    batch, n_steps = pointers_BN.shape
-    frame_BN = jnp.where(pointers_BN >= 0, pointers_BN, n_frames + 1)
-    never_BT = jnp.full((batch, n_frames + 1), n_steps)
-    return never_BT.at[jnp.arange(batch)[:, None], frame_BN].min(index_BN, mode="drop")
+    never_T = jnp.full(n_frames + 1, pointers_BN.shape[1])
+
+    def of_one(pointers_N, index_N):
+        frame_N = jnp.where(pointers_N >= 0, pointers_N, n_frames + 1)
+        return never_T.at[frame_N].min(index_N, mode="drop")
+
+    # By vmap: numbering the examples of a batch that is split over devices would gather it on each.
+    return jax.vmap(of_one)(pointers_BN, index_BN)
 
 
 class SequenceNll(NamedTuple):
@@ -172,8 +168,11 @@ def jumps_of(settings: PointerSettings, params, keys, t: Targets, h_BND, max_jum
 
     jump_BN = (t.mode_BN == JUMP) & t.counted_BN
     count = min(max_jumps, jump_BN.shape[1])
-    _, where_BJ = jax.lax.top_k(jnp.where(jump_BN, -t.step.index_BN, -jump_BN.shape[1]), count)
-    real_BJ = jnp.take_along_axis(jump_BN, where_BJ, axis=1)
+    # The j-th jump is where their number reaches j; top_k would gather a batch that is split over devices.
+    reached_BN = jnp.cumsum(jump_BN, axis=1, dtype=jnp.int32)
+    where_BJ = jax.vmap(jnp.searchsorted, (0, None))(reached_BN, jnp.arange(1, count + 1, dtype=jnp.int32))
+    real_BJ = where_BJ < jump_BN.shape[1]
+    where_BJ = jnp.minimum(where_BJ, jump_BN.shape[1] - 1)
     h_BJD = jnp.take_along_axis(h_BND, where_BJ[..., None], axis=1)
     before_BJ = jnp.take_along_axis(t.step.pointer_BN, where_BJ, axis=1)
     began_BJ = jnp.take_along_axis(t.step.began_BN, where_BJ, axis=1)

@@ -34,6 +34,8 @@ SLANEY_LINEAR_HZ = 200.0 / 3.0  # width of one mel below 1 kHz
 SLANEY_BREAK_HZ = 1000.0
 SLANEY_LOG_STEP = np.log(6.4) / 27.0  # 27 mels from 1 to 6.4 kHz
 
+LARGEST, LARGEST_HZ = 1 << 16, 768_000
+
 
 @dataclass(frozen=True)
 class MelSettings:
@@ -49,9 +51,11 @@ class MelSettings:
     def __post_init__(self):
         if min(self.sample_rate_hz, self.n_fft, self.hop, self.n_mels) < 1 or self.n_fft % 2:
             raise UsageError(f"mel settings must be positive and n_fft even, got {self}")
+        if max(self.n_fft, self.n_mels) > LARGEST or self.sample_rate_hz > LARGEST_HZ:
+            raise UsageError(f"mel settings are no larger than {LARGEST}, {LARGEST_HZ} Hz, got {self}")
         if self.hop > self.n_fft:
             raise UsageError(f"mel hop {self.hop} would skip samples: choose at most n_fft = {self.n_fft}")
-        if not self.ceiling_db > self.floor_db:
+        if not -LARGEST <= self.floor_db < self.ceiling_db <= LARGEST:
             raise UsageError(f"mel ceiling {self.ceiling_db} dB must lie above the floor {self.floor_db} dB")
 
     @property

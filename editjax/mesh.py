@@ -1,7 +1,7 @@
 """Devices → mesh, and parameter paths → how each array is laid over that mesh.
 
 Axes of the mesh: `data` (the model copied, examples split), `fsdp` (examples *and* parameters split),
-`tensor` (widths and heads split), `seq` (time split). On one device every axis is 1 and nothing changes.
+`tensor` (heads and hidden widths split), `seq` (time split). On one device every axis is 1: nothing changes.
 """
 
 import math
@@ -12,18 +12,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from editjax.errors import UsageError
 
 AXES = ("data", "fsdp", "tensor", "seq")
-EXAMPLES = PartitionSpec(("data", "fsdp"))  # the leading axis of every array of a batch
+EXAMPLES, HEADS, TIME = ("data", "fsdp"), "tensor", "seq"  # what of an array is split over which axes
 REPLICATED = PartitionSpec()
 SMALLEST_SPLIT = 1 << 16  # elements; below this a copy everywhere is cheaper than gathering
 
-# (end of a parameter's path, its layout): first match wins. Optimizer moments end in their parameter's path,
-# so they follow it. What no rule names is split over `fsdp` along its longest divisible axis.
 Rules = Sequence[tuple[str, PartitionSpec]]
+"""The end of a parameter's path → the layout of its last axes; the first match wins. Optimizer moments end in
+their parameter's path, so they follow it. Along its longest other axis an array is split over `fsdp`."""
+
+WIDTHS: Rules = (
+    (r"up/kernel", PartitionSpec(None, "tensor")),
+    (r"down/kernel", PartitionSpec("tensor", None)),
+)
+"""The hidden width of feed-forward layers: what goes in is whole, what comes out is summed over devices."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,59 @@ def tree_path(path: tuple) -> str:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays of this process's examples → global arrays split over the example axes."""
-    sharding = NamedSharding(mesh, EXAMPLES)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    """Host arrays of this process's examples → global arrays, split over the axes of examples and of time.
+
+    An array's second axis is time where its name ends in `_BT` or `_BN`, and what follows.
+    """
+    _, shares = share_of_examples(mesh)
+
+    def place(path: tuple, x: Any) -> jax.Array:
+        x, axes = np.asarray(x), tree_path(path).rsplit("_", 1)[-1]
+        time = [split_over(mesh, TIME, x.shape[1])] if axes[1:2] in ("T", "N") else []
+        sharding = NamedSharding(mesh, PartitionSpec(EXAMPLES, *time))
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * shares, *x.shape[1:]))
+
+    return jax.tree_util.tree_map_with_path(place, batch)
+
+
+def split_over(mesh: AbstractMesh | Mesh, axes: str | tuple[str, ...], length: int) -> Any:
+    """Those of the axes that the mesh has, where they divide a length, else None: for a PartitionSpec."""
+    names = tuple(name for name in ((axes,) if isinstance(axes, str) else axes) if name in mesh.shape)
+    return names if names and length % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+
+def share_of_examples(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which share of every batch this process makes, of how many: (0, 1) is all of it.
+
+    Processes between which only parameters or time are split make the same share. UsageError when the
+    examples of a process do not lie side by side.
+    """
+    process = jax.process_index() if process is None else process
+    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    own = [row for row, devices in enumerate(rows) if process in {d.process_index for d in devices}]
+    if own != list(range(own[0], own[-1] + 1)) or len(rows) % len(own) or own[0] % len(own):
+        raise UsageError(
+            f"process {process} would train on rows {own} of {len(rows)}, which are no share: change --mesh.*"
+        )
+    return own[0] // len(own), len(rows) // len(own)
 
 
 def _layout(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    for pattern, spec in rules:
-        if len(spec) <= len(shape) and re.search(rf"(^|/){pattern}$", path):
-            return spec
-    size = mesh.shape["fsdp"]
-    divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
-    if size == 1 or math.prod(shape) < SMALLEST_SPLIT or not divisible:
+    if math.prod(shape) < SMALLEST_SPLIT:
         return REPLICATED
-    longest = max(divisible, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * longest, "fsdp")
+    asked = next((spec for pattern, spec in rules if re.search(rf"(^|/){pattern}$", path)), REPLICATED)
+    spec: list[str | None] = [None] * max(len(shape) - len(asked), 0) + list(asked)
+    if len(spec) > len(shape):
+        return REPLICATED
+    spec = [name if name and _divides(mesh, name, n) else None for name, n in zip(spec, shape, strict=True)]
+    free = [axis for axis, n in enumerate(shape) if spec[axis] is None and _divides(mesh, "fsdp", n)]
+    if free and "fsdp" not in spec:
+        spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+def _divides(mesh: Mesh, name: str, length: int) -> bool:
+    """Whether an axis of more than one device divides a length."""
+    return mesh.shape[name] > 1 and length % mesh.shape[name] == 0

@@ -88,8 +88,13 @@ def keep_ratio(pointers_N: np.ndarray, n_frames: int) -> float:
 def kept_iou(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> float:
     """Raw frames both edits play, over raw frames either plays; 1 when neither plays any."""
     predicted_T, true_T = kept_mask_frames(predicted_N, n_frames), kept_mask_frames(true_N, n_frames)
-    either = np.count_nonzero(predicted_T | true_T)
-    return float(np.count_nonzero(predicted_T & true_T) / either) if either else 1.0
+    return mask_iou(predicted_T, true_T)
+
+
+def mask_iou(mask_T: np.ndarray, true_T: np.ndarray) -> float:
+    """`kept_iou` of two masks of raw frames, bool (T,)."""
+    either = np.count_nonzero(mask_T | true_T)
+    return float(np.count_nonzero(mask_T & true_T) / either) if either else 1.0
 
 
 def played_iou(predicted_N: np.ndarray, true_N: np.ndarray, n_frames: int) -> float:
@@ -366,3 +371,13 @@ def macro_f1(predicted_N: np.ndarray, true_N: np.ndarray) -> float:
     found_CN, wanted_CN = (a_N[None] == classes[:, None] for a_N in (predicted_N, true_N))
     both_C = (found_CN & wanted_CN).sum(1)
     return float((2 * both_C / (found_CN.sum(1) + wanted_CN.sum(1))).mean())
+
+
+def mean_figures(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each figure over the edits where it is defined; NaN where it never is."""
+    names = rows[0].keys()
+    columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
+    return {
+        name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
+        for name, column in columns.items()
+    }

@@ -18,7 +18,11 @@ NEVER_DECAYED = ("bias", "scale", "embedding")  # last name of a parameter's pat
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW; the rate rises for `warmup_steps`, then falls as a cosine to `final_fraction` of its peak."""
+    """AdamW; the rate rises for `warmup_steps`, then falls as a cosine to `final_fraction` of its peak.
+
+    A batch is gone through in so many parts as `accumulate` says, in the memory of one; their gradients, and
+    figures, are averaged.
+    """
 
     learning_rate: float = 1e-3
     warmup_steps: int = 100
@@ -29,10 +33,13 @@ class OptimSettings:
     b2: float = 0.98
     eps: float = 1e-8
     clip_norm: float = 1.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"optim.warmup_steps {self.warmup_steps} must be below optim.steps {self.steps}")
+        if self.accumulate < 1:
+            raise ValueError(f"optim.accumulate {self.accumulate}: a batch has one part at least")
 
 
 def make_schedule(settings: OptimSettings) -> optax.Schedule:

@@ -11,14 +11,16 @@ paired is returned with the reason, never dropped silently.
 """
 
 import csv
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from editjax.errors import DataError, NoInputError
 from editjax.formats import CONTAINER_OF_SUFFIX
+from editjax.stores import place
 
 ROLE_FOLDERS = ("input", "desired_output")
 CACHE_FOLDERS = ("features", "labels")
@@ -50,6 +52,14 @@ class RawFiles(NamedTuple):
     stems: tuple[Path, ...] = ()
     cached: bool = False
 
+    def moved(self, to: Callable[[Path], Path]) -> "RawFiles":
+        """The same recording with every file in another place."""
+        edits = tuple(
+            edit._replace(edited=edit.edited and to(edit.edited), edits=edit.edits and to(edit.edits))
+            for edit in self.edits
+        )
+        return self._replace(raw=to(self.raw), edits=edits, stems=tuple(to(stem) for stem in self.stems))
+
 
 class Found(NamedTuple):
     """Recordings by ascending id, and (name, reason) of what has no counterpart."""
@@ -63,7 +73,7 @@ def find_pairs(pairs: str | Path) -> Found:
 
     Raises NoInputError when there is no such folder or file or no pair in it, DataError for an unusable CSV.
     """
-    pairs = Path(pairs)
+    pairs = place(pairs)
     if pairs.is_dir():
         found = _in_folder(pairs)
     elif pairs.is_file():
@@ -79,14 +89,15 @@ def find_pairs(pairs: str | Path) -> Found:
 
 
 def find_cached(folder: str | Path) -> Found | None:
-    """The pairs in a cache of the earlier super editor; None where the folder is none.
+    """The pairs in a cache of the earlier super editor; None where the folder is none, for want of a raw mel.
 
     features/NAME_raw.npz, features/NAME_edit.npz (or NAME.npz) and labels/NAME_labels.npy.
     """
-    mels = {path.stem: path for path in sorted(Path(folder).glob(f"{CACHE_FOLDERS[0]}/*.npz"))}
-    if not mels:
+    folder = place(folder)
+    mels = {path.stem: path for path in sorted(folder.glob(f"{CACHE_FOLDERS[0]}/*.npz"))}
+    if not any(stem.endswith("_raw") for stem in mels):
         return None
-    labels = {path.stem: path for path in sorted(Path(folder).glob(f"{CACHE_FOLDERS[1]}/*.npy"))}
+    labels = {path.stem: path for path in sorted(folder.glob(f"{CACHE_FOLDERS[1]}/*.npy"))}
     recordings, skipped = [], []
     for name in sorted(stem.removesuffix("_raw") for stem in mels if stem.endswith("_raw")):
         raw = mels.pop(f"{name}_raw")
@@ -179,8 +190,8 @@ def _pair_up(
 
 def _in_table(table: Path) -> Found:
     try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        text = table.read_bytes().decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as CSV ({error})") from error
     columns = {column for row in rows for column in row if column is not None}

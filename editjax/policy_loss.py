@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from editjax import ppo
 from editjax.edits import EditLabel
+from editjax.errors import UsageError
 from editjax.models.layers import RUNNING, mean_where
 from editjax.models.policy import (
     Beats,
@@ -24,10 +25,10 @@ from editjax.models.policy import (
     summed,
     values,
 )
-from editjax.models.reconstruct import reconstruct
+from editjax.models.reconstruct import ReconstructSettings, reconstruct
 from editjax.optim import make_optimizer
 from editjax.ppo import PpoSettings
-from editjax.reward import RewardSettings, label_weights, rewards
+from editjax.reward import RewardSettings, expected, label_weights, rewards
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,18 @@ def seen_of(settings, params, batch) -> Seen:
 def learn_from_rewards(learner: ppo.Learner, batch, key, config, frozen):
     """One iteration of PPO: labels are drawn for a batch, judged, and learned from. See `Family.learn`."""
     weights: PolicyPpoSettings = config.loss
+    if not isinstance(frozen.settings, ReconstructSettings):
+        raise UsageError(f"{weights.reconstruction}: no reconstruction model, which PPO of labels needs")
     key, act_key = jax.random.split(key)
     seen = seen_of(config.model, learner.params, batch)
-    rollout = roll_out(config.model, weights, learner.params, seen, batch, act_key, frozen)
+    rollout, reward_BU = roll_out(config.model, weights, learner.params, seen, batch, act_key, frozen)
     evaluate = policy_of(config.model)
     optimizer = make_optimizer(ppo.per_update(config.optim, weights.ppo))
     did = ppo.batch_of(weights.ppo, rollout)
-    learner, metrics = ppo.learn(weights.ppo, evaluate, optimizer, learner, did, key)
-    earned = ppo.mean_of(rollout.reward_BT, rollout.counted_BT) / weights.scale
-    return learner, metrics | {"reward": earned}
+    rate = ppo.rate_of(config.optim, weights.ppo, learner)
+    learner, metrics = ppo.learn(ppo.over(weights.ppo, config.optim), evaluate, optimizer, learner, did, key)
+    earned = ppo.mean_of(reward_BU, rollout.counted_BT)
+    return learner, metrics | {"reward": earned, "learning_rate": rate}
 
 
 def policy_of(settings) -> ppo.Evaluate:
@@ -110,16 +114,21 @@ def policy_of(settings) -> ppo.Evaluate:
     return evaluate
 
 
-def roll_out(settings, weights: PolicyPpoSettings, params, seen: Seen, batch, key, frozen) -> ppo.Rollout:
-    """Labels drawn for every beat of a batch, and what they earned."""
+def roll_out(settings, weights: PolicyPpoSettings, params, seen: Seen, batch, key, frozen):
+    """Labels drawn for every beat of a batch, and what they earned, (rollout, (B, U)).
+
+    Rewards of the rollout are what was earned beyond what such draws earn on average (`reward.expected`).
+    """
     beats, label_BU = seen
-    action_BU = jax.random.categorical(key, label_logits(settings, params, beats))
+    logits_BUC = label_logits(settings, params, beats)
+    action_BU = jax.random.categorical(key, logits_BUC)
     evaluated = policy_of(settings)(params, beats, action_BU)
-    reward_BU = weights.scale * judged(weights, action_BU, label_BU, beats.frames_BU, batch, frozen)
+    reward_BU = judged(weights, action_BU, label_BU, beats.frames_BU, batch, frozen)
+    luck_BU = reward_BU - expected(weights.reward, jax.nn.softmax(logits_BUC), label_BU)
     counted_BU = beats.counted_BU
     after_BU = jnp.concatenate([counted_BU[:, 1:], jnp.zeros_like(counted_BU[:, :1])], axis=1)
-    earned = evaluated.log_p_BT, evaluated.value_BT, reward_BU, counted_BU & ~after_BU
-    return ppo.Rollout(beats, action_BU, *earned, counted_BU, jnp.zeros(len(action_BU)))
+    earned = evaluated.log_p_BT, evaluated.value_BT, weights.scale * luck_BU, counted_BU & ~after_BU
+    return ppo.Rollout(beats, action_BU, *earned, counted_BU, jnp.zeros(len(action_BU))), reward_BU
 
 
 def judged(weights: PolicyPpoSettings, action_BU, label_BU, frames_BU, batch, frozen: ppo.Frozen):

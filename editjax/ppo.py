@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from editjax.errors import UsageError
-from editjax.optim import OptimSettings, keep_if
+from editjax.optim import OptimSettings, keep_if, make_schedule
 
 SMALLEST = 1e-8  # deviation of advantages, variance of returns: below that all are alike
 
@@ -125,6 +125,17 @@ def per_update(optim: OptimSettings, settings: PpoSettings) -> OptimSettings:
     """A schedule in iterations as one in updates."""
     updates = settings.epochs * settings.minibatches
     return replace(optim, steps=optim.steps * updates, warmup_steps=optim.warmup_steps * updates)
+
+
+def over(settings: PpoSettings, optim: OptimSettings) -> PpoSettings:
+    """Settings for as many iterations as are trained for."""
+    return replace(settings, iterations=optim.steps)
+
+
+def rate_of(optim: OptimSettings, settings: PpoSettings, learner: Learner):
+    """The learning rate after the updates made so far; those beyond a target KL do not count."""
+    counts = optax.tree_utils.tree_get_all_with_path(learner.opt_state, "count")
+    return make_schedule(per_update(optim, settings))(counts[-1][1])
 
 
 def new_learner(optimizer: optax.GradientTransformation, params: Any) -> Learner:

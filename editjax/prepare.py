@@ -2,24 +2,26 @@
 
 Pointers come from the `.edits.json` where there is one, else from aligning the two files; where only mels and
 labels are left of them, from these (`cached_mels`). Each recording is prepared alone, in a pool of spawned
-processes, into a staging folder inside the shards' folder, under a fingerprint of its files and settings. An
-interrupted run therefore goes on where it was; the shards are assembled from the staged records in the order
-of their ids, so that the same pairs give the same bytes whatever the number of workers.
+processes or on Apache Beam, into a staging folder inside the shards' folder, under a fingerprint of its files
+and settings. An interrupted run therefore goes on where it was; the shards are assembled from the staged
+records in the order of their ids, so that the same pairs give the same bytes whoever prepared them.
 """
 
 import hashlib
 import json
-import shutil
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from editjax import __version__, shards
+from editjax import __version__, pipeline, shards
 from editjax.audio import Reader
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.cached_mels import cached_recording
@@ -31,12 +33,21 @@ from editjax.edits import (
     read_edits,
     to_pointers,
 )
-from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
+from editjax.errors import (
+    CannotCreateError,
+    DataError,
+    EditjaxError,
+    InputOutputError,
+    NoInputError,
+    UsageError,
+    first_line,
+)
 from editjax.events import in_frames
-from editjax.files import atomic_path, sha256_of
+from editjax.files import sha256_of
 from editjax.mel import FrameGrid, MelSettings, mel_of, mel_of_span, stem_mel
 from editjax.pairs import EditFiles, RawFiles, find_cached, find_pairs
 from editjax.records import Edit, Recording, encode, half_phases
+from editjax.stores import StorePath, in_store, new_file, place, refresh, remove_tree, stamp
 from editjax.styles import STYLES
 from editjax.workers import results, usable_cores
 
@@ -45,7 +56,10 @@ STAGING = ".staging"
 LENGTH_TOLERANCE_S = 0.1
 """An edited file may differ from the length of its edit list by this much (codec padding)."""
 
-ADVICE = "finished recordings are kept, run again, with fewer --workers if memory is short"
+READERS = 16  # small files read at once: a store takes long to answer, not long to read
+
+KEPT = "finished recordings are kept, run again"
+ADVICE = f"{KEPT}, with fewer --workers if memory is short"
 
 
 @dataclass(frozen=True)
@@ -91,43 +105,52 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),
     workers: int | None = None,
     overwrite: bool = False,
+    runner: str | None = None,
+    runner_options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build shards of all pairs and return the report, which is also written as `report.json` beside them.
 
     The report names `good` pairs, `skipped` ones with the reason, and says what alignment found in `aligned`.
-    `workers` None uses every core this process may use. Shards that are already complete for these files and
-    settings are left as they are. Raises CannotCreateError when other shards are there and `overwrite` is
-    off, DataError when no pair is good, TryAgainError when a worker died.
+    Both folders may lie in an object store (`s3://…`). `workers` None uses every core this process may use.
+    With a `runner`, one of `pipeline.RUNNERS`, Apache Beam finds the workers, by its own `runner_options`.
+    Shards that are already complete for these files and settings are left as they are. Raises
+    CannotCreateError when other shards are there and `overwrite` is off, DataError when no pair is good,
+    TryAgainError when a worker died.
     """
+    run_all = _chosen(workers, runner, runner_options)
     found = find_cached(pairs) or find_pairs(pairs)
-    folder = Path(shards_dir)
+    folder = place(shards_dir)
     keys = {files.id: _fingerprint(files, settings) for files in found.recordings}
     build = _digest([keys, found.skipped])
     if (report := _finished(folder, build, overwrite)) is not None:
         return report
     staging = _make_staging(folder)
-    todo = [files for files in found.recordings if not _staged(staging, keys[files.id])[1].is_file()]
-    todo.sort(key=lambda files: -files.raw.stat().st_size)
-    jobs = [(files, settings, staging, keys[files.id]) for files in todo]
-    outcomes = dict(_run(jobs, workers or usable_cores(), len(found.recordings)))
-    for files in found.recordings:
-        if files.id not in outcomes:
-            outcomes[files.id] = json.loads(_staged(staging, keys[files.id])[1].read_text(encoding="utf-8"))
-    report = _report(build, found.skipped, [outcomes[files.id] for files in found.recordings])
+    before = _outcomes(staging, keys.values())
+    done = {key for key, outcome in before.items() if not outcome["skipped"]}  # the others are tried again
+    jobs = [Job(files, keys[files.id]) for files in found.recordings if keys[files.id] not in done]
+    jobs.sort(key=lambda job: -stamp(job.files.raw)[0])
+    run_all(partial(_stage, settings, staging), jobs)
+    outcomes = _outcomes(staging, keys.values())
+    if lost := [files.id for files in found.recordings if keys[files.id] not in outcomes]:
+        advice = "every worker must reach this folder by this name; choose one that they share"
+        raise InputOutputError(
+            f"{folder}: nothing came of {len(lost)} recordings such as {lost[0]}; {advice}"
+        )
+    report = _report(build, found.skipped, [outcomes[keys[files.id]] for files in found.recordings])
     if report["good"]:  # a report never stands beside shards of another build as if they were its own
         (folder / shards.MANIFEST).unlink(missing_ok=True)
     shards.write_json(folder / REPORT, report)
     if not report["good"]:
-        shutil.rmtree(staging)
+        remove_tree(staging)
         name, reason = report["skipped"][0]["pair"], report["skipped"][0]["reason"]
         raise DataError(f"{pairs}: none of {len(report['skipped'])} pairs is good; {name}: {reason}")
-    good = [keys[files.id] for files in found.recordings if outcomes[files.id]["good"]]
+    good = [key for files in found.recordings if outcomes[key := keys[files.id]]["good"]]
     records = (_staged(staging, key)[0].read_bytes() for key in good)
     described = {key: value for key, value in asdict(settings).items() if key != "shard_bytes"}
     shards.write(
         folder, records, mel=asdict(settings.beats.mel), settings=described, shard_bytes=settings.shard_bytes
     )
-    shutil.rmtree(staging)
+    remove_tree(staging)
     return report
 
 
@@ -143,8 +166,7 @@ def prepare_recording(
             return _prepare_cached(files, settings, outcome), outcome
         raw, meta, phase_T3 = _read_raw(files, settings, open_audio)
     except Exception as error:  # whatever is wrong with one file must not end a run over thousands
-        outcome["skipped"] = [{"pair": edit.id, "reason": _reason(error)} for edit in files.edits]
-        return None, outcome
+        return None, _nothing_of(files, error)
     for edit_files in files.edits:
         try:
             edit, editor, found = _prepare_edit(raw, edit_files, settings)
@@ -160,6 +182,12 @@ def prepare_recording(
         return None, outcome
     recording = Recording(files.id, raw.mel_TF, phase_T3, raw.beat_frames, tuple(edits), meta, raw.stems_IMF)
     return recording, outcome
+
+
+def _nothing_of(files: RawFiles, error: Exception) -> dict[str, Any]:
+    """The report's part about a recording that could not be read: every edit of it is skipped."""
+    skipped = [{"pair": edit.id, "reason": _reason(error)} for edit in files.edits]
+    return {"good": [], "skipped": skipped, "aligned": []}
 
 
 def _prepare_cached(files: RawFiles, settings: PrepareSettings, outcome: dict[str, Any]) -> Recording:
@@ -360,32 +388,91 @@ def _split_of(id: str, settings: PrepareSettings) -> str:
     return "validation" if position < settings.validation else settings.split
 
 
-def _run(jobs: list[tuple], workers: int, total: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(id, outcome) of every job as it is done, with a progress bar on a terminal."""
+class Job(NamedTuple):
+    """One recording to prepare and the key to keep it under."""
+
+    files: RawFiles
+    key: str
+
+
+RunAll = Callable[[Callable[[Job], None], Sequence[Job]], None]
+
+
+def _chosen(workers: int | None, runner: str | None, runner_options: Sequence[str]) -> RunAll:
+    """What calls a function for every job: the pool, or Beam, which has all it needs."""
+    if runner is None:
+        return partial(_run, workers=workers or usable_cores())
+    if workers is not None:
+        raise UsageError(
+            "--workers is of the local pool; tell Beam after --, such as: "
+            "-- --direct_num_workers=4 --direct_running_mode=multi_processing"
+        )
+    return partial(pipeline.run_each, pipeline=pipeline.start(runner, runner_options), advice=KEPT)
+
+
+def _run(function: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> None:
+    """Every job in the pool, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    bar = tqdm(total=total, initial=total - len(jobs), unit="recording", disable=not sys.stderr.isatty())
-    with bar:
-        for done in results(_stage, jobs, workers, ADVICE):
+    with tqdm(total=len(jobs), unit="recording", disable=not sys.stderr.isatty()) as bar:
+        for _ in results(function, jobs, workers, ADVICE):
             bar.update()
-            yield done
 
 
-def _stage(job: tuple[RawFiles, PrepareSettings, Path, str]) -> tuple[str, dict[str, Any]]:
-    """Prepare one recording and keep its record; outcomes with failures are tried again by the next run."""
-    files, settings, staging, key = job
-    recording, outcome = prepare_recording(files, settings)
-    record_path, outcome_path = _staged(staging, key)
+def _stage(settings: PrepareSettings, staging: Path, job: Job) -> None:
+    """Prepare one recording; keep its record, if there is one, and then what became of its edits."""
+    recording, outcome = _prepare_anywhere(job.files, settings)
+    record_path, outcome_path = _staged(staging, job.key)
     if recording is not None:
-        with atomic_path(record_path, overwrite=True) as temporary:
+        with new_file(record_path) as temporary:
             temporary.write_bytes(encode(recording))
-        if not outcome["skipped"]:
-            shards.write_json(outcome_path, outcome)
-    return files.id, outcome
+    shards.write_json(outcome_path, outcome)
+
+
+def _prepare_anywhere(files: RawFiles, settings: PrepareSettings) -> tuple[Recording | None, dict[str, Any]]:
+    """The same as `prepare_recording`; what lies in a store is copied to this machine for so long."""
+    if not in_store(files.raw):
+        return prepare_recording(files, settings)
+    with tempfile.TemporaryDirectory(prefix="editjax-") as folder:
+        stored: dict[str, str] = {}
+
+        def fetch(path: Path) -> Path:
+            local = Path(folder, str(len(stored)), path.name)
+            local.parent.mkdir()
+            assert isinstance(path, StorePath)
+            try:
+                path.download(local)
+            except InputOutputError:  # many a store fails now and then
+                path.download(local)
+            stored[str(local)] = str(path)
+            return local
+
+        try:
+            fetched = files.moved(fetch)
+        except (NoInputError, InputOutputError) as error:  # one object must not end a run over thousands
+            return None, _nothing_of(files, error)
+        recording, outcome = prepare_recording(fetched, settings)
+    for bad in outcome["skipped"]:
+        for local, path in stored.items():
+            bad["reason"] = bad["reason"].replace(local, path)
+    return recording, outcome
 
 
 def _staged(staging: Path, key: str) -> tuple[Path, Path]:
     return staging / f"{key}.record", staging / f"{key}.json"
+
+
+def _outcomes(staging: Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What became of the recordings that are staged, by their keys."""
+
+    def read(key: str) -> dict[str, Any]:
+        return json.loads(_staged(staging, key)[1].read_text(encoding="utf-8"))
+
+    refresh(staging)
+    there = {path.stem for path in staging.glob("*.json")}
+    staged = [key for key in keys if key in there]
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(staged, pool.map(read, staged), strict=True))
 
 
 def _make_staging(folder: Path) -> Path:
@@ -402,9 +489,9 @@ def _finished(folder: Path, build: str, overwrite: bool) -> dict[str, Any] | Non
         return None
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = {}
-    if report.get("build") == build and report["good"]:
+    except (OSError, ValueError, RecursionError):
+        report = None
+    if isinstance(report, dict) and report.get("build") == build and report.get("good"):
         return report
     raise CannotCreateError(f"{folder}: holds other shards; choose another folder or add --overwrite")
 
@@ -430,8 +517,7 @@ def _fingerprint(files: RawFiles, settings: PrepareSettings) -> str:
         *files.stems,
         *(path for edit in files.edits for path in (edit.edited, edit.edits) if path),
     ]:
-        status = path.stat()
-        stamps.append([str(path), status.st_size, status.st_mtime_ns])
+        stamps.append([str(path), *stamp(path)])
     names = [[edit.id, edit.style] for edit in files.edits]
     return _digest([__version__, shards.VERSION, asdict(settings), files.id, names, stamps])
 
@@ -441,5 +527,5 @@ def _digest(content: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error) if isinstance(error, EditjaxError) else f"{type(error).__name__}: {error}"
-    return text.partition("\n")[0]
+    kind = "" if isinstance(error, EditjaxError) else f"{type(error).__name__}: "
+    return kind + first_line(error)

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from editjax.edits import EditLabel
 from editjax.models.layers import frame_mask, mean_where
-from editjax.models.reconstruct import reconstruct
+from editjax.models.reconstruct import CHANGED, reconstruct
 
 RESOLUTIONS = (1, 2, 4, 8)
 KEPT_WITHIN = 0.02
-CHANGED = (EditLabel.FADE_IN, EditLabel.FADE_OUT, EditLabel.EFFECT, EditLabel.TRANSITION)
 TINY = 1e-6
 
 

@@ -1,6 +1,5 @@
 """A trained reconstruction model to call, and how near it comes to edited mels on validation pairs."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,13 +9,14 @@ import jax
 import numpy as np
 
 from editjax import shards
-from editjax.edits import EditLabel, beat_of_frames, labels_of_frames, structure_of
+from editjax.edits import EditLabel, structure_of
 from editjax.errors import DataError
 from editjax.mel import MelSettings
-from editjax.models.reconstruct import ReconstructSettings, reconstruct
+from editjax.metrics import mean_figures
+from editjax.models.reconstruct import CHANGED, ReconstructSettings, reconstruct
 from editjax.network import padded_length
 from editjax.reconstruct_loss import ReconstructLossSettings, loss_of
-from editjax.records import Example, scatter_frames
+from editjax.records import Example, edited_of
 
 
 class Judged(NamedTuple):
@@ -52,12 +52,10 @@ _reconstruct = partial(jax.jit, static_argnums=0)(reconstruct)
 _loss_of = partial(jax.jit, static_argnums=(2, 3))(loss_of)
 
 
-def judged(example: Example) -> Judged:
+def judged_pair(example: Example) -> Judged:
     """A recording with its edit on the raw axis, padded to a standard length; beats are counted from 0."""
     n_frames, length = len(example.mel_TF), padded_length(len(example.mel_TF))
-    edited_TF = scatter_frames(example.edit_mel_NF, example.pointers_N, n_frames)
-    labels_T = labels_of_frames(example.labels, example.beat_frames, example.pointers_N, n_frames)
-    beat_T = beat_of_frames(example.beat_frames, n_frames)
+    edited_TF, label_T, beat_T = edited_of(example)
 
     def padded(a_T: np.ndarray, dtype: Any, value: float = 0.0) -> np.ndarray:
         around = ((0, length - n_frames),) + ((0, 0),) * (a_T.ndim - 1)
@@ -68,20 +66,23 @@ def judged(example: Example) -> Judged:
         np.array([n_frames], np.int32),
         padded(structure_of(example.pointers_N, n_frames), np.int32, -1),
         padded(edited_TF, np.float32),
-        padded(labels_T, np.int32, EditLabel.PAD),
+        padded(label_T, np.int32, EditLabel.PAD),
         padded(example.phase_T3, np.float32),
         padded(beat_T - beat_T[0], np.int32),
     )
 
 
 def reconstruction_figures(settings: ReconstructSettings, params: Any, pair: Judged) -> dict[str, float]:
-    """Losses of the model on one recording, and of copying the raw mel."""
+    """Losses of the model on one recording, and of copying the raw mel; NaN where nothing is changed."""
     found_BTF = _reconstruct(settings, params, pair.mel_BTF, pair.label_BT, pair.frames_B)
     weights = ReconstructLossSettings()
     ours, copied = (_loss_of(mel_BTF, pair, settings, weights)[1] for mel_BTF in (found_BTF, pair.mel_BTF))
     names = ("l1", "spectral", "kept_right", "l1_changed")
     figures = {name: float(ours[name]) for name in names}
-    return figures | {f"{name}_copied": float(copied[name]) for name in names}
+    figures |= {f"{name}_copied": float(copied[name]) for name in names}
+    changed = np.isin(pair.label_BT, CHANGED) & (pair.structure_BT > 0)
+    nothing = () if changed.any() else ("l1_changed", "l1_changed_copied")
+    return figures | dict.fromkeys(nothing, float("nan"))
 
 
 def reconstruct_validate(
@@ -90,25 +91,19 @@ def reconstruct_validate(
     """A function of parameters: mean figures on validation pairs of the styles that are trained on.
 
     `score`, which decides the best checkpoint, is one less the L1 of frames that fades, effects and
-    transitions change; `saved` is how much lower it is than that of copying the raw mel.
+    transitions change, of all that is played where nothing is changed; `saved` is how much lower the former
+    is than that of copying the raw mel.
     """
-    source = shards.read(shards_dir)
-    styles = config.data.styles
-    chosen = [
-        index
-        for index, entry in enumerate(source.entries)
-        if split in (None, entry.split) and (not styles or entry.style in styles)
-    ]
-    if not chosen:
-        print(f"{shards_dir}: nothing to choose the best checkpoint by", file=sys.stderr)
+    pairs = [judged_pair(one) for one in shards.watched(shards_dir, split, config.data.styles, examples)]
+    if not pairs:
         return lambda params: {"score": float("nan")}
-    pairs = [judged(source[index]) for index in chosen[:examples]]
 
     def validate(params: Any) -> dict[str, float]:
         rows = [reconstruction_figures(config.model, params, pair) for pair in pairs]
-        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        saved = 1.0 - mean["l1_changed"] / max(mean["l1_changed_copied"], 1e-9)
-        return {"score": 1.0 - mean["l1_changed"], "saved": saved, **mean}
+        mean = mean_figures(rows)
+        off, copied = mean["l1_changed"], mean["l1_changed_copied"]
+        score = 1.0 - (mean["l1"] if np.isnan(off) else off)
+        return {"score": score, "saved": 1.0 - off / max(copied, 1e-9), **mean}
 
     return validate
 

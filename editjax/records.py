@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from editjax.edits import beat_of_frames, labels_of_frames
 from editjax.errors import DataError
 
 _PLANES = "<f2"
@@ -102,7 +103,7 @@ def decode(record: bytes, edits: Sequence[int] | None = None) -> Recording:
             header["meta"],
             arrays("stems") if "stems" in arrays else None,
         )
-    except (KeyError, IndexError, TypeError, ValueError, struct.error) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error) as error:
         raise DataError(f"damaged shard record ({error}); build the shards again") from error
 
 
@@ -130,6 +131,25 @@ def gather_frames(mel_TF: np.ndarray, pointers_N: np.ndarray) -> np.ndarray:
     mel_NF = mel_TF[np.maximum(pointers_N, 0)]
     mel_NF[pointers_N < 0] = 0
     return mel_NF
+
+
+class Edited(NamedTuple):
+    """What becomes of every raw frame: how it is heard first in the edit, the label of its beat, and which
+    beat it belongs to (0 before the first)."""
+
+    mel_TF: np.ndarray
+    label_T: np.ndarray
+    beat_T: np.ndarray
+
+
+def edited_of(example: Example) -> Edited:
+    """What the edit of an example makes of every raw frame."""
+    pointers_N, n_frames = example.pointers_N, len(example.mel_TF)
+    return Edited(
+        scatter_frames(example.edit_mel_NF, pointers_N, n_frames),
+        labels_of_frames(example.labels, example.beat_frames, pointers_N, n_frames),
+        beat_of_frames(example.beat_frames, n_frames),
+    )
 
 
 def scatter_frames(edit_mel_NF: np.ndarray, pointers_N: np.ndarray, n_frames: int) -> np.ndarray:

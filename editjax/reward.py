@@ -1,8 +1,9 @@
 """What labels earn: how near what is heard comes to the edited track, right labels, length, steadiness.
 
 The documents' reward of a whole edit is spread over its beats so that their mean is that reward: every beat
-earns what it changes. For the length that is potential-based shaping (Ng, Harada and Russell 1999): a beat
-pays for the distance it adds to the right length, and earns what it takes away.
+earns what it changes. For the length a beat pays for the distance it adds to the right length, and earns
+what it takes away: undiscounted that sums to the error of the whole edit; discounted, as it is learned from,
+an error that a later beat makes good is still charged.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class RewardSettings:
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0:
+        if not all(weight >= 0 for weight in vars(self).values()):
             raise UsageError(f"reward weights {self}: give 0 or more")
 
 
@@ -64,6 +65,19 @@ def rewards(settings: RewardSettings, action_BU, label_BU, frames_BU, error_BU):
         + settings.duration * (1.0 - beats_B1 * added_error(action_BU, label_BU, frames_BU))
     )
     return jnp.where(counted_BU, earned_BU, 0.0)
+
+
+def expected(settings: RewardSettings, p_BUC, label_BU):
+    """What every beat earns on average by being right and steady if labels are drawn with these odds, (B, U).
+
+    Odds are of each beat apart, (B, U, labels). Nobody's draw is in it, so that it may be taken off rewards
+    without bending what is learned from them; unlike a value network it knows what is right.
+    """
+    weight_BU = jnp.asarray(label_weights(settings.balance))[label_BU]
+    right_BU = jnp.take_along_axis(p_BUC, label_BU[..., None], -1)[..., 0]
+    same_BU = (p_BUC[:, 1:] * p_BUC[:, :-1]).sum(-1)
+    changed_BU = jnp.pad(1.0 - same_BU, ((0, 0), (1, 0)))
+    return settings.match * weight_BU * right_BU - settings.smoothness * changed_BU
 
 
 def heard_frames(label_BU, frames_BU):

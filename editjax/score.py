@@ -7,8 +7,6 @@ much as their editors did; asked for; or found for a wanted share of this record
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import label, uniform_filter1d
 
+from editjax.arrays import read_arrays
 from editjax.edits import EditList, Source, from_pointers
-from editjax.errors import DataError, NoInputError, UsageError
+from editjax.errors import DataError, UsageError
 from editjax.files import atomic_path
 from editjax.mel import FrameGrid
+from editjax.metrics import mask_iou
 
 HALVINGS = 40
 
@@ -55,7 +55,8 @@ class KeepSettings:
 class Scores(NamedTuple):
     """What a scorer said of one recording: the ensemble's score of every frame.
 
-    `sha256` is the recording's, `model` the scorer's name and `model_sha256` its parameters'.
+    `sha256` is the recording's, `model` the scorer's name and `model_sha256` its fingerprint
+    (`Scorer.sha256`).
     """
 
     score_T: np.ndarray
@@ -143,7 +144,7 @@ def retention_curve(
     for threshold in levels.tolist():
         at = replace(settings, threshold=threshold, keep_ratio=None)
         masks = [_mask(smooth_T, at, frames_per_second) for smooth_T in smooth]
-        ious = [_iou(mask_T, kept_T) for mask_T, kept_T in zip(masks, kept, strict=True)]
+        ious = [mask_iou(mask_T, kept_T) for mask_T, kept_T in zip(masks, kept, strict=True)]
         curve.append(Retention(threshold, float(np.mean([m.mean() for m in masks])), float(np.mean(ious))))
     return curve
 
@@ -168,25 +169,27 @@ def write_scores(scores: Scores, path: str | Path, overwrite: bool = False) -> N
 
 def read_scores(path: str | Path) -> Scores:
     """The inverse of `write_scores`. Raises NoInputError, DataError for what is no such file."""
+    remedy = "it holds no scores of frames; make some with `editjax score IN`"
     try:
-        content = io.BytesIO(Path(path).read_bytes())  # np.load leaves a file open that is no archive
-        with np.load(content, allow_pickle=False) as arrays:
-            score_T = np.asarray(arrays["score_T"], np.float32)
-            names = [str(arrays[name]) for name in Scores._fields[1:]]
-    except OSError as error:
-        raise NoInputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: holds no scores ({error}); make some with `editjax score IN`") from None
-    if score_T.ndim != 1 or not np.isfinite(score_T).all():
-        raise DataError(f"{path}: holds no scores of frames; make some with `editjax score IN`")
-    return Scores(score_T, *names)
+        score, *names = read_arrays(Path(path), Scores._fields).values()
+    except DataError as error:
+        raise DataError(f"{error}; {remedy}") from None
+    with np.errstate(over="ignore"):  # refused below
+        score_T = score.astype(np.float32) if score.dtype.kind in "fiu" else np.zeros(0, np.float32)
+    named = all(name.ndim == 0 and name.dtype.kind == "U" for name in names)
+    if score_T.ndim != 1 or not score_T.size or not np.isfinite(score_T).all() or not named:
+        raise DataError(f"{path}: {remedy}")
+    return Scores(score_T, *map(str, names))
 
 
-def scores_of_source(path: str | Path, sha256: str, n_frames: int | None = None) -> Scores:
-    """Scores that were made of the recording with this fingerprint. Raises DataError for those of another."""
+def scores_of_source(path: str | Path, sha256: str, n_frames: int, model: str, model_sha256: str) -> Scores:
+    """Scores of the recording and by the scorer with these fingerprints. Raises DataError for any others."""
     scores = read_scores(path)
-    if scores.sha256 != sha256 or n_frames not in (None, len(scores.score_T)):
+    if scores.sha256 != sha256 or n_frames != len(scores.score_T):
         raise DataError(f"{path}: scores of another recording; make new ones with `editjax score`")
+    if scores.model_sha256 != model_sha256:
+        made, asked = f"{scores.model} ({scores.model_sha256[:12]})", f"{model} ({model_sha256[:12]})"
+        raise DataError(f"{path}: scores by {made}, not by {asked}; make new ones with `editjax score`")
     return scores
 
 
@@ -203,8 +206,3 @@ def _without_short(mask_T: np.ndarray, shortest_frames: float) -> np.ndarray:
     number_T, _ = label(mask_T)
     length_R = np.bincount(number_T)
     return mask_T & (length_R[number_T] >= shortest_frames)
-
-
-def _iou(mask_T: np.ndarray, kept_T: np.ndarray) -> float:
-    either = (mask_T | kept_T).sum()
-    return float((mask_T & kept_T).sum() / either) if either else 1.0

@@ -1,11 +1,10 @@
 """How well scores tell kept from cut frames: detection and edits, beside what needs no model.
 
-`validate` scores parameters during training and calibrates them; `detection` is the table of a folder of
-recordings whose edits are known. Every score is higher for worse, so that cut frames are the positives.
+`scorer_validate` scores parameters during training and calibrates them. Every score is higher for
+worse, so that cut frames are the positives.
 """
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from scipy.ndimage import uniform_filter1d
 
 from editjax import shards
 from editjax.edits import kept_mask_frames
-from editjax.errors import DataError
 from editjax.mel import MelSettings
-from editjax.metrics import auroc, average_precision
+from editjax.metrics import auroc, average_precision, mask_iou
 from editjax.models.autoencoder import ScorerSettings
 from editjax.records import Example
 from editjax.score import KeepSettings, best, keep_mask
@@ -34,14 +32,9 @@ def scorer_validate(
 
     `score`, which decides the best checkpoint, is the area under the ROC of the calibrated ensemble.
     """
-    pairs = known_pairs(shards_dir, split, style, examples)
-    if pairs is None and split is None:
-        raise DataError(f"{shards_dir}: no example of style {style!r} to validate on")
-    if pairs is None:
-        missing = f"{shards_dir}: no example of split {split!r} and style {style!r}"
-        print(f"{missing}: nothing to choose the best checkpoint by, nor to calibrate on", file=sys.stderr)
+    found, kept, mel = known_pairs(shards_dir, split, style, examples)
+    if not found:
         return lambda params: {"score": float("nan")}
-    found, kept, mel = pairs
 
     def validate(params: Any) -> dict[str, float]:
         scorer = Scorer(config.model, params, mel)
@@ -53,17 +46,11 @@ def scorer_validate(
 
 def known_pairs(
     shards_dir: str | Path, split: str | None, style: str, examples: int | None = None
-) -> tuple[list[Example], list[np.ndarray], MelSettings] | None:
-    """The first examples of a split (None: of all) and style, and what their edits keep; None without any."""
-    with shards.read(shards_dir) as source:
-        chosen = [
-            index
-            for index, entry in enumerate(source.entries)
-            if split in (None, entry.split) and entry.style == style
-        ]
-        found = [source[index] for index in chosen[:examples]]
+) -> tuple[list[Example], list[np.ndarray], MelSettings]:
+    """The examples to watch (`shards.watched`), what their edits keep, and of which mel they are."""
+    found = shards.watched(shards_dir, split, [style], examples)
     kept = [kept_mask_frames(example.pointers_N, len(example.mel_TF)) for example in found]
-    return (found, kept, MelSettings(**source.manifest["mel"])) if found else None
+    return found, kept, MelSettings(**shards.read_manifest(shards_dir)["mel"])
 
 
 def validation_figures(
@@ -92,7 +79,7 @@ def validation_figures(
     return {
         "score": figures[f"auroc_{ENSEMBLE}"],
         "average_precision": average_precision(each[ENSEMBLE], cut_T),
-        "kept_iou": _mean_iou(masks, kept),
+        "kept_iou": float(np.mean([mask_iou(*pair) for pair in zip(masks, kept, strict=True)])),
         "keep_ratio": float(np.mean([mask_T.mean() for mask_T in masks])),
         "best_iou": highest.kept_iou,
         "best_threshold": highest.threshold,
@@ -115,19 +102,3 @@ def trivial_scores(mel_TF: np.ndarray, mel: MelSettings, seed: int = 0) -> dict[
         "spectral flatness": flatness_T,
         "random": uniform_filter1d(noise_T, slow, mode="wrap"),
     }
-
-
-def detection(scores: Mapping[str, np.ndarray], cut_T: np.ndarray) -> dict[str, dict[str, float]]:
-    """Area under the ROC and average precision of every score of the same frames."""
-    return {
-        name: {"auroc": auroc(score_T, cut_T), "average_precision": average_precision(score_T, cut_T)}
-        for name, score_T in scores.items()
-    }
-
-
-def _mean_iou(masks: Sequence[np.ndarray], kept: Sequence[np.ndarray]) -> float:
-    ious = []
-    for mask_T, kept_T in zip(masks, kept, strict=True):
-        either = (mask_T | kept_T).sum()
-        ious.append((mask_T & kept_T).sum() / either if either else 1.0)
-    return float(np.mean(ious))

@@ -29,6 +29,8 @@ DOCUMENTS = {"cycle": 0.3, "latent": 0.3, "discriminator": 0.4}
 CHUNK_FRAMES = 1 << 15
 DECAY = 1e-3
 FITTED_FRAMES = 50_000
+MOST_DEVIATIONS = 10.0
+"""Scores count up to this many standard deviations: one that is far out must not outweigh all others."""
 
 
 class Calibration(NamedTuple):
@@ -40,7 +42,7 @@ class Calibration(NamedTuple):
 
 
 class Scorer:
-    """Settings and parameters of a trained scorer, and its calibration."""
+    """Settings and parameters of a trained scorer, its calibration, and the fingerprint of both."""
 
     def __init__(
         self,
@@ -64,8 +66,8 @@ class Scorer:
         mel_1TF[0, :n_frames] = mel_TF
         x_TF, context_TC = (np.asarray(a[0]) for a in _heard(self.settings, mel_1TF, _one(n_frames)))
         found = np.zeros((n_frames, len(self.settings.scales), len(self.settings.scores)), np.float32)
-        halo = -(-reaches(self.settings) // span) * span
-        for window, inner in windows(n_frames, length, CHUNK_FRAMES, halo):
+        chunk, halo = (-(-frames // span) * span for frames in (CHUNK_FRAMES, reaches(self.settings)))
+        for window, inner in windows(n_frames, length, chunk, halo):
             parts = x_TF[None, window], context_TC[None, window]
             valid_1 = _one(int(np.clip(n_frames - window.start, 0, window.stop - window.start)))
             chunk = np.asarray(_score_heard(self.settings, self.params, *parts, valid_1))[0]
@@ -80,6 +82,16 @@ class Scorer:
     def scored(self, mel_TF: np.ndarray, source_sha256: str, model: str) -> Scores:
         """The same with what it was made from and by, to be written."""
         return Scores(self.anomaly(mel_TF), source_sha256, model, self.sha256)
+
+    def asked(
+        self,
+        threshold: float | None = None,
+        keep_ratio: float | None = None,
+        min_clip_s: float | None = None,
+    ) -> KeepSettings:
+        """Its own way to make clips, but for what is asked. Raises UsageError for what makes no sense."""
+        wanted = {"threshold": threshold, "keep_ratio": keep_ratio, "min_clip_s": min_clip_s}
+        return replace(self.keep, **{name: value for name, value in wanted.items() if value is not None})
 
     def edit(
         self,
@@ -114,13 +126,18 @@ def load_scorer(model: str | Path) -> Scorer:
     if not isinstance(bundle.settings, ScorerSettings):
         raise DataError(f"{model}: is a model of the family {bundle.config['family']}, not a scorer")
     figures = bundle.config["training"].get("scores") or {}
-    calibration = calibration_of(bundle.settings, figures)
-    return Scorer(bundle.settings, bundle.params, bundle.mel, calibration, sha256=bundle.config["sha256"])
+    try:
+        calibration = calibration_of(bundle.settings, figures)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{bundle.path}: its calibration lacks a figure ({error}); calibrate it again"
+        ) from None
+    return Scorer(bundle.settings, bundle.params, bundle.mel, calibration, sha256=bundle.config["digest"])
 
 
 def combined(score_TQN: np.ndarray, weight_QN: np.ndarray) -> np.ndarray:
     """The weighted sum of all scores, float32 (T,)."""
-    return np.einsum("tqn,qn->t", score_TQN, weight_QN.astype(np.float32))
+    return np.einsum("tqn,qn->t", _clipped(score_TQN), weight_QN.astype(np.float32))
 
 
 def default_weights(settings: ScorerSettings) -> dict[str, float]:
@@ -162,12 +179,15 @@ def calibrate(
 
 
 def _fitted(scores: Sequence[np.ndarray], kept: Sequence[np.ndarray]) -> np.ndarray:
-    """Logistic regression of "cut" on all scores, without its constant, from at most FITTED_FRAMES frames."""
+    """Logistic regression of "cut" on all scores, without its constant, from at most FITTED_FRAMES frames.
+
+    No weight is negative: nothing is kept because it is an anomaly.
+    """
     x_TD = np.concatenate([s.reshape(len(s), -1) for s in scores]).astype(np.float64)
     cut_T = ~np.concatenate(list(kept))
     every = -(-len(cut_T) // FITTED_FRAMES)
     x_TD, sign_T = x_TD[::every], np.where(cut_T[::every], 1.0, -1.0)
-    x_TE = np.concatenate([np.clip(x_TD, -10.0, 10.0), np.ones((len(x_TD), 1))], 1)
+    x_TE = np.concatenate([_clipped(x_TD), np.ones((len(x_TD), 1))], 1)
 
     def loss(w_E: np.ndarray) -> tuple[float, np.ndarray]:
         margin_T = sign_T * (x_TE @ w_E)
@@ -175,7 +195,9 @@ def _fitted(scores: Sequence[np.ndarray], kept: Sequence[np.ndarray]) -> np.ndar
         value = np.logaddexp(0.0, -margin_T).mean() + 0.5 * DECAY * (w_E[:-1] ** 2).sum()
         return value, -(wrong_T * sign_T) @ x_TE / len(sign_T) + DECAY * np.append(w_E[:-1], 0.0)
 
-    return minimize(loss, np.zeros(x_TE.shape[1]), jac=True, method="L-BFGS-B").x[:-1]
+    start_E = np.zeros(x_TE.shape[1])
+    bounds = [(0.0, None)] * (len(start_E) - 1) + [(None, None)]
+    return minimize(loss, start_E, jac=True, method="L-BFGS-B", bounds=bounds).x[:-1]
 
 
 def figures_of(settings: ScorerSettings, calibration: Calibration) -> dict[str, float]:
@@ -197,6 +219,10 @@ def calibration_of(settings: ScorerSettings, figures: Mapping[str, float | None]
         np.float32,
     )
     return Calibration(weight_QN, float(figures["threshold"] or 0.0), float(figures["calibrated_to"] or 0.0))
+
+
+def _clipped(score: np.ndarray) -> np.ndarray:
+    return np.clip(score, -MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
 def _one(number: int) -> np.ndarray:

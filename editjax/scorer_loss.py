@@ -14,8 +14,8 @@ from editjax.models.anomaly import Segments, learned_usual, pooled, raw_scores
 from editjax.models.autoencoder import Foretold, ScorerSettings, decode, encode, judge
 from editjax.models.codebook import Codebook, learned, usage
 from editjax.models.layers import RUNNING, frame_mask, mean_where
-from editjax.models.pointer import take
 from editjax.models.relations import heard
+from editjax.models.rows import take
 from editjax.models.views import ViewSettings, view
 
 

@@ -14,6 +14,7 @@ closed, and renamed, because an ArrayRecord file that was never closed cannot be
 """
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax import __version__
-from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
-from editjax.files import atomic_path, sha256_of
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError, first_line
+from editjax.files import sha256_of
+from editjax.manifest import digest_of
 from editjax.records import Example, Recording, decode, example, read_header
+from editjax.stores import new_file, place
 
 FORMAT = "editjax.shards"
 VERSION = 1
@@ -34,6 +37,8 @@ MANIFEST = "manifest.json"
 WRITER_OPTIONS = "group_size:1,zstd:1"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 SHARD_BYTES = 512 << 20
+FIELDS = {"format", "version", "editjax", "mel", "settings", "counts", "shards", "examples"}
+"""All that a manifest held before it had a `digest`; such manifests are read still."""
 
 _AGAIN = "build the shards again"
 
@@ -63,10 +68,11 @@ def write(
 ) -> dict[str, Any]:
     """Write records, in their order, as shards of about `shard_bytes` and return the manifest.
 
-    The same records give the same files, byte for byte. The manifest is removed first and written last:
-    a folder without one is unfinished. Raises CannotCreateError, InputOutputError.
+    The same records give the same files, byte for byte, in a folder of this machine or of an object store.
+    The manifest is removed first and written last: a folder without one is unfinished. Raises
+    CannotCreateError, InputOutputError.
     """
-    folder = Path(shards_dir)
+    folder = place(shards_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -83,6 +89,7 @@ def write(
         "shards": shards,
         "examples": examples,
     }
+    manifest["digest"] = digest_of(manifest)
     write_json(folder / MANIFEST, manifest)
     for path in folder.glob(".editjax-*.array_record"):
         path.unlink()
@@ -97,18 +104,22 @@ def read_manifest(shards_dir: str | Path) -> dict[str, Any]:
     """The manifest of a folder of shards; raises NoInputError without one, DataError on a foreign one."""
     path = Path(shards_dir) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         advice = "not a finished folder of shards; make one with `editjax prepare PAIRS SHARDS`"
-        raise NoInputError(f"{path.parent}: no {MANIFEST}: {advice}") from None
+        raise NoInputError(f"{path}: missing: {advice}") from None
     except OSError as error:
         raise NoInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); {_AGAIN}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of editjax shards")
     if manifest.get("version") != VERSION:
         raise DataError(f"{path}: version {manifest.get('version')}, this editjax reads {VERSION}")
+    signed = manifest.keys() - FIELDS
+    if signed and (manifest.get("digest") != digest_of(manifest) or text != _spelled(manifest)):
+        raise DataError(f"{path}: changed or damaged since it was written; {_AGAIN}")
     return manifest
 
 
@@ -146,7 +157,7 @@ class Source:
         try:
             (data,) = self._reader(shard).read([int(record - self._first_record[shard])])
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(f"{self._paths[shard]}: cannot be read ({_first_line(error)})") from error
+            raise DataError(f"{self._paths[shard]}: cannot be read ({_said(error)})") from error
         return decode(data, edits)
 
     def close(self) -> None:
@@ -185,6 +196,29 @@ def read(shards_dir: str | Path) -> Source:
     return Source(shards_dir)
 
 
+def watched(
+    shards_dir: str | Path, split: str | None, styles: Sequence[str], most: int | None = None
+) -> list[Example]:
+    """The examples that training is watched on: the first of a split and of some styles (none: of any).
+
+    Without any of the split it is empty, and stderr says so. Without a split (None) every one will do, and
+    DataError is raised when there is none.
+    """
+    with read(shards_dir) as source:
+        chosen = [
+            index
+            for index, entry in enumerate(source.entries)
+            if split in (None, entry.split) and (not styles or entry.style in styles)
+        ]
+        style = " or ".join(map(repr, styles)) or "any"
+        if not chosen and split is None:
+            raise DataError(f"{shards_dir}: no example of style {style} to validate on")
+        if not chosen:
+            missing = f"{shards_dir}: no example of split {split!r} and style {style}"
+            print(f"{missing}: nothing to choose the best checkpoint by", file=sys.stderr)
+        return [source[index] for index in chosen[:most]]
+
+
 def verify(shards_dir: str | Path) -> dict[str, Any]:
     """Check every shard against the manifest (size, SHA-256, every record) and return its counts.
 
@@ -211,10 +245,14 @@ def verify(shards_dir: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then rename it into place; the same content gives the same bytes."""
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path, overwrite=True) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    """Write JSON, whole or not at all; the same content gives the same bytes."""
+    text = _spelled(content)
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _spelled(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _entries(record: bytes, number: int) -> Iterator[dict[str, Any]]:
@@ -264,30 +302,35 @@ def _write_shards(
     while record is not None:
         path = folder / f"mel-{len(shards):05d}.array_record"
         first, size = number, 0
-        with _new_shard(path) as append:
+        with _new_shard(path) as (append, facts):
             while record is not None and (number == first or size + len(record) <= shard_bytes):
                 append(record)
                 examples += _entries(record, number)
                 number, size = number + 1, size + len(record)
                 record = next(stream, None)
-        shards.append({"name": path.name, "records": number - first, **_file_facts(path)})
+        shards.append({"name": path.name, "records": number - first, **facts})
     return shards, examples
 
 
 @contextmanager
-def _new_shard(path: Path) -> Iterator[Callable[[bytes], Any]]:
-    """A shard that takes its name when the block ends well, and is removed when it does not."""
+def _new_shard(path: Path) -> Iterator[tuple[Callable[[bytes], Any], dict[str, Any]]]:
+    """A shard to append to, and its facts once it is closed.
+
+    It takes its name when the block ends well, and is removed when it does not.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    with atomic_path(path, overwrite=True) as temporary:
+    facts: dict[str, Any] = {}
+    with new_file(path) as temporary:
         try:
             writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             try:
-                yield writer.write
+                yield writer.write, facts
             finally:
                 writer.close()
         except (RuntimeError, ValueError) as error:
-            raise InputOutputError(f"{path}: writing failed ({_first_line(error)})") from error
+            raise InputOutputError(f"{path}: writing failed ({_said(error)})") from error
+        facts.update(_file_facts(temporary))
 
 
 def _open_shard(path: Path) -> Any:
@@ -300,7 +343,7 @@ def _open_shard(path: Path) -> Any:
         if not reader.ok():
             reader.close()  # raises what is wrong
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"{path}: not a readable ArrayRecord file ({_first_line(error)})") from error
+        raise DataError(f"{path}: not a readable ArrayRecord file ({_said(error)})") from error
     return reader
 
 
@@ -319,5 +362,6 @@ def _counts(shards: list[dict[str, Any]], examples: list[dict[str, Any]]) -> dic
     }
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0].partition(";")[0][:160]
+def _said(error: BaseException) -> str:
+    """What ArrayRecord says, without where in its own code."""
+    return first_line(error).partition(";")[0][:160]

@@ -10,33 +10,45 @@ import contextlib
 import functools
 import math
 import shlex
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from editjax.bundle import flatten, unflatten
+from editjax import cluster
+from editjax.badput import Badput
+from editjax.bundle import find_bundle, flatten, read_config, unflatten
 from editjax.checkpoint import Checkpoints, abstract
 from editjax.config import first_difference, load_config, override, to_json
 from editjax.data import DataSettings
 from editjax.data import batches as read_batches
-from editjax.errors import CannotCreateError, UsageError
+from editjax.errors import CannotCreateError, DataError, UsageError
 from editjax.export import load_bundle, refuse_misfit
 from editjax.family import Family, family_of
 from editjax.files import sha256_of
+from editjax.flops import Counted
 from editjax.interruption import Interruption
 from editjax.journal import Journal, Rows
+from editjax.lock import RunLock, read_record
 from editjax.losses import LossSettings
-from editjax.mesh import REPLICATED, MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.mesh import (
+    REPLICATED,
+    MeshSettings,
+    make_mesh,
+    place_batch,
+    share_of_examples,
+    state_shardings,
+)
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.layers import RUNNING
+from editjax.models.match import STEP_FRAMES
 from editjax.models.pointer import PointerSettings
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
@@ -48,15 +60,23 @@ from editjax.scorer_loss import ScorerLossSettings
 from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.styles import STYLES
 from editjax.tune import TuneSettings
+from editjax.tune_quality import refuse_stranger
 
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
 """Settings without a say in the result: a run may go on with others."""
 
-NO_SHAPE = ("dtype", "attention", "match_reach")
+ORIGINS = ("shards", "start_from", "frozen_model")
+"""What a run learns from, is begun from, and learns with: it goes on with those alone."""
+
+NO_SHAPE = ("dtype", "attention", "match_reach", "dropout")
 """Settings of a model that its parameters do not depend on."""
 
 GROWN = ("stem_width", "kinds")
 """Parts that change no edit while they are fresh: a model without one may grow it."""
+
+SHARED_S = (
+    60.0  # until what one host wrote is seen by the others: NFS remembers for so long that it was not there
+)
 
 
 @dataclass(frozen=True)
@@ -148,11 +168,19 @@ def update(
     skipped, total = bad * (state.skipped + 1), state.total_skipped + bad
     new = TrainState(state.step + 1, params, opt_state, ema_params, skipped, total)
     return new, {
-        **metrics,
         "learning_rate": make_schedule(config.optim)(state.step - state.total_skipped),
+        **metrics,
         "skipped": new.skipped,
         "total_skipped": new.total_skipped,
     }
+
+
+def compiled_update(
+    config: TrainConfig, family: Family, layout: Any, frozen_settings: Any = None
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`update` as the one program of a run, its state laid out as `layout` and given up for the new one."""
+    step_of = functools.partial(update, config=config, family=family, frozen_settings=frozen_settings)
+    return jax.jit(step_of, donate_argnums=0, out_shardings=(layout, None))
 
 
 def _descend(
@@ -160,14 +188,36 @@ def _descend(
 ) -> tuple[Learner, dict[str, jax.Array]]:
     """One step against the gradient of the family's loss."""
     count, params, opt_state = learner
-    loss_of = functools.partial(family.loss, batch=batch, key=key, settings=config.model, weights=config.loss)
-    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    loss_of = functools.partial(family.loss, settings=config.model, weights=config.loss)
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, metrics), gradient = _averaged(gradient_of, params, batch, key, config.optim.accumulate)
     changes, opt_state = make_optimizer(config.optim).update(gradient, opt_state, params)
     params = optax.apply_updates(params, changes)
     if RUNNING in metrics:
         params = {**params, RUNNING: metrics.pop(RUNNING)}
     figures = {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     return Learner(count + 1, params, opt_state), figures
+
+
+def _averaged(function: Callable, params: Any, batch: Any, key: jax.Array, parts: int) -> Any:
+    """`function` of parameters, a batch and a key, or the mean of what it gives for parts of the batch.
+
+    Every part takes examples from all over the batch, so that each device has its share of all of them.
+    """
+    if parts == 1:
+        return function(params, batch, key)
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(len(x) // parts, parts, *x.shape[1:]), 0, 1), batch)
+
+    def add(total: Any, part: tuple) -> tuple[Any, None]:
+        number, one = part
+        found = function(params, one, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+
+    first = jax.tree.map(lambda x: x[0], split)
+    shapes = jax.eval_shape(function, params, first, key)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+    total, _ = jax.lax.scan(add, nothing, (jnp.arange(parts), split))
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def train(
@@ -179,57 +229,85 @@ def train(
     family: Family | None = None,
     origin: dict[str, Any] | None = None,
     first_params: Any = None,
+    takeover: bool = False,
+    wandb: str | None = None,
 ) -> TrainState:
     """Train, or go on training, in `run_dir`, and return the final state.
 
     A new run begins with `first_params`, or fresh ones. `origin` (JSON: command, shards and their digest) is
     saved with every checkpoint. Raises UsageError when the run was begun with other settings, DataError when
-    updates stay non-finite, TryAgainError after SIGTERM and KeyboardInterrupt after SIGINT, both with
-    everything saved.
+    updates stay non-finite, TryAgainError after SIGTERM and KeyboardInterrupt after SIGINT, all three with
+    everything saved; CannotCreateError when another trainer is at work in `run_dir` (`takeover` takes it
+    away) or it was moved; DataError when none of its checkpoints is whole. `wandb` is a project of
+    Weights & Biases that is told too.
+
+    Several processes (`cluster`) each call this with their share of the batches, and all end alike.
     """
+    spent = Badput()
     family = family or family_of(config.model, config.loss)
-    run_dir = _make_folder(Path(run_dir).absolute())
+    run_dir = Path(run_dir).absolute()
+    cluster.together(lambda: _make_folder(run_dir))
     mesh, key = make_mesh(config.mesh), jax.random.key(config.seed)
     init = functools.partial(init_state, config, family)
     shapes = jax.eval_shape(init, key)
     layout = state_shardings(shapes, mesh, family.rules)
     frozen = _frozen(config, family, mesh)
-    step_of = functools.partial(update, config=config, family=family, frozen_settings=frozen.settings)
-    advance = jax.jit(step_of, donate_argnums=0, out_shardings=(layout, None))
+    advance = Counted(compiled_update(config, family, layout, frozen.settings), spent)
     notes = {"family": family.name, "config": to_json(config), "origin": origin or {}}
     with (
         jax.set_mesh(mesh),
-        Checkpoints(run_dir / "last", keep_every=config.keep_every) as last,
-        Checkpoints(run_dir / "best", keep=1) as best,
+        _locked(run_dir, takeover) as lock,
+        Checkpoints(run_dir / "last", keep_every=config.keep_every, guard=lock.check) as last,
+        Checkpoints(run_dir / "best", keep=1, guard=lock.check) as best,
         Interruption() as interruption,
     ):
-        if last.latest_step is None:
-            state, scores = jax.jit(init, out_shardings=layout)(key, first_params), None
+        if (begun := last.newest_whole()) is None:
+            given = jax.tree.map(np.asarray, first_params)
+            state, scores = jax.jit(init, out_shardings=layout)(key, given), None
         else:
-            state, scores = _resume(last, abstract(shapes, layout), notes, batches)
+            state, scores = _resume(last, begun, abstract(shapes, layout), notes, batches)
         step, steps = int(state.step), config.optim.steps
-        best.drop_after(step)
-        write_json(run_dir / "config.json", notes)
-        with Journal(run_dir, step) as journal, Rows(journal, step, steps, config.max_skipped) as rows:
+        last.drop_after(step)
+        _drop_misled(best, step)
+        cluster.from_first(lambda: write_json(run_dir / "config.json", notes))
+        signals = cluster.Largest()
+        with (
+            Journal(run_dir, step, wandb) as journal,
+            Rows(journal, step, steps, config.max_skipped, spent) as rows,
+        ):
+            spent.turn_to("other")
             while True:
+                cut = False
                 if validate and scores is None and _due(step, config.validate_every, steps):
-                    scores = _validate(validate, state, rows, interruption)
+                    with spent.on("validation"):
+                        scores = _validate(validate, state, rows, interruption, mesh)
+                    cut = scores is None
+                    lock.stepped(step)
+                with spent.on("save"):
                     if scores and _score(scores) > _best_score(best):
                         _save(best, state, batches, notes, scores)
-                stopping = interruption.signal is not None  # asked once: nothing may arrive after the save
-                if scores or stopping or _due(step, config.checkpoint_every, steps):
+                # Asked once: nothing may arrive after the save.
+                stopping = signals.ask(interruption.signal or 0, now=cut)
+                if scores or stopping or rows.hopeless or _due(step, config.checkpoint_every, steps):
                     rows.flush()
-                    _save(last, state, batches, notes, scores)
+                    with spent.on("save"):
+                        _save(last, state, batches, notes, scores)
+                    rows.write_badput()
+                if rows.hopeless:
+                    raise DataError(f"{rows.hopeless}; step {step}, with the last good state, is saved")
                 if stopping:
-                    interruption.obey(f"stopped at step {step}, saved in {run_dir}")
+                    interruption.obey(stopping, f"stopped at step {step}, saved in {run_dir}")
                 if step >= steps:
                     return state
-                began = time.perf_counter()
-                batch = next(batches)
-                waited_s = time.perf_counter() - began
-                state, metrics = advance(state, place_batch(batch, mesh), key, frozen.params)
+                began = spent.now()
+                with spent.on("data"):
+                    batch = next(batches)
+                waited_s = spent.now() - began
+                placed = place_batch(batch, mesh)
+                state, metrics = advance(state, placed, key, frozen.params)
                 step, scores = step + 1, None
-                rows.add(step, metrics, batch, began, waited_s)
+                lock.stepped(step)
+                rows.add(step, metrics, batch, placed, began, waited_s, advance.call)
 
 
 def train_command(
@@ -240,14 +318,19 @@ def train_command(
     make_validate: Callable[[TrainConfig, Path], Validate] | None = None,
     start_from: str | Path | None = None,
     command: Sequence[str] = (),
+    takeover: bool = False,
+    wandb: str | None = None,
 ) -> TrainState:
     """`editjax train CONFIG --data SHARDS --out RUN [--start-from MODEL] [--optim.steps 100 …]`.
 
     `make_validate(config, shards_dir)` gives the function that scores parameters, by decoding freely.
     `start_from` is a bundled model or a model folder whose parameters the run begins with. `command` is noted
-    in every checkpoint.
+    in every checkpoint; `takeover` and `wandb` are those of `train`.
     """
     config, data = override(load_config(config_path), overrides), Path(data)
+    family = family_of(config.model, config.loss)
+    if family.goes_on and not start_from:
+        raise UsageError(f"{config_path}: goes on from a trained model; add --start-from MODEL")
     manifest = read_manifest(data)
     for name, value in to_json(config.model).items():
         if manifest["mel"].get(name, value) != value:
@@ -265,55 +348,117 @@ def train_command(
         "settings": manifest["settings"],
         "styles": [s for s in STYLES if s in (config.data.styles or manifest["counts"]["styles"])],
     }
+    if family.frozen:
+        origin["frozen_model_sha256"] = read_config(find_bundle(family.frozen(config)))["sha256"]
     validate = make_validate(config, data) if make_validate else None
-    stream = read_batches(
-        data, config.data, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    share, shares = share_of_examples(make_mesh(config.mesh))
+    stream = read_batches(data, config.data, process_index=share, process_count=shares)
     with contextlib.closing(stream):
-        return train(config, stream, out, validate=validate, origin=origin, first_params=first_params)
+        return train(
+            config,
+            stream,
+            out,
+            validate=validate,
+            origin=origin,
+            first_params=first_params,
+            takeover=takeover,
+            wandb=wandb,
+        )
 
 
 def _check_batches(config: TrainConfig) -> None:
-    """Refuses batches that the mesh's devices cannot share evenly."""
+    """Refuses batches that the mesh's devices cannot share evenly: examples, and time where that is split."""
     mesh = make_mesh(config.mesh)
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    for frames, _ in config.data.buckets:
-        if (size := config.data.batch_size(frames)) % devices:
+    devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["seq"]
+    each = devices * config.optim.accumulate
+    if each > devices and family_of(config.model, config.loss).learn:
+        raise UsageError("optim.accumulate: this family makes minibatches of its own; leave it at 1")
+    for frames, steps in config.data.buckets:
+        if parts > 1 and (frames % (2 * STEP_FRAMES * parts) or steps % parts):
             raise UsageError(
-                f"batches of {size} with {frames} frames do not divide over {devices} devices: "
-                f"add --data.batch-multiple {devices}"
+                f"a bucket of {frames} frames and {steps} steps does not split over {parts} devices: change "
+                f"--mesh.seq, or --data.buckets to multiples of {2 * STEP_FRAMES * parts} and {parts}"
+            )
+        if (size := config.data.batch_size(frames)) % each:
+            of = f" in {config.optim.accumulate} parts" if each > devices else ""
+            raise UsageError(
+                f"batches of {size} with {frames} frames do not divide over {devices} devices{of}: "
+                f"add --data.batch-multiple {each}"
             )
 
 
 def begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
-    """A trained model's parameters, and how a run notes them; UsageError for another architecture.
+    """A trained model's parameters, and how a run notes them; UsageError for another family or architecture.
 
     Parts that it does not have and that change nothing at first are fresh. A label policy may begin from the
     pointer network that it hears with: then all but the encoder is fresh.
     """
     bundle = load_bundle(model)
-    model_settings: Any = config.model
-    hears = isinstance(model_settings, PolicySettings) and isinstance(bundle.settings, PointerSettings)
-    theirs, ours = to_json(bundle.settings), to_json(model_settings.hears if hears else model_settings)
-    grown = [name for name in GROWN if ours.get(name) and not theirs.get(name)]
+    wanted: Any = config.model
+    hears = isinstance(wanted, PolicySettings) and isinstance(bundle.settings, PointerSettings)
+    if not hears and not isinstance(bundle.settings, type(wanted)):
+        own, other = family_of(wanted).name, bundle.config["family"]
+        raise UsageError(f"{model}: a model of the family {other!r}, but the config trains {own!r}")
+    name, settings = ("model.hears", wanted.hears) if hears else ("model", wanted)
+    theirs, ours = (_shapely(to_json(one), name) for one in (bundle.settings, settings))
+    grown = [name for name in ours if name.split(".")[-1] in GROWN and ours[name] and not theirs.get(name)]
     for name in ours:
-        if name not in (*NO_SHAPE, *grown) and theirs.get(name) != ours[name]:
-            raise UsageError(
-                f"{model}: has {'model.hears' if hears else 'model'}.{name} {theirs.get(name)}, "
-                f"but the config wants {ours[name]}"
-            )
+        if name not in grown and theirs.get(name) != ours[name]:
+            raise UsageError(f"{model}: has {name} {theirs.get(name)}, but the config wants {ours[name]}")
     refuse_misfit(bundle.path, bundle.settings, bundle.config["tensors"])
-    params = bundle.params
-    if hears:
-        params = {**_fresh(config), RUNNING: {"encoder": params["encoder"]}}
-    elif grown:
+    params = {RUNNING: {"encoder": bundle.params["encoder"]}} if hears else bundle.params
+    if hears or grown:
         params = unflatten({**flatten(_fresh(config)), **flatten(params)})
+    if isinstance(config.loss, TuneSettings):
+        refuse_stranger(model, params, config.loss)
     return params, {"start_from": str(model), "start_from_sha256": bundle.config["sha256"]}
+
+
+def _shapely(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings that parameters depend on, and those within them, by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= _shapely(value, f"{name}.{key}")
+        elif key not in NO_SHAPE:
+            found[f"{name}.{key}"] = value
+    return found
 
 
 def _fresh(config: TrainConfig) -> Any:
     init = jax.jit(family_of(config.model).init, static_argnums=0)
     return init(config.model, jax.random.key(config.seed))
+
+
+@contextlib.contextmanager
+def _locked(run_dir: Path, takeover: bool) -> Iterator[RunLock]:
+    """The locks of all processes of the job, which must see the same folder."""
+    rank = jax.process_index()
+    with contextlib.ExitStack() as stack:
+        lock = cluster.together(lambda: stack.enter_context(RunLock(run_dir, rank=rank, takeover=takeover)))
+        first = cluster.from_first(lambda: read_record(lock.path)) or {}
+
+        def sees_first() -> bool:
+            seen = read_record(run_dir / "trainer-0.lock") or {}
+            return all(seen.get(name) == first.get(name) for name in ("host", "pid"))
+
+        def look() -> None:
+            until = time.monotonic() + SHARED_S
+            while not sees_first():
+                if time.monotonic() > until:
+                    raise UsageError(
+                        f"{run_dir}: process {rank} sees nothing of process 0 there: share the folder"
+                    )
+                time.sleep(1)
+
+        def clean() -> None:
+            for path in run_dir.glob("trainer-*.lock"):  # of a job that had more processes
+                if int(path.stem.split("-")[1]) >= jax.process_count():
+                    path.unlink(missing_ok=True)
+
+        cluster.together(look)
+        cluster.from_first(clean)
+        yield lock
 
 
 def _frozen(config: TrainConfig, family: Family, mesh: Any) -> Frozen:
@@ -325,18 +470,22 @@ def _frozen(config: TrainConfig, family: Family, mesh: Any) -> Frozen:
 
 
 def _resume(
-    last: Checkpoints, shapes: TrainState, notes: dict[str, Any], batches: Batches
+    last: Checkpoints, step: int, shapes: TrainState, notes: dict[str, Any], batches: Batches
 ) -> tuple[TrainState, Scores | None]:
-    """The latest state, and the scores if it was validated; `batches` is set to follow it."""
-    step = last.latest_step
-    assert step is not None
+    """The state of a step, and the scores if it was validated; `batches` is set to follow it."""
     saved = last.notes(step)
     if name := first_difference(_decisive(saved), _decisive(notes)):
         raise UsageError(f"{last.folder.parent}: begun with another {name}; use that or a new folder")
     state = TrainState(**{"ema_params": None, **last.restore(step, _parts(shapes))})
     batches.set_state(saved["data"])
-    print(f"going on from step {step} of {last.folder.parent}", file=sys.stderr)
+    cluster.say(f"going on from step {step} of {last.folder.parent}")
     return state, saved["scores"]
+
+
+def _drop_misled(best: Checkpoints, step: int) -> None:
+    """Forget a best checkpoint that is damaged, or of a step to be made again: validation finds another."""
+    whole = best.newest_whole(required=False)
+    best.drop_after(-1 if whole is None else min(whole, step))
 
 
 def _decisive(notes: dict[str, Any]) -> dict[str, Any]:
@@ -347,16 +496,29 @@ def _decisive(notes: dict[str, Any]) -> dict[str, Any]:
             return settings
         return {name: kept(value) for name, value in settings.items() if name not in MAY_CHANGE}
 
-    begun = {name: notes["origin"].get(f"{name}_sha256") for name in ("shards", "start_from")}
+    begun = {name: notes["origin"].get(f"{name}_sha256") for name in ORIGINS}
     return {"family": notes["family"], **kept(notes["config"]), **begun}
 
 
-def _validate(validate: Validate, state: TrainState, rows: Rows, interruption: Interruption) -> Scores | None:
-    """Figures of the state's parameters, averaged where they are; None if a signal cut it short."""
+def _validate(
+    validate: Validate, state: TrainState, rows: Rows, interruption: Interruption, mesh: Any
+) -> Scores | None:
+    """Figures of the state's parameters, averaged where they are; None if a signal cut it short.
+
+    Every process of several finds them by itself, on a copy of its own; those of the first are taken.
+    """
     params = state.params if state.ema_params is None else state.ema_params
     rows.flush()
-    scores = interruption.cuttable(lambda: validate(params))
-    if scores is None:
+    with contextlib.ExitStack() as stack:
+        if not cluster.alone():
+            here = make_mesh(devices=jax.local_devices()[:1])
+            copied = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, REPLICATED))(params)
+            params = jax.tree.map(lambda a: a.addressable_data(0), copied)
+            stack.enter_context(jax.set_mesh(here))
+        scores = interruption.cuttable(lambda: validate(params))
+    told = cluster.from_all(scores and {name: float(value) for name, value in scores.items()})
+    scores = told[0]
+    if scores is None or None in told:
         return None
     rows.write_scores(int(state.step), scores)
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
@@ -370,7 +532,7 @@ def _save(
     scores: Scores | None,
 ) -> None:
     step = int(state.step)
-    if checkpoints.latest_step != step:
+    if cluster.from_first(lambda: checkpoints.latest_step) != step:
         checkpoints.save(step, _parts(state), {**notes, "data": batches.get_state(), "scores": scores})
 
 
@@ -383,7 +545,8 @@ def _score(scores: Scores) -> float:
 
 
 def _best_score(best: Checkpoints) -> float:
-    return -math.inf if best.latest_step is None else _score(best.notes(best.latest_step)["scores"])
+    step = cluster.from_first(lambda: best.latest_step)
+    return -math.inf if step is None else _score(best.notes(step)["scores"])
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -104,9 +104,11 @@ def learn(
     found = rollout_of(tune, model, learner.params, drawn, reference)
     evaluate = partial(evaluated, tune, model)
     optimizer = make_optimizer(ppo.per_update(config.optim, tune.ppo))
-    learnt, metrics = ppo.learn(tune.ppo, evaluate, optimizer, learner, found, learn_key)
+    rate = ppo.rate_of(config.optim, tune.ppo, learner)
+    settings = ppo.over(tune.ppo, config.optim)
+    learnt, metrics = ppo.learn(settings, evaluate, optimizer, learner, found, learn_key)
     params = {**learner.params, "decoder": learnt.params["decoder"]}  # weight decay is not for the others
-    return learnt._replace(params=params), metrics | figures(tune, drawn, found)
+    return learnt._replace(params=params), {**metrics, **figures(tune, drawn, found), "learning_rate": rate}
 
 
 def draw(tune: TuneSettings, model: PointerSettings, params: Any, batch: Any, key: jax.Array) -> Drawn:
@@ -164,9 +166,12 @@ def values_of_others(reward_BN, t: Targets, n_frames: int, samples: int):
     """
     to_go_BN = jnp.cumsum(reward_BN[:, ::-1], axis=1)[:, ::-1]
     at_BN = jnp.where(t.counted_BN, t.step.pointer_BN + 1, n_frames + 1)  # the start is before all frames
-    step_BN, n_steps = t.step.index_BN, reward_BN.shape[1]
-    row_B1, never = jnp.arange(len(reward_BN))[:, None], jnp.full((len(reward_BN), n_frames + 1), n_steps)
-    first_BT = never.at[row_B1, at_BN].min(step_BN, mode="drop")
+    n_steps = reward_BN.shape[1]
+    never_T = jnp.full(n_frames + 1, n_steps)
+    first = jax.vmap(
+        lambda at_N, step_N: never_T.at[at_N].min(step_N, mode="drop")
+    )  # see losses._first_played
+    first_BT = first(at_BN, t.step.index_BN)
     place_T = jnp.arange(n_frames + 1)[None, :]
     later_BT = jax.lax.cummin(jnp.where(first_BT < n_steps, place_T, n_frames + 1), axis=1, reverse=True)
     step_BT = jnp.take_along_axis(first_BT, jnp.minimum(later_BT, n_frames), axis=1)
@@ -194,9 +199,11 @@ def say(tune: TuneSettings, model: PointerSettings, params: Any, seen: Seen, poi
     jumps = jumps_of(model, params, keys, t, h_BND, tune.max_jumps)
     target_p_BJ = sum(ppo.categorical(logits / tune.temperature, at)[0] for logits, at in jumps.parts)
     target_p_BJ = jnp.where(jumps.real_BJ, target_p_BJ, 0.0)
-    row_B1 = jnp.arange(len(pointers_BN))[:, None]
     advance_BN = jax.nn.softmax(logits_BN3, axis=-1)[..., ADVANCE]
-    return Said(log_p_BN.at[row_B1, jumps.step_BJ].add(target_p_BJ), entropy_BN, advance_BN)
+    log_p_BN = jax.vmap(lambda log_p_N, at_J, p_J: log_p_N.at[at_J].add(p_J))(
+        log_p_BN, jumps.step_BJ, target_p_BJ
+    )
+    return Said(log_p_BN, entropy_BN, advance_BN)
 
 
 def _said_in_parts(tune: TuneSettings, model: PointerSettings, seen: Seen, pointers_BN, params: Any) -> Said:

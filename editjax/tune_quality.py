@@ -1,21 +1,26 @@
 """What the edits of a tuned pointer network earn, and whether it still edits as well as its reference."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editjax.bundle import flatten
 from editjax.decode import encode
 from editjax.edits import PAD, STOP
+from editjax.errors import UsageError
 from editjax.export import load_bundle
 from editjax.join_reward import Rewards, RewardSettings, heard_of, rewards
 from editjax.losses import targets
 from editjax.models.pointer import PointerSettings
 from editjax.models.style import Asked
 from editjax.network import PointerNetwork, padded_length
+from editjax.tune import TuneSettings
 
 ALLOWED_LOSS = 0.005
 """Of kept IoU, as a mean over validation sessions; more is no price for any reward."""
@@ -30,6 +35,7 @@ def earned(
     phase_T3: np.ndarray,
     style: str,
     pointers_N: np.ndarray,
+    stems_IMF: np.ndarray | None = None,
 ) -> Figures:
     """What an edit of natural length earns in all (`reward`) and part by part, by the network's hearing."""
     length, steps = padded_length(len(mel_TF)), padded_length(len(pointers_N) + 1)
@@ -40,7 +46,9 @@ def earned(
     pointers_BN[0, : len(pointers_N) + 1] = np.append(pointers_N, STOP)
     asked = Asked(np.zeros(1, np.float32), np.tile(network.point_of(style), (1, 1)))
     frames_B = np.array([len(mel_TF)], np.int32)
-    encoded, keys = encode(network.settings, network.params, mel_BTF, frames_B, phase_BT3, asked, None)
+    recording = mel_BTF, frames_B, phase_BT3
+    stems = network.stems(stems_IMF, length)
+    encoded, keys = encode(network.settings, network.params, *recording, asked, stems)
     found = _rewards(network.settings, mel_BTF, phase_BT3, encoded, keys.hints.looped_BT, pointers_BN)
     each = {name.removesuffix("_BN"): float(x_BN.sum()) for name, x_BN in found._asdict().items()}
     return {"reward": float(found.weighed(reward).sum()), **each}
@@ -54,10 +62,22 @@ def _rewards(settings: PointerSettings, mel_BTF, phase_BT3, encoded, looped_BT, 
     return rewards(heard, targets(pointers_BN, steps_B, target_B, mel_BTF.shape[1]), steps_B)
 
 
+def refuse_stranger(model: str | Path, params: Any, tune: TuneSettings) -> None:
+    """UsageError where a model to tune does not hear as the reference does.
+
+    A tether compares what their decoders say of the same hearing, and only the decoder is tuned.
+    """
+    ours, theirs = (flatten(p["encoder"]) for p in (params, load_bundle(tune.reference).params))
+    if ours.keys() != theirs.keys() or not all(np.array_equal(ours[name], theirs[name]) for name in ours):
+        raise UsageError(
+            f"{model}: hears otherwise than the reference {tune.reference}; add --loss.reference {model}"
+        )
+
+
 def beside_reference(config: Any, validate: Callable[[Any], Figures]) -> Callable[[Any], Figures]:
     """`validate`, whose figures have `reward` and `kept_iou`, with those of the reference beside them.
 
-    `score` is the mean reward, less 1 where more than ALLOWED_LOSS of the reference's kept IoU is lost.
+    `score` is the mean reward, −∞ where more than ALLOWED_LOSS of the reference's kept IoU is lost.
     """
     known: Figures = {}
 
@@ -67,6 +87,6 @@ def beside_reference(config: Any, validate: Callable[[Any], Figures]) -> Callabl
         found = validate(params)
         lost = known["kept_iou"] - found["kept_iou"] > ALLOWED_LOSS
         figures = {f"reference_{name}": known[name] for name in ("reward", "kept_iou")}
-        return {**found, **figures, "score": found["reward"] - float(lost)}
+        return {**found, **figures, "score": -math.inf if lost else found["reward"]}
 
     return beside

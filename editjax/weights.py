@@ -21,8 +21,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from editjax.errors import DataError, NoInputError
+from editjax.errors import DataError
+from editjax.files import open_regular
 
+LARGEST_FILE_BYTES = 2 << 30
 LARGEST_PICKLE_BYTES = 16 << 20
 MOST_ENTRIES = 100_000
 DEEPEST = 8
@@ -88,16 +90,13 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     Raises NoInputError for a file that cannot be opened, DataError for one that is no such file, is damaged,
     or would do more than hold tensors.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-            file.seek(0)
-            if head.startswith(b"PK"):
-                return _read_zip(path, file)
-            if head.startswith(b"\x80"):
-                return _read_legacy(path, file)
-    except OSError as error:
-        raise NoInputError(f"{path}: cannot read it ({error.strerror})") from error
+    with open_regular(path, LARGEST_FILE_BYTES) as file:
+        head = file.read(9)
+        file.seek(0)
+        if head.startswith(b"PK"):
+            return _read_zip(path, file)
+        if head.startswith(b"\x80"):
+            return _read_legacy(path, file)
     if head[8:] == b"{":
         return _read_safetensors(path)
     raise DataError(f"{path}: neither a PyTorch checkpoint nor a safetensors file")
@@ -147,15 +146,18 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     magic, version, machine = (_unpickled(path, file)[0] for _ in range(3))
     if (magic, version) != (LEGACY_MAGIC, LEGACY_VERSION) or not isinstance(machine, dict):
         raise DataError(f"{path}: a pickle, but not a PyTorch checkpoint")
-    if machine.get("little_endian") is not True:
+    if dict.get(machine, "little_endian") is not True:  # of the type itself: a pickle may set an attribute
         raise DataError(f"{path}: written on a big-endian machine; save it again on another")
     held, storages = _unpickled(path, file)
     keys, places, at = _unpickled(path, file)[0], {}, file.tell()
+    size = path.stat().st_size
     for key in keys if isinstance(keys, list) else ():
-        if key not in storages:
+        if not isinstance(key, str) or key not in storages:
             raise DataError(f"{path}: a storage that nothing is said of")
         places[key] = at
         at += 8 + storages[key].n_bytes
+        if at > size:
+            raise DataError(f"{path}: storages of more bytes than the file has")
 
     def read(storage: _Storage) -> bytes:
         if storage.key not in places:
@@ -245,8 +247,11 @@ def _tensors(path: Path, held: Any, read: Callable[[_Storage], bytes]) -> dict[s
             raise DataError(f"{path}: {name} has {len(blob)} bytes of {storage.n_bytes}")
         numbers = _numbers(blob, storage.dtype)
         steps = tuple(numbers.itemsize * step for step in strides)
-        part = np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False)
-        arrays[name] = _single(part)
+        try:
+            part = np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False)
+            arrays[name] = _single(part)
+        except (OverflowError, ValueError) as error:  # of no items, but with sides of any length
+            raise DataError(f"{path}: {name} has a size or a stride that no array has") from error
     return arrays
 
 
@@ -272,6 +277,8 @@ def _named(path: Path, held: Any) -> dict[str, _Tensor]:
 
 
 def _single(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "c":
+        raise ValueError("its numbers are complex")
     with np.errstate(over="ignore"):  # too large for float32 is infinite then, as for PyTorch
         return array.astype(np.float32)
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -68,9 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     DEBUG.set("--debug" in words)
     words = [word for word in words if word != "--debug"]
+    return ended(lambda: _dispatch(words))
+
+
+def ended(do: Callable[[], int]) -> int:
+    """The exit code of a command, or of what it ends with, which is said."""
     try:
         with _terminated_in_order():
-            return _dispatch(words)
+            return do()
     except EditjaxError as error:
         return complain(error)
     except KeyboardInterrupt as interrupt:
@@ -86,8 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def complain(error: EditjaxError) -> int:
     """Prints an error as one line on stderr and returns its exit code."""
     line = " ".join(str(error).split())
-    print("editjax:", line.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    print("editjax:", "".join(map(_visible, line)), file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def _visible(character: str) -> str:
+    """A character as itself where it is printed, else its escape: names may hold what a terminal obeys."""
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def complain_internally(error: Exception) -> int:

@@ -116,6 +116,8 @@ class EditOptions(InputOptions, OutputOptions):
     """Scores of the recording that `editjax score --out` wrote, instead of new ones (scorer)."""
     effects: Annotated[str, named("griffin-lim|FOLDER")] = ""
     """Give effects their sound, not their level alone, by Griffin–Lim or a vocoder (labels)."""
+    reconstruction: Annotated[str, named("MODEL")] = ""
+    """The model that says how effects sound, bundled or a folder; reconstruct unless given (labels)."""
     keep: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
     """Keep this range whatever the editor thinks; may be repeated."""
     cut: Annotated[UseAppendAction[tuple[str, ...]], named("A,B")] = ()
@@ -123,7 +125,7 @@ class EditOptions(InputOptions, OutputOptions):
     margin: Annotated[str, named("BEFORE[,AFTER]")] = ""
     """Seconds of the recording to leave before and after each clip; negative for less."""
     min_clip: Annotated[str, named("LENGTH")] = ""
-    """Drop clips shorter than this."""
+    """Drop clips shorter than this; the scorer drops those below 3 s unless told otherwise."""
     max_pause: Annotated[str, named("LENGTH")] = ""
     """Shorten pauses to at most this."""
     snap: Literal["none", "beat", "bar"] = "none"
@@ -213,8 +215,10 @@ def settings_of(options: EditOptions) -> "EditSettings":
         threshold=options.threshold,
         keep_ratio=options.keep_ratio,
         scores=options.scores,
+        effects=options.effects,
+        reconstruction=options.reconstruction,
         margin_s=parse_margin(options.margin) if options.margin else None,
-        min_clip_s=parse_length(options.min_clip) if options.min_clip else 0.0,
+        min_clip_s=parse_length(options.min_clip) if options.min_clip else None,
         max_pause_s=parse_length(options.max_pause) if options.max_pause else None,
         snap=options.snap,
         keep=options.keep,

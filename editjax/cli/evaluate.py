@@ -104,9 +104,12 @@ def _report(options: EvaluateOptions, evaluation: "Evaluation", by_style: dict[s
     from editjax.evaluate import audit
     from editjax.scoreboard import for_programs
 
+    models = [options.model, *_words(options.beside)]
+    sha256 = {model: read_config(find_bundle(model))["sha256"] for model in models}
     tree = {
         "model": options.model,
-        "model_sha256": read_config(find_bundle(options.model))["sha256"],
+        "model_sha256": sha256.pop(options.model),
+        "beside_sha256": sha256,
         "data": str(options.data),
         "audit": audit(evaluation.facts),
         **for_programs(evaluation.rows, by_style),

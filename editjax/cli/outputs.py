@@ -207,7 +207,7 @@ def _is_of_another(edits: Path, audio: Path) -> bool:
         return False
     try:
         return Path(json.loads(edits.read_text(encoding="utf-8"))["source"]["path"]).name != audio.name
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return True
 
 

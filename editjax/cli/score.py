@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from editjax.cli.options import InputOptions, named, parse
-from editjax.errors import DataError
+from editjax.errors import DataError, UsageError
 from editjax.outputs import Outputs
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from editjax.edits import EditList
     from editjax.score import KeepSettings, Retention, Scores
     from editjax.scorer import Scorer
 
@@ -53,8 +54,10 @@ class ScoreOptions(InputOptions):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Scores one recording; outputs that cannot be written are refused first."""
+    """Scores one recording; outputs that cannot be written and an unusable known edit are refused first."""
     options = parse(ScoreOptions, arguments, "editjax score")
+    if None not in (options.threshold, options.keep_ratio):
+        raise UsageError("give a threshold or a keep ratio: --threshold or --keep-ratio")
     from editjax.picture import check_suffix
     from editjax.score import write_scores
     from editjax.scorer import load_scorer
@@ -62,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.plot:
         check_suffix(options.plot)
     scorer = load_scorer(options.model)
-    keep = asked(scorer.keep, options.threshold, options.keep_ratio)
+    keep = scorer.asked(options.threshold, options.keep_ratio)
+    known = read_known(options) if options.known else None
     inputs = [path for path in (options.recording, options.scores, options.known) if path]
     with Outputs(options.overwrite, inputs) as outputs:
         paths = {path: outputs.add(path) for path in (options.out, options.plot) if path}
@@ -71,45 +75,47 @@ def run(arguments: Sequence[str]) -> int:
             write_scores(scores, paths[options.out], overwrite=True)
         if options.plot:
             _draw(paths[options.plot], options, scores, keep, scorer)
-    curve = _curve(options, scores, keep, scorer) if options.known else []
+        curve = _curve(known, scores, keep, scorer) if known else []
     print(_for_programs(scores, keep, scorer, curve) if options.json else _told(scores, keep, scorer, curve))
     return 0
 
 
-def asked(keep: "KeepSettings", threshold: float | None, keep_ratio: float | None) -> "KeepSettings":
-    """A scorer's settings with what the command line asks for instead."""
-    keep = replace(keep, keep_ratio=keep_ratio)
-    return keep if threshold is None else replace(keep, threshold=threshold)
+def read_known(options: ScoreOptions) -> "EditList":
+    """The known edit. Raises DataError where it is of another recording."""
+    from editjax.edits import read_edits
+    from editjax.files import sha256_of
+
+    assert options.known
+    edit_list = read_edits(options.known)
+    if edit_list.source.sha256 != sha256_of(options.recording):
+        raise DataError(f"{options.known}: is an edit of another recording than {options.recording}")
+    return edit_list
 
 
 def scores_of(options: ScoreOptions, scorer: "Scorer") -> "Scores":
-    """The scores of the recording, new or read. Raises DataError for those of another recording."""
+    """The scores of the recording, new or read. Raises DataError for those of or by another."""
     from editjax.audio import Reader
     from editjax.decision import EditSettings
     from editjax.editor import listen
     from editjax.files import sha256_of
     from editjax.score import scores_of_source
 
-    if options.scores:
-        return scores_of_source(options.scores, sha256_of(options.recording))
     settings = EditSettings(editor="silence", mel=scorer.mel)
     with Reader(options.recording, options.limits(), options.allow_truncated) as reader:
+        if options.scores:
+            n_frames = scorer.mel.grid(reader.info.sample_rate_hz).frames_in(reader.frames)
+            of_source = sha256_of(options.recording), n_frames
+            return scores_of_source(options.scores, *of_source, options.model, scorer.sha256)
         heard = listen(reader, settings)
     return scorer.scored(heard.mel_TF, heard.source.sha256, options.model)
 
 
-def _curve(
-    options: ScoreOptions, scores: "Scores", keep: "KeepSettings", scorer: "Scorer"
-) -> list["Retention"]:
-    from editjax.edits import kept_mask_frames, read_edits, to_pointers
+def _curve(known: "EditList", scores: "Scores", keep: "KeepSettings", scorer: "Scorer") -> list["Retention"]:
+    from editjax.edits import kept_mask_frames, to_pointers
     from editjax.score import retention_curve
 
-    assert options.known
-    edit_list = read_edits(options.known)
-    if edit_list.source.sha256 != scores.sha256:
-        raise DataError(f"{options.known}: is an edit of another recording than {options.recording}")
-    grid = scorer.mel.grid(edit_list.source.sample_rate)
-    kept_T = kept_mask_frames(to_pointers(edit_list, grid), len(scores.score_T))
+    grid = scorer.mel.grid(known.source.sample_rate)
+    kept_T = kept_mask_frames(to_pointers(known, grid), len(scores.score_T))
     return retention_curve([scores.score_T], [kept_T], keep, scorer.mel.frames_per_second, steps=ROWS)
 
 

@@ -3,16 +3,17 @@
     mel of a segment → encoder → bottleneck → decoder → the mel, and the context it would be heard in
 
 The bottleneck is plain, variational (Kingma and Welling 2014), a codebook (van den Oord et al. 2017) or sees
-the whole segment by attention. It keeps time: a mean over the segment would hear no rhythm. The decoder says
-how sure it is of every channel, so that busy music is not an anomaly because it is busy. The context (levels,
-relations to other takes) is not encoded, only foretold: good audio that is heard again later, and better, is
-what no segment of a finished edit foretells.
+as many neighbours as a segment has by attention. It keeps time: a mean over the segment would hear no
+rhythm. The decoder says how sure it is of every channel, so that busy music is not an anomaly because it is
+busy. The context (levels, relations to other takes) is not encoded, only foretold: good audio that is heard
+again later, and better, is what no segment of a finished edit foretells.
 
 With `dual` there are two decoders, of raw and of edited audio, over one encoder, and a discriminator that
 tells edited audio from what the edited decoder makes of raw audio.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -20,13 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import Window
+from editjax.config import refuse_sizes
 from editjax.models.codebook import Codebook, init_codebook, quantise, straight_through
 from editjax.models.layers import RUNNING, Mlp, Norm, TimeConv, WindowAttention, frame_mask, masked
 from editjax.models.relations import CONTEXT_CHANNELS
 
 LEAST_LOG_SCALE, MOST_LOG_SCALE = -3.0, 1.0
 MOST_LOG_VARIANCE = 10.0
-LATENT_WINDOW = Window(16, 16)
 SCORES = ("reconstruction", "context", "evidence", "latent", "relative")
 
 
@@ -34,10 +35,11 @@ SCORES = ("reconstruction", "context", "evidence", "latent", "relative")
 class ScorerSettings:
     """Architecture of a scorer; mel settings as it was trained with.
 
-    A scale s reads segments of `segment_steps` steps, each the mean of s frames: 64 frames are 1.5 s, a beat
-    or three; those of scale 4 a bar or three, of scale 16 a phrase. `hidden` are the widths of the encoder's
-    layers, each of half the rate of the one before. `contrastive` is the width in which views of a segment
-    are compared, 0 for no comparison.
+    A scale s reads segments of `segment_steps` steps, each the mean of s frames: 64 frames are 1.5 s, a
+    beat or three; those of scale 4 a bar or three, of scale 16 a phrase. Each scale divides the next, so
+    that whole recordings can be scored in chunks. `hidden` are the widths of the encoder's layers, each of
+    half the rate of the one before. `contrastive` is the width in which views of a segment are compared, 0
+    for no comparison.
     """
 
     n_mels: int = 128
@@ -55,8 +57,11 @@ class ScorerSettings:
     dtype: str = "float32"
 
     def __post_init__(self):
+        refuse_sizes(self, "n_mels", "scales", "segment_steps", "hidden", "latent", "codes")
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] < 1:
             raise ValueError(f"scales {self.scales}: give numbers of frames, each once, in ascending order")
+        if any(larger % smaller for smaller, larger in pairwise(self.scales)):
+            raise ValueError(f"scales {self.scales}: each must divide the next")
         if not self.hidden or self.segment_steps % self.reduction:
             raise ValueError(f"segment_steps must be a multiple of {2 ** len(self.hidden)}")
 
@@ -64,6 +69,12 @@ class ScorerSettings:
     def reduction(self) -> int:
         """Steps of a segment that share a latent vector."""
         return 2 ** len(self.hidden)
+
+    @property
+    def window(self) -> Window:
+        """What a latent vector sees by attention: of whole recordings no more than there is in a segment."""
+        vectors = self.segment_steps // self.reduction
+        return Window(vectors // 2, (vectors - 1) // 2)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -78,8 +89,8 @@ class ScorerSettings:
 
 
 class Coded(NamedTuple):
-    """A bottleneck's word on segments: what is decoded (B, M, Z), its cost in nats a vector (B, M), and for a
-    codebook the vectors before it and the numbers of their codes."""
+    """A bottleneck's word on segments: what is decoded (B, M, Z), its cost in nats a vector (B, M), 0 where
+    nothing is drawn, and for a codebook the vectors before it and the numbers of their codes."""
 
     z_BMZ: jax.Array
     cost_BM: jax.Array
@@ -123,7 +134,7 @@ class Between(nn.Module):
         s, width = self.settings, self.settings.hidden[-1]
         dtype, mask_BM = jnp.dtype(s.dtype), frame_mask(vectors_B, x_BMD.shape[1])
         x = nn.Dense(width, dtype=dtype, name="widen")(x_BMD)
-        attention = WindowAttention(width, max(1, width // 64), LATENT_WINDOW, "block", dtype, name="window")
+        attention = WindowAttention(width, max(1, width // 64), s.window, "block", dtype, name="window")
         x = masked(x + attention(x, vectors_B), mask_BM)
         x = masked(x + Mlp(width, 2, dtype, name="mlp")(x), mask_BM)
         return nn.Dense(x_BMD.shape[-1], dtype=dtype, name="narrow")(Norm(dtype, name="norm")(x))
@@ -219,7 +230,8 @@ def encode(s, params, running, x_BSF, steps_B, key=None):
             z, cost_BM = _drawn(x_BMD, key)
             rest = cost_BM, x_BMD, nothing[2]
         case "codebook":
-            z, rest = _nearest(Codebook(**running["codebook"]), x_BMD)
+            z, chosen_BM = _nearest(Codebook(**running["codebook"]), x_BMD)
+            rest = *nothing[:2], chosen_BM
     return Coded(masked(z, mask_BM), *rest)
 
 
@@ -234,11 +246,11 @@ def _drawn(x_BMD, key):
 
 
 def _nearest(book: Codebook, x_BMD):
+    """The nearest codes and their numbers."""
     flat = quantise(book, x_BMD.reshape(-1, x_BMD.shape[-1]))
     code_BMZ = flat.code_NZ.reshape(x_BMD.shape)
     z = straight_through(x_BMD.astype(jnp.float32), code_BMZ)
-    size = x_BMD.shape[:2]
-    return z, (flat.distance_N.reshape(size), x_BMD, flat.chosen_N.reshape(size))
+    return z, flat.chosen_N.reshape(x_BMD.shape[:2])
 
 
 def decode(s, params, z_BMZ, vectors_B):
@@ -253,5 +265,5 @@ def judge(s, params, x_BSC, steps_B):
 
 def reaches(s: ScorerSettings) -> int:
     """Frames on either side of a frame that its score can depend on, context aside."""
-    steps = 4 * s.reduction + (2 * LATENT_WINDOW.left * s.reduction if s.bottleneck == "attention" else 0)
+    steps = 4 * s.reduction + (2 * s.window.left * s.reduction if s.bottleneck == "attention" else 0)
     return 3 * steps * max(s.scales)  # a cycle goes through encoder and decoder twice

@@ -23,11 +23,10 @@ class Codebook(NamedTuple):
 
 
 class Quantised(NamedTuple):
-    """`code_NZ`: the nearest codes; `chosen_N` their numbers; `distance_N`: mean squared distance to them."""
+    """`code_NZ`: the nearest codes; `chosen_N` their numbers."""
 
     code_NZ: jax.Array
     chosen_N: jax.Array
-    distance_N: jax.Array
 
 
 def init_codebook(codes: int, width: int, key) -> dict[str, jax.Array]:
@@ -41,8 +40,7 @@ def quantise(book: Codebook, z_NZ) -> Quantised:
     z_NZ = z_NZ.astype(jnp.float32)
     distance_NK = (book.code_KZ**2).sum(-1)[None] - 2.0 * z_NZ @ book.code_KZ.T
     chosen_N = jnp.argmin(distance_NK, -1)
-    code_NZ = book.code_KZ[chosen_N]
-    return Quantised(code_NZ, chosen_N, ((z_NZ - code_NZ) ** 2).mean(-1))
+    return Quantised(book.code_KZ[chosen_N], chosen_N)
 
 
 def straight_through(z, code):

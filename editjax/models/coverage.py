@@ -1,16 +1,20 @@
 """What has been played: shares of bars, which the bar logits and the end of an edit read."""
 
+import jax
 import jax.numpy as jnp
 
 
 def played_before(pointers_BN, jump_BN, n_jumps: int, n_bars: int, frames_per_bar: int):
     """Frames played of every bar before each of the first `n_jumps` jumps, over the bar's, (B, J, V)."""
-    stretch_BN = jnp.cumsum(jump_BN, axis=1, dtype=jnp.int32)
-    example_B1 = jnp.arange(pointers_BN.shape[0])[:, None]
-    counts_BJV = jnp.zeros((pointers_BN.shape[0], n_jumps, n_bars))
-    real_BN = (pointers_BN >= 0).astype(jnp.float32)
-    place = example_B1, stretch_BN, jnp.maximum(pointers_BN, 0) // frames_per_bar
-    return jnp.cumsum(counts_BJV.at[place].add(real_BN, mode="drop"), axis=1) / float(frames_per_bar)
+    nothing_JV = jnp.zeros((n_jumps, n_bars))
+
+    def of_one(pointers_N, jump_N):
+        stretch_N = jnp.cumsum(jump_N, dtype=jnp.int32)
+        place = stretch_N, jnp.maximum(pointers_N, 0) // frames_per_bar
+        return nothing_JV.at[place].add((pointers_N >= 0).astype(jnp.float32), mode="drop")
+
+    counts_BJV = jax.vmap(of_one)(pointers_BN, jump_BN)  # as in losses._first_played
+    return jnp.cumsum(counts_BJV, axis=1) / float(frames_per_bar)
 
 
 def was_played(frame_BJ, played_BJV, n_frames_B, frames_per_bar: int):

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.fft
 
+from editjax.config import refuse_sizes
 from editjax.errors import UsageError
-from editjax.mel import CHUNK_FRAMES, hann_window, slaney_edges_hz, triangular_filters
+from editjax.mel import CHUNK_FRAMES, LARGEST, LARGEST_HZ, hann_window, slaney_edges_hz, triangular_filters
 from editjax.models.griffin_lim import overlap_add
 from editjax.models.layers import frame_mask, masked
 
@@ -29,8 +30,6 @@ END_KERNEL = 7
 SHORTEST_FRAMES = 32
 LONGEST_FRAMES = 512
 MAGNITUDE_FLOOR = 1e-9
-LARGEST = 1 << 16
-"""Of any size; a config that asks for more is no vocoder's."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,10 @@ class VocoderMel:
     def __post_init__(self):
         if min(self.sample_rate_hz, self.n_fft, self.window, self.hop, self.n_mels) < 1 or self.least <= 0:
             raise UsageError(f"a vocoder's mel settings must be positive, got {self}")
-        if max(self.n_fft, self.n_mels) > LARGEST:
-            raise UsageError(f"a vocoder's mel settings are no larger than {LARGEST}, got {self}")
+        if max(self.n_fft, self.n_mels) > LARGEST or self.sample_rate_hz > LARGEST_HZ:
+            raise UsageError(
+                f"a vocoder's mel settings are no larger than {LARGEST}, {LARGEST_HZ} Hz, got {self}"
+            )
         if not self.hop <= self.window <= self.n_fft or (self.n_fft - self.hop) % 2:
             raise UsageError(f"a vocoder's mel needs hop ≤ window ≤ n_fft, hop and n_fft both even: {self}")
         if not 0.0 <= self.low_hz < self.top_hz <= self.sample_rate_hz / 2:
@@ -86,12 +87,11 @@ class HifiGanSettings:
     block_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
 
     def __post_init__(self):
+        refuse_sizes(self)
         rates, kernels = self.upsample_rates, self.upsample_kernels
         counts = (self.channels, *rates, *kernels, *self.block_kernels, *sum(self.block_dilations, ()))
         if min(counts) < 1 or not rates or not self.block_kernels or self.block not in (1, 2):
             raise UsageError(f"HiFi-GAN needs positive sizes and blocks of kind 1 or 2, got {self}")
-        if max(*counts, len(counts)) > LARGEST:
-            raise UsageError(f"HiFi-GAN's sizes are no larger than {LARGEST}, got {self}")
         if len(rates) != len(kernels) or len(self.block_kernels) != len(self.block_dilations):
             raise UsageError("HiFi-GAN needs a kernel for each upsampling, dilations for each block kernel")
         if any(kernel < rate or (kernel - rate) % 2 for rate, kernel in zip(rates, kernels, strict=True)):

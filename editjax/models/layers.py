@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editjax.attention import Mask, Tokens, Window, attend
+from editjax.mesh import TIME
 
 ROTARY_BASE = 10_000.0
 RUNNING = "running"
@@ -95,6 +96,16 @@ def masked(x_BTD, mask_BT):
     return jnp.where(mask_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
 
 
+def places_in_runs(x_BT):
+    """How many equal lie up to each value, and from it on, itself included: float32, (B, T) each."""
+    n_frames = x_BT.shape[1]
+    place_1T = jnp.arange(n_frames)[None]
+    new_BT = jnp.pad(x_BT[:, 1:] != x_BT[:, :-1], ((0, 0), (1, 1)), constant_values=True)
+    first_BT = jax.lax.cummax(jnp.where(new_BT[:, :-1], place_1T, 0), axis=1)
+    last_BT = jax.lax.cummin(jnp.where(new_BT[:, 1:], place_1T, n_frames), axis=1, reverse=True)
+    return (place_1T - first_BT + 1).astype(jnp.float32), (last_BT - place_1T + 1).astype(jnp.float32)
+
+
 class TimeConv(nn.Module):
     """Convolution over time with `nn.Conv`'s parameters and values, zeros beyond the ends.
 
@@ -107,6 +118,7 @@ class TimeConv(nn.Module):
     kernel: int
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
+    short: int = SHORT
 
     @nn.compact
     def __call__(self, x_BTD):
@@ -116,7 +128,9 @@ class TimeConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         x_BTD = x_BTD.astype(self.dtype)
-        if x_BTD.shape[1] > SHORT:
+        # Where a mesh splits time and copies the parts, XLA adds up the gradients of all copies (jax 0.10.2).
+        split = jax.sharding.get_abstract_mesh().shape.get(TIME, 1) > 1
+        if x_BTD.shape[1] > self.short and not split:
             out = jax.lax.conv_general_dilated(
                 x_BTD, kernel, (self.stride,), ((before, after),), dimension_numbers=("NWC", "WIO", "NWC")
             )

@@ -6,11 +6,14 @@ along the diagonal, and only the best few places of each row are kept: memory is
 `refine` settles the place and says how what is heard there differs: a wrong note, a missing one, a delay.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from editjax.mesh import EXAMPLES, TIME, split_over
 from editjax.models.layers import frame_mask, in_chunks
 from editjax.models.level import running_sum
 
@@ -20,6 +23,7 @@ MEAN_FRAMES = 88  # 2 s
 DIAGONAL_STEPS = 16  # 3 s, a power of two
 CELL_STEPS = 8  # at most one candidate a cell of 1.5 s
 APART_STEPS = 16  # a match is at least this far away
+SEARCH = "search_for_matches"  # the name of it in a program, for `flops`
 STRIDE = 2  # every second step is searched; the one after it continues the diagonal
 ROW_BLOCK = 128
 NOT_A_MATCH = -2.0
@@ -101,46 +105,67 @@ def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ, reach: int):
 
 
 def find_matches(u_BMG, steps_B, count: int) -> Matches:
-    """The `count` best later and the `count` best earlier places of every step of each example."""
-    found = [_find(u, n, count) for u, n in zip(u_BMG, steps_B, strict=True)]
+    """The `count` best later and the `count` best earlier places of every step of each example.
+
+    On a mesh every device searches for its own examples and steps: XLA would have each search for all.
+    """
+    mesh, (batch, n_steps, _) = jax.sharding.get_abstract_mesh(), u_BMG.shape
+    examples = split_over(mesh, EXAMPLES, batch)
+    time = split_over(mesh, TIME, n_steps // STRIDE) if n_steps % STRIDE == 0 else None
+    search = partial(_search, count=count, parts=mesh.shape[TIME] if time else 1)
+    if mesh.size > 1:
+        whole, own = PartitionSpec(examples), PartitionSpec(examples, time)
+        search = jax.shard_map(search, in_specs=(whole, whole), out_specs=own, check_vma=False)
+    with jax.named_scope(SEARCH):
+        return search(u_BMG, steps_B)
+
+
+def _search(u_BMG, steps_B, count: int, parts: int) -> Matches:
+    """The matches of this device's part of the steps, one of so many."""
+    n_own = u_BMG.shape[1] // parts
+    first = jax.lax.axis_index(TIME) * n_own if parts > 1 else 0
+    found = [_find(u, n, count, first, n_own) for u, n in zip(u_BMG, steps_B, strict=True)]
     return Matches(*(jnp.stack(parts) for parts in zip(*found, strict=True)))
 
 
-def _find(u_MG, n_valid, count: int) -> Matches:
+def _find(u_MG, n_valid, count: int, first, n_own: int) -> Matches:
+    """The matches of the steps from `first` on, `n_own` of them, in one recording."""
     n_steps = u_MG.shape[0]
-    half, n_rows = DIAGONAL_STEPS // 2, -(-n_steps // STRIDE)
+    half, n_rows = DIAGONAL_STEPS // 2, -(-n_own // STRIDE)
     n_cells = -(-n_steps // CELL_STEPS)
     rows = min(ROW_BLOCK, n_rows)
     n_blocks = -(-n_rows // rows)
-    columns = n_cells * CELL_STEPS
-    u_rows = jnp.pad(u_MG, ((half, half + n_blocks * rows * STRIDE - n_steps), (0, 0)))[::STRIDE]
+    columns, own = n_cells * CELL_STEPS, n_blocks * rows * STRIDE
+    u_rows = jnp.pad(u_MG, ((half, half + own - n_own), (0, 0)))
+    u_rows = jax.lax.dynamic_slice_in_dim(u_rows, first, own + 2 * half)[::STRIDE]
     u_columns = jnp.pad(u_MG, ((half, half + columns - n_steps), (0, 0)))
 
     def one_block(index, found):
-        first = index * rows
-        slab = jax.lax.dynamic_slice_in_dim(u_rows, first, rows + DIAGONAL_STEPS // STRIDE, axis=0)
+        at = index * rows
+        slab = jax.lax.dynamic_slice_in_dim(u_rows, at, rows + DIAGONAL_STEPS // STRIDE, axis=0)
         score_RM = _diagonal_mean(slab @ u_columns.T)[:rows, :columns]
         score_RM = jnp.where(jnp.arange(columns)[None, :] < n_valid, score_RM, NOT_A_MATCH)
         cells_RCS = score_RM.reshape(rows, n_cells, CELL_STEPS)
         peak_RC = cells_RCS.max(-1)
-        row_R1 = STRIDE * (first + jnp.arange(rows)[:, None])
+        row_R1 = first + STRIDE * (at + jnp.arange(rows)[:, None])
         column_1C = jnp.arange(n_cells)[None, :] * CELL_STEPS
         later = column_1C >= row_R1 + APART_STEPS
         earlier = column_1C + CELL_STEPS - 1 <= row_R1 - APART_STEPS
         best = (_best(cells_RCS, jnp.where(side, peak_RC, NOT_A_MATCH), count) for side in (later, earlier))
         return tuple(
-            jax.lax.dynamic_update_slice(whole, jnp.concatenate(pair, axis=-1), (first, 0))
+            jax.lax.dynamic_update_slice(whole, jnp.concatenate(pair, axis=-1), (at, 0))
             for whole, pair in zip(found, zip(*best, strict=True), strict=True)
         )
 
     nothing = jnp.full((n_blocks * rows, 2 * count), NOT_A_MATCH)
-    blocks = -(-n_valid // (rows * STRIDE))  # the padding costs nothing
+    blocks = jnp.clip(-(-(n_valid - first) // (rows * STRIDE)), 0, n_blocks)  # the padding costs nothing
     found = jax.lax.fori_loop(0, blocks, one_block, (nothing, jnp.zeros(nothing.shape, jnp.int32)))
-    score_MK, place_MK = (jnp.repeat(a, STRIDE, axis=0)[:n_steps] for a in found)
-    step_M1 = jnp.arange(n_steps)[:, None]
+    score_MK, place_MK = (jnp.repeat(a, STRIDE, axis=0)[:n_own] for a in found)
+    step_M1 = first + jnp.arange(n_own)[:, None]
     place_MK = place_MK + step_M1 % STRIDE  # along the diagonal
     valid_MK = (score_MK > NOT_A_MATCH) & (step_M1 < n_valid) & (place_MK < n_valid)
-    here_MK = jnp.einsum("mg,mkg->mk", u_MG, u_MG[jnp.minimum(place_MK, n_steps - 1)])
+    u_own = jax.lax.dynamic_slice_in_dim(u_MG, first, n_own)
+    here_MK = jnp.einsum("mg,mkg->mk", u_own, u_MG[jnp.minimum(place_MK, n_steps - 1)])
     zero = jnp.zeros(())
     return Matches(
         jnp.where(valid_MK, place_MK, 0),

@@ -7,6 +7,7 @@ Vinyals et al. 2015).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,10 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import KINDS, Mask, Window, attend
+from editjax.config import refuse_sizes
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
 from editjax.models.layers import Mlp, Norm, in_chunks, rotary, turned, turns
 from editjax.models.match import STEP_FRAMES
+from editjax.models.rows import pick, take, time_parts
 from editjax.models.scales import bar_globals
 from editjax.models.style import Asked, init_style
 from editjax.styles import STYLES
@@ -73,6 +76,8 @@ class PointerSettings:
     dtype: str = "float32"
 
     def __post_init__(self):
+        units = "frames_per_beat", "frames_per_bar", "landmark_frames"
+        refuse_sizes(self, *units, "n_mels", "width", "heads", "frame_width", "frame_heads", "expansion")
         if self.frames_per_bar % self.frames_per_beat:
             raise ValueError("frames_per_bar must be a multiple of frames_per_beat")
         for width, heads in ((self.width, self.heads), (self.frame_width, self.frame_heads)):
@@ -126,18 +131,6 @@ class Step(NamedTuple):
     def began_BN(self):
         """The raw frame with which the stretch that is playing began; −1 at the start."""
         return jnp.maximum(self.pointer_BN - self.run_BN, jnp.minimum(self.pointer_BN, 0))
-
-
-def take(x_BTD, index_BN):
-    """Rows of each example at `index`, (B, N, D); indices outside give zero."""
-    inside = (index_BN >= 0) & (index_BN < x_BTD.shape[1])
-    rows = jnp.take_along_axis(x_BTD, jnp.where(inside, index_BN, 0)[..., None], axis=1)
-    return jnp.where(inside[..., None], rows, jnp.zeros((), x_BTD.dtype))
-
-
-def pick(x_BT, index_B):
-    """Numbers of each example at `index`, (B, ...); indices outside give zero."""
-    return take(x_BT[..., None], index_B.reshape(index_B.shape[0], -1)).reshape(index_B.shape)
 
 
 def _favour_advance(key, shape, dtype=jnp.float32):
@@ -194,13 +187,16 @@ class CrossAttention(nn.Module):
     def __call__(self, x_BND, pointer_BN, around_BLE, bars, bars_valid_BG, n_frames_B):
         """Steps with any pointers."""
         q_BNHK = self._heads(self.query(self.norm(x_BND)))
-        near = tuple(self._extended(a) for a in jnp.split(around_BLE, 2, -1))
         offset_HW = self.offset
+        if (parts := time_parts(around_BLE.shape[1], x_BND.shape[1])) > 1:
+            near = partial(self._fetched, around_BLE)
+        else:
+            near = partial(self._sliced, [self._extended(a) for a in jnp.split(around_BLE, 2, -1)])
 
         def attended(q_BNHK, pointer_BN):
             return self._attended(q_BNHK, pointer_BN, offset_HW, near, bars, bars_valid_BG, n_frames_B)
 
-        return self.out(in_chunks(attended, STEP_CHUNK, q_BNHK, pointer_BN).reshape(x_BND.shape))
+        return self.out(in_chunks(attended, parts * STEP_CHUNK, q_BNHK, pointer_BN).reshape(x_BND.shape))
 
     def _attended(self, q_BNHK, pointer_BN, offset_HW, near, bars, bars_valid_BG, n_frames_B):
         s, (far_k, far_v) = self.settings, bars
@@ -208,7 +204,7 @@ class CrossAttention(nn.Module):
         place_BNW = jnp.maximum(pointer_BN, 0)[..., None] // s.landmark_frames + offsets_W[None, None, :]
         n_landmarks_B = -(-n_frames_B // s.landmark_frames)
         seen_BNW = (place_BNW >= 0) & (place_BNW < n_landmarks_B[:, None, None])
-        near_k, near_v = (self._slices(a, place_BNW[..., 0]) for a in near)
+        near_k, near_v = near(place_BNW)
         scale = q_BNHK.shape[-1] ** -0.5
         near_logits = jnp.einsum("bnhk,bnhwk->bnhw", q_BNHK, near_k, preferred_element_type=jnp.float32)
         near_logits = near_logits * scale + offset_HW[None, None]
@@ -257,6 +253,15 @@ class CrossAttention(nn.Module):
         """By heads, with zeros for what is seen outside the recording, (B, H, back + L + ahead, K)."""
         around = ((0, 0), (0, 0), (self.settings.look_back, self.settings.look_ahead), (0, 0))
         return jnp.pad(jnp.swapaxes(self._heads(x_BLD), 1, 2), around)
+
+    def _fetched(self, around_BLE, place_BNW):
+        """Keys and values of what is seen, (B, N, H, W, K) each, whichever device has them; zeros outside."""
+        rows_BNWE = take(around_BLE, place_BNW.reshape(len(place_BNW), -1)).reshape(*place_BNW.shape, -1)
+        return (jnp.swapaxes(self._heads(a), 2, 3) for a in jnp.split(rows_BNWE, 2, -1))
+
+    def _sliced(self, extended, place_BNW):
+        """The same as slices of what `_extended` gave of keys and of values."""
+        return (self._slices(a, place_BNW[..., 0]) for a in extended)
 
     def _slices(self, x_BHLK, first_BN):
         """Heads of what is seen from `first` on, (B, N, H, W, K): slices of what `_extended` gave, and in the

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import KINDS
+from editjax.config import refuse_sizes
 from editjax.edits import EditLabel
 from editjax.models.encoder import Encoded, encode, init_encoder
-from editjax.models.layers import RUNNING, Norm, anew_if_long, frame_mask, masked
+from editjax.models.layers import RUNNING, Norm, anew_if_long, frame_mask, masked, places_in_runs
 from editjax.models.pointer import PointerSettings
 from editjax.models.reconstruct import Layer
 from editjax.models.scales import upsample
@@ -55,6 +56,7 @@ class PolicySettings:
     dtype: str = "float32"
 
     def __post_init__(self):
+        refuse_sizes(self, "n_mels", "width", "heads", "layers", "value_layers", "expansion")
         for name in ("n_mels", "floor_db", "ceiling_db"):
             if getattr(self, name) != getattr(self.hears, name):
                 raise ValueError(
@@ -171,22 +173,15 @@ def stretches(kept_BU):
     end, and whether it is in the first and in the last stretch: effects lie in the middle of takes, fades
     where the first begins and the last ends.
     """
-    before_BU, after_BU = _run(kept_BU), _run(kept_BU[:, ::-1])[:, ::-1]
+    before_BU, after_BU = places_in_runs(kept_BU)
     share_BU = before_BU / jnp.maximum(before_BU + after_BU - 1.0, 1.0)
     begins_BU = kept_BU & (before_BU == 1.0)
     number_BU = jnp.cumsum(begins_BU, axis=1)
     first_BU, last_BU = number_BU == 1, number_BU == number_BU[:, -1:]
     there_BU = kept_BU.astype(jnp.float32)
-    told = there_BU, share_BU, jnp.log(jnp.maximum(before_BU, 1.0)), jnp.log(jnp.maximum(after_BU, 1.0))
+    told = there_BU, share_BU, jnp.log(before_BU), jnp.log(after_BU)
     told = (*told, first_BU.astype(jnp.float32), last_BU.astype(jnp.float32))
     return masked(jnp.stack(told, -1), kept_BU)
-
-
-def _run(kept_BU):
-    """How many beats up to each one are kept without a gap, itself included."""
-    place_BU = jnp.broadcast_to(jnp.arange(1, kept_BU.shape[1] + 1)[None], kept_BU.shape)
-    gap_BU = jax.lax.cummax(jnp.where(kept_BU, 0, place_BU), axis=1)
-    return (place_BU - gap_BU).astype(jnp.float32)
 
 
 def slots(n_frames: int) -> int:
@@ -197,16 +192,16 @@ def slots(n_frames: int) -> int:
 def summed(x_BTC, beat_BT, there_BT):
     """Sums over the frames of every beat, (B, U, C)."""
     count = slots(x_BTC.shape[1])
-    slot_BT = jnp.where(there_BT, jnp.minimum(beat_BT, count - 1), count)  # the last one takes the padding
-    total = jax.vmap(lambda x_TC, slot_T: jax.ops.segment_sum(x_TC, slot_T, count + 1))
-    return total(jnp.where(there_BT[..., None], x_BTC, 0.0), slot_BT)[:, :count]
+    total = jax.vmap(lambda x_TC, slot_T: jax.ops.segment_sum(x_TC, slot_T, count))
+    return total(masked(x_BTC, there_BT), jnp.minimum(beat_BT, count - 1))
 
 
 def labels_of_beats(label_BT, beat_BT, frames_B):
-    """The label that most frames of every beat carry, (B, U); PAD where there is no beat."""
+    """What most frames of every beat are labelled, (B, U): the larger at a tie, PAD where there is none."""
     there_BT = frame_mask(frames_B, label_BT.shape[1])
     votes_BUC = summed(jax.nn.one_hot(label_BT, len(EditLabel)), beat_BT, there_BT)
-    return jnp.where(votes_BUC.sum(-1) > 0, votes_BUC.argmax(-1), EditLabel.PAD).astype(jnp.int32)
+    most_BU = len(EditLabel) - 1 - votes_BUC[..., ::-1].argmax(-1)
+    return jnp.where(votes_BUC.sum(-1) > 0, most_BU, EditLabel.PAD).astype(jnp.int32)
 
 
 def frames_of(x_BU, beat_BT):

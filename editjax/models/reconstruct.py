@@ -14,11 +14,23 @@ import jax
 import jax.numpy as jnp
 
 from editjax.attention import KINDS, Window
+from editjax.config import refuse_sizes
 from editjax.edits import EditLabel
-from editjax.models.layers import Mlp, Norm, WindowAttention, anew_if_long, frame_mask, masked
+from editjax.models.layers import (
+    Mlp,
+    Norm,
+    WindowAttention,
+    anew_if_long,
+    frame_mask,
+    masked,
+    places_in_runs,
+)
 
 MIDDLE, SPREAD = 0.5, 0.2
 """Of mels, roughly: what a linear layer likes to see."""
+
+CHANGED = (EditLabel.FADE_IN, EditLabel.FADE_OUT, EditLabel.EFFECT, EditLabel.TRANSITION)
+"""Labels under which frames sound otherwise than they did."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class ReconstructSettings:
     dtype: str = "float32"
 
     def __post_init__(self):
+        refuse_sizes(self, "n_mels", "width", "heads", "label_width", "expansion")
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"{self.heads} heads of a width of {self.width}: a head's width must be even")
         if self.attention not in KINDS:
@@ -68,7 +81,11 @@ class Layer(nn.Module):
 
 
 class Entry(nn.Module):
-    """Mel and label of every frame side by side, (B, T, width)."""
+    """Mel and label of every frame side by side, and where it lies in a run of a label that changes it.
+
+    Gives (B, T, width). What a fade does to a frame depends on its place, and it may be longer than what
+    the layers see.
+    """
 
     settings: Any
 
@@ -78,7 +95,12 @@ class Entry(nn.Module):
         mel = nn.Dense(s.width, dtype=dtype, name="mel")(((mel_BTF - MIDDLE) / SPREAD).astype(dtype))
         table = self.param("embedding", nn.initializers.normal(1.0), (len(EditLabel), s.label_width))
         label = table[label_BT].astype(dtype)
-        return nn.Dense(s.width, dtype=dtype, name="both")(jnp.concatenate([nn.gelu(mel), label], -1))
+        changed_BT = jnp.isin(label_BT, jnp.array(CHANGED))
+        before_BT, after_BT = places_in_runs(label_BT)
+        place_BT3 = jnp.stack([jnp.log(before_BT), jnp.log(after_BT), before_BT / (before_BT + after_BT)], -1)
+        place = masked(place_BT3, changed_BT)
+        together = jnp.concatenate([nn.gelu(mel), label, place.astype(dtype)], -1)
+        return nn.Dense(s.width, dtype=dtype, name="both")(together)
 
 
 class Exit(nn.Module):

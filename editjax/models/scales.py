@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from editjax.attention import Window
 from editjax.events import KINDS
-from editjax.models.layers import Mlp, Norm, WindowAttention, frame_mask, masked
+from editjax.models.layers import Mlp, Norm, TimeConv, WindowAttention, frame_mask, masked
 from editjax.models.match import DETAIL_CHANNELS, STEP_FRAMES, Matches, refine
+from editjax.models.rows import take, time_parts
 
 MATCH_CHANNELS = 6 + DETAIL_CHANNELS
 TARGET_FEATURES = 3
@@ -83,6 +84,9 @@ class MatchAttention(nn.Module):
         """Heads of the rows at each landmark's places, (B, L, H, J, K): in the order in which products read
         them, or XLA would turn them round in memory."""
         batch, n_landmarks, n_places = places_BLJ.shape
+        if time_parts(n_landmarks) > 1:
+            rows_BXE = take(x_BLE, places_BLJ.reshape(batch, -1))
+            return jnp.swapaxes(rows_BXE.reshape(*places_BLJ.shape, self.heads, -1), 2, 3)
         x_BHLK = jnp.swapaxes(x_BLE.reshape(batch, n_landmarks, self.heads, -1), 1, 2)
         first_H1 = n_landmarks * jnp.arange(self.heads)[:, None]
         row_BX1 = (places_BLJ[:, :, None, :] + first_H1[None, None]).reshape(batch, -1, 1)
@@ -168,9 +172,9 @@ class FrameEntry(nn.Module):
         dtype, width = jnp.dtype(self.settings.dtype), self.settings.frame_width
         angle = 2 * jnp.pi * phase_BT3.astype(jnp.float32)
         position = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(dtype)
-        x = nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="listen")(level_BTF.astype(dtype)))
+        x = nn.gelu(TimeConv(width, 5, dtype=dtype, short=0, name="listen")(level_BTF.astype(dtype)))
         x = masked(x + nn.Dense(width, dtype=dtype, name="phase")(position), mask_BT)
-        return masked(x + nn.gelu(nn.Conv(width, (5,), dtype=dtype, name="mix")(x)), mask_BT)
+        return masked(x + nn.gelu(TimeConv(width, 5, dtype=dtype, short=0, name="mix")(x)), mask_BT)
 
 
 class Announce(nn.Module):
@@ -178,7 +182,7 @@ class Announce(nn.Module):
 
     @nn.compact
     def __call__(self, level_BTF, mask_BT):
-        x = nn.gelu(nn.Conv(ANNOUNCE_WIDTH, (5,), name="listen")(level_BTF.astype(jnp.float32)))
+        x = nn.gelu(TimeConv(ANNOUNCE_WIDTH, 5, short=0, name="listen")(level_BTF.astype(jnp.float32)))
         even = nn.initializers.normal(ANNOUNCE_SPREAD)
         some = nn.initializers.constant(ANNOUNCE_BIAS)
         sign_BT = nn.softplus(nn.Dense(1, name="sign", kernel_init=even, bias_init=some)(x)[..., 0])

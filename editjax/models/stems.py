@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from editjax.mel import STEM_FRAMES
-from editjax.models.layers import frame_mask, masked
+from editjax.models.layers import TimeConv, frame_mask, masked
 from editjax.models.level import LEVEL_CHANNELS, level_normalise
 
 
@@ -31,9 +31,14 @@ class StemSet(nn.Module):
     @nn.compact
     def __call__(self, level_BIMF, mask_BIM):
         s, dtype = self.settings, jnp.dtype(self.settings.dtype)
-        x = nn.gelu(nn.Conv(s.stem_width, (5,), dtype=dtype, name="listen")(level_BIMF.astype(dtype)))
-        x = masked(x, mask_BIM)
-        x = x + nn.gelu(nn.Conv(s.stem_width, (5,), dtype=dtype, name="mix")(x))
+
+        def heard(name, x_BIMF):
+            conv = TimeConv(s.stem_width, 5, dtype=dtype, short=0, name=name)
+            each_XMF = x_BIMF.reshape(-1, *x_BIMF.shape[2:])
+            return nn.gelu(conv(each_XMF)).reshape(*x_BIMF.shape[:3], s.stem_width)
+
+        x = masked(heard("listen", level_BIMF), mask_BIM)
+        x = x + heard("mix", x)
         inside_BIM1 = mask_BIM[..., None]
         count_BM1 = inside_BIM1.sum(1).astype(dtype)
         mean = jnp.where(inside_BIM1, x, 0.0).sum(1) / jnp.maximum(count_BM1, 1.0)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask, masked
+from editjax.models.layers import TimeConv, frame_mask, masked
 from editjax.models.level import LEVEL_CHANNELS, level_normalise
 from editjax.models.scales import pool
 
@@ -68,12 +68,12 @@ class Posterior(nn.Module):
     @nn.compact
     def __call__(self, level_BNF, joins_BN2, frames_B, lengths_B3):
         n_frames = level_BNF.shape[1]
-        x = nn.gelu(nn.Conv(LISTEN_WIDTH, (5,), name="listen")(level_BNF))
+        x = nn.gelu(TimeConv(LISTEN_WIDTH, 5, short=0, name="listen")(level_BNF))
         x = masked(jnp.concatenate([x, joins_BN2], -1), frame_mask(frames_B, n_frames))
         x, spans_B = pool(x, frames_B, SPAN_FRAMES), -(-frames_B // SPAN_FRAMES)
         inside_BM = frame_mask(spans_B, x.shape[1])
         x = masked(nn.gelu(nn.Dense(POSTERIOR_WIDTH, name="spans")(x)), inside_BM)
-        x = masked(nn.gelu(nn.Conv(POSTERIOR_WIDTH, (5,), name="mix")(x)), inside_BM)
+        x = masked(nn.gelu(TimeConv(POSTERIOR_WIDTH, 5, short=0, name="mix")(x)), inside_BM)
         whole_BD = pool(x, spans_B, x.shape[1])[:, 0]
         x = nn.gelu(nn.Dense(POSTERIOR_WIDTH, name="whole")(jnp.concatenate([whole_BD, lengths_B3], -1)))
         return nn.Dense(2 * self.width, name="style")(x)
