@@ -124,8 +124,8 @@ def without(family: Family, settings: PointerSettings, held: Held) -> Family:
     def init(settings: PointerSettings, key: Any) -> Any:
         return kept(family.init(settings, key), settings, held)
 
-    def loss(params: Any, **rest: Any) -> Any:
-        return family.loss(kept(params, settings, held), **rest)
+    def loss(params: Any, *rest: Any, **options: Any) -> Any:
+        return family.loss(kept(params, settings, held), *rest, **options)
 
     return family._replace(init=init, loss=loss)
 

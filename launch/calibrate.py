@@ -7,23 +7,44 @@ another threshold. Without `--keep-ratio` edits keep as much as those of the pai
 """
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from editjax.bundle import flatten
 from editjax.cli import complain
-from editjax.errors import DataError, EditjaxError, UsageError
-from editjax.export import cast, load_bundle, write_bundle
+from editjax.config import Json
+from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
+from editjax.export import Bundle, cast, load_bundle, write_bundle
+from editjax.files import sha256_of
 from editjax.score_quality import known_pairs, validation_figures
 from editjax.scorer import load_scorer
+from editjax.shards import MANIFEST
 from editjax.styles import STYLES
 
 CARRIED = ("family", "model", "mel", "training", "licence")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    chosen = options(words)
+    scorer, bundle = load_scorer(chosen.model), load_bundle(chosen.model)
+    examples, kept, mel = known_pairs(chosen.shards, None, chosen.style)
+    if mel != scorer.mel:
+        raise DataError(
+            f"{chosen.shards}: hold another mel than {chosen.model} hears; prepare them with its own"
+        )
+    scores = [scorer.scores(np.asarray(example.mel_TF, np.float32)) for example in examples]
+    figures = validation_figures(scorer.settings, scores, kept, mel.frames_per_second, chosen.keep_ratio)
+    print(" · ".join(f"{name} {value:.3f}" for name, value in figures.items() if "weight" not in name))
+    facts = {name: bundle.config[name] for name in CARRIED}
+    facts["training"] = {**facts["training"], "scores": figures, **named(chosen.shards)}
+    write_bundle(chosen.out, stored(bundle), facts)
+
+
+def options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,21 +53,26 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--keep-ratio", type=float)
     parser.add_argument("--style", choices=STYLES, default=STYLES[0])
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(words)
     if chosen.keep_ratio is not None and not 0 < chosen.keep_ratio < 1:
         raise UsageError(f"--keep-ratio {chosen.keep_ratio}: give a share above 0 and below 1")
-    scorer, bundle = load_scorer(chosen.model), load_bundle(chosen.model)
-    pairs = known_pairs(chosen.shards, None, chosen.style)
-    if pairs is None:
-        raise DataError(f"{chosen.shards}: no edit of style {chosen.style!r} to calibrate on")
-    examples, kept, mel = pairs
-    scores = [scorer.scores(np.asarray(example.mel_TF, np.float32)) for example in examples]
-    figures = validation_figures(scorer.settings, scores, kept, mel.frames_per_second, chosen.keep_ratio)
-    print(" · ".join(f"{name} {value:.3f}" for name, value in figures.items() if "weight" not in name))
-    halves = {name: cast(name, np.asarray(a), "float16") for name, a in flatten(bundle.params).items()}
-    facts = {name: bundle.config[name] for name in CARRIED}
-    facts["training"] = {**facts["training"], "scores": figures, "calibrated_on": str(chosen.shards)}
-    write_bundle(chosen.out, halves, facts)
+    if os.path.lexists(chosen.out):
+        raise CannotCreateError(f"{chosen.out}: exists; choose another name")
+    return chosen
+
+
+def named(shards: Path) -> Json:
+    """What a model tells of the shards it was calibrated on: no path, which would be of one machine."""
+    name = os.path.basename(os.path.abspath(shards))
+    return {"calibrated_on": name, "calibrated_on_sha256": sha256_of(shards / MANIFEST)}
+
+
+def stored(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The parameters as they were stored, bit for bit."""
+    facts = bundle.config["tensors"]
+    return {
+        name: cast(name, np.asarray(a), facts[name]["dtype"]) for name, a in flatten(bundle.params).items()
+    }
 
 
 if __name__ == "__main__":
