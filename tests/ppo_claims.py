@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import ppo_cases as cases
 import pytest
+from jax.sharding import PartitionSpec
 from ppo_cases import DISTANCE, GOAL, MOVES, SETTINGS, SIDE, draw, evaluate_freely, evaluate_table
 
 from editjax.errors import UsageError
@@ -479,7 +480,7 @@ def rows_must_divide_into_minibatches(ppo):
 def many_devices_give_the_numbers_of_one(ppo):
     """Acting and learning in copies of a world, and learning from padded rows."""
     mesh = make_mesh(MeshSettings(data=2, fsdp=2))
-    split, whole = (jax.sharding.NamedSharding(mesh, spec) for spec in (EXAMPLES, REPLICATED))
+    split, whole = (jax.sharding.NamedSharding(mesh, spec) for spec in (PartitionSpec(EXAMPLES), REPLICATED))
     practice = cases.practice(ppo, cases.clock(ppo, over=False), 2, 4, rate=0.05, target_kl=0.5, epochs=1)
     drawn, optimizer, evaluate = draw(8, 9), practice.optimizer, evaluate_freely(ppo)
 

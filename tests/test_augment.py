@@ -22,6 +22,7 @@ from editjax.augment import (
 )
 from editjax.edits import UNALIGNED, kept_mask_frames, structure_of
 from editjax.errors import UsageError
+from editjax.events import UNKNOWN
 from editjax.mel import MelSettings, mel_spectrogram, pooled
 
 MEL = MelSettings()
@@ -183,6 +184,35 @@ def test_digital_silence_mixes_without_warnings():
     np.testing.assert_allclose(mix(mel_TF, silence_TF, -20.0, MEL, rng), mel_TF, atol=1e-6)
     assert np.isfinite(mix(silence_TF, mel_TF, -20.0, MEL, rng)).all()
     assert not change_gain(silence_TF, 20.0, MEL).any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_steady_sounds_lie_where_something_is_cut_and_are_as_loud_as_was_drawn(seed):
+    level_db, piece = -20.0 + 3.5 * seed, make_piece()
+    settings = replace(OFF, steady_probability=1.0, steady_frames=(20, 60), steady_db=(level_db, level_db))
+    steady = run(piece, settings, seed)
+    changed_T = (steady.mel_TF != piece.mel_TF).any(1)
+    assert (np.diff(changed_T, prepend=False, append=False)).sum() == 2  # one span
+    kept_T = structure_of(piece.pointers_N, len(piece.mel_TF)) > 0
+    assert 1 <= changed_T.sum() <= 60 and not (changed_T & kept_T).any()
+    assert (steady.kind_T[changed_T] == UNKNOWN).all()
+    np.testing.assert_array_equal(steady.kind_T[~changed_T], piece.kind_T[~changed_T])
+    span_db = MEL.ceiling_db - MEL.floor_db
+    power_TF = 10.0 ** (steady.mel_TF.astype(np.float64) * span_db / 10)
+    louder_db = 10 * np.log10(power_TF[changed_T].sum(1).mean() / power_TF[kept_T].sum(1).mean())
+    assert louder_db == pytest.approx(level_db, abs=0.2)
+    assert steady.mel_TF[changed_T].std(0).mean() < 0.03 < piece.mel_TF[changed_T].std(0).mean()
+    assert steady.mel_TF.dtype == np.float32
+
+
+def test_where_all_or_nothing_is_kept_no_sound_is_planted_and_all_else_is_as_without():
+    settings = replace(OFF, steady_probability=1.0)
+    for pointers_N in (np.arange(400), np.zeros(0)):
+        piece = make_piece(pointers_N=pointers_N)
+        np.testing.assert_array_equal(run(piece, settings).mel_TF, piece.mel_TF)
+    varied = replace(AugmentSettings(), steady_probability=0.0)
+    seldom = replace(varied, steady_probability=1e-9)
+    np.testing.assert_array_equal(run(make_piece(), varied).mel_TF, run(make_piece(), seldom).mel_TF)
 
 
 def test_masks_cover_at_most_what_the_settings_say_with_the_mean_level():

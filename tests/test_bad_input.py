@@ -227,6 +227,13 @@ def test_folder_without_recordings(edit: Edit, folder: Path) -> None:
     assert code == 66 and "no recordings" in said
 
 
+def test_an_edit_list_of_brackets_beside_a_recording_is_one_of_another(edit: Edit, folder: Path) -> None:
+    recording(folder / "a.wav")
+    (folder / "a.edits.json").write_text("[" * 200_000)
+    code, said = edit(folder)
+    assert code == 66 and "no recordings" in said
+
+
 def test_names_that_are_too_long(edit: Edit, folder: Path) -> None:
     code, said = edit(folder / f"{'x' * 300}.wav")
     assert code == 66 and "xxx" in said

@@ -15,7 +15,7 @@ import soxr
 from editjax import prepare as prepare_module
 from editjax import shards
 from editjax.beats import BeatSettings
-from editjax.cached_mels import LOUDEST_DB, CachedMel, play, read_labels, read_mel, stretches
+from editjax.cached_mels import LOUDEST_DB, CachedMel, play, read_labels, read_mels, stretches
 from editjax.cli import main
 from editjax.data import DataSettings, batches
 from editjax.edits import UNALIGNED, EditLabel, labels_of_beats, labels_of_frames
@@ -127,7 +127,7 @@ def test_mels_of_our_rate_are_ours_but_for_the_level(tmp_path: Path, kind: str) 
         np.savez(tmp_path / "m.npz", mel=level_db / 80 + 1, beat_times=np.array([1.0, 2.9]))
     else:
         np.savez(tmp_path / "m.npz", mel=(level_db if kind == "hop 256 in dB" else level_db / 80 + 1).T)
-    found_TF, ours_TF = read_mel(tmp_path / "m.npz").mel_TF, mel_spectrogram(samples_S)
+    found_TF, ours_TF = read_mels(tmp_path / "m.npz")[0].mel_TF, mel_spectrogram(samples_S)
     assert found_TF.shape == ours_TF.shape
     apart = (found_TF - ours_TF)[level_db[::every] > -79.9] * 120
     np.testing.assert_allclose(apart, np.median(apart), atol=2e-3)
@@ -139,7 +139,7 @@ def test_mels_of_our_rate_are_ours_but_for_the_level(tmp_path: Path, kind: str) 
 def test_bigvgan_mels_become_ours_as_nearly_as_the_docstring_says(tmp_path: Path, name: str) -> None:
     samples_S = soxr.resample(recording(name), 22050, 44100)
     np.savez(tmp_path / "m.npz", mel=bigvgan(samples_S), beat_times=np.array([1.0, 2.9]))
-    found, ours_TF = read_mel(tmp_path / "m.npz"), mel_spectrogram(recording(name))
+    (found,), ours_TF = read_mels(tmp_path / "m.npz"), mel_spectrogram(recording(name))
     assert (found.frames, found.every) == (len(samples_S) // 512, 2)
     assert len(found.mel_TF) == -(-found.frames // 2)
     ours_TF = ours_TF[: len(found.mel_TF)]
@@ -150,19 +150,53 @@ def test_bigvgan_mels_become_ours_as_nearly_as_the_docstring_says(tmp_path: Path
     assert there > 0.98 and abs(early - late) < 0.1  # nor half a frame off
 
 
-def test_the_axes_and_the_last_beat_tell_what_a_mel_is(tmp_path: Path) -> None:
+def test_axes_beats_and_the_loudest_value_tell_what_a_mel_is(tmp_path: Path) -> None:
     def read(**arrays: Any) -> CachedMel:
         np.savez(tmp_path / "m.npz", **arrays)
-        return read_mel(tmp_path / "m.npz")
+        return read_mels(tmp_path / "m.npz")[0]
 
-    late, early = np.array([1.0, 9.0]), np.array([1.0, 4.9])
-    assert len(read(mel=values()).mel_TF) == len(read(mel=values(), beat_times=early).mel_TF) == 215
+    late, early, soft = np.array([1.0, 9.0]), np.array([1.0, 4.9]), values() - 0.01
+    assert len(read(mel=values(), beat_times=early).mel_TF) == 215
+    assert len(read(mel=soft).mel_TF) == len(read(mel=soft, beat_times=early[:1]).mel_TF) == 215
     assert len(read(mel=values(), beat_times=late).mel_TF) == 430
     assert len(read(mel=values().T).mel_TF) == len(read(mel=values().T, beat_times=early).mel_TF) == 215
     assert len(read(mel=values(128), beat_times=np.array([0.5])).mel_TF) == 64
     np.testing.assert_array_equal(read(mel=values().T).mel_TF, read(mel=values()[::2].T.repeat(2, 1)).mel_TF)
     assert len(read(mel=values().astype(np.float16), beat_times=late).mel_TF) == 430
-    assert read(mel=values(), beat_times=np.zeros(0)).every == 2
+    assert len(read(mel=(values() - 1) * 80).mel_TF) == 430
+    assert read(mel=soft, beat_times=np.zeros(0)).every == 2
+
+
+UNSURE = [0.01, 0.25, 0.54]
+"""Shares of a mel of 22.05 kHz that beats go up to: not to the end that 44.1 kHz has, nor long after it."""
+
+
+def unsure(n_frames: int, share: float) -> dict[str, Any]:
+    return {"beat_times": np.linspace(0, share * n_frames / FPS, 12) if share else np.zeros(0)}
+
+
+@pytest.mark.parametrize("share", [*UNSURE, 0.49])
+@pytest.mark.parametrize("role", ["raw", "edited"])
+def test_a_mel_that_might_be_of_either_rate_is_of_its_counterparts(
+    tmp_path: Path, role: str, share: float
+) -> None:
+    n_frames = {"raw": FRAMES, "edited": len(edit_of(values(), LABELS)[0])}[role]
+    write_cache(tmp_path / "cache", **{role: unsure(n_frames, share)}, labels=LABELS)
+    prepare(tmp_path / "cache", tmp_path / "out", workers=1)
+    with shards.read(tmp_path / "out") as source:
+        assert len(source[0].mel_TF) == FRAMES
+        assert (source[0].pointers_N >= 0).all()
+
+
+@pytest.mark.parametrize("share", [0, *UNSURE])
+def test_a_pair_that_might_be_of_either_rate_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
+) -> None:
+    raw, edited = unsure(FRAMES, share), unsure(len(edit_of(values(), LABELS)[0]), share)
+    cache = write_cache(tmp_path / "cache", raw=raw, edited=edited, labels=LABELS)
+    said = refused(cache, tmp_path / "out", capsys)
+    assert "features/a_raw.npz, " in said and "features/a_edit.npz: " in said
+    assert "22.05 kHz" in said and "44.1 kHz" in said and "prepare the recordings themselves" in said
 
 
 def test_labels_a_beat_and_a_frame_say_the_same_of_frames(tmp_path: Path) -> None:
@@ -342,7 +376,7 @@ BAD_MELS = {
     "infinity": ({"mel": with_value(-np.inf)}, "holds NaN or infinity 1 times"),
     "too large": ({"mel": with_value(1.5)}, "wanted 0 to 1"),
     "not so low in dB": ({"mel": with_value(-11.5)}, "wanted -80 to 0"),
-    "log of BigVGAN": ({"mel": values() * 14 - 11.5, "beat_times": np.zeros(0)}, "wanted 0 to 1"),
+    "log of BigVGAN": ({"mel": values() * 14 - 11.5, "beat_times": np.zeros(0)}, "wanted -80 to 0"),
     "80 bands": ({"mel": values()[:, :80]}, "mel of shape (430, 80), wanted (frames, 128)"),
     "three axes": ({"mel": values()[None]}, "mel of shape (1, 430, 128)"),
     "no frames": ({"mel": values()[:0]}, "mel of shape (0, 128)"),

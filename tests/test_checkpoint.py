@@ -1,13 +1,18 @@
 """Checkpoints: whole or absent, exact, independent of the layout they were saved with."""
 
+import re
+import resource
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
 
 from editjax.checkpoint import Checkpoints, abstract
-from editjax.errors import DataError, InputOutputError
+from editjax.errors import CannotCreateError, DataError, InputOutputError
 from editjax.mesh import MeshSettings, make_mesh, state_shardings
 from editjax.optim import OptimSettings, make_optimizer
 
@@ -53,7 +58,8 @@ def test_a_part_is_restored_without_the_others(tmp_path, parts):
     assert_identical(restored, {"params": parts["params"]})
 
 
-def test_any_layout_restores_on_any_other(tmp_path, parts):
+def test_any_layout_restores_on_any_other(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr("editjax.mesh.SMALLEST_SPLIT", 1)
     rules = [("kernel", P("fsdp", "tensor"))]
     split = shapes_on(make_mesh(MeshSettings(data=1, fsdp=2, tensor=2)), rules)
     with Checkpoints(tmp_path) as checkpoints:
@@ -80,16 +86,177 @@ def test_later_checkpoints_are_dropped(tmp_path, parts):
         assert checkpoints.latest_step == 1
 
 
-def test_what_an_unfinished_removal_leaves_is_no_checkpoint(tmp_path, parts):
+@pytest.mark.parametrize("left", ["_CHECKPOINT_METADATA", "MANIFEST.json", "both"])
+def test_a_checkpoint_without_its_description_is_none(tmp_path, parts, capsys, left):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, parts, {"score": 1})
-        checkpoints.save(2, parts, {"score": 2})
-    (tmp_path / "2" / "_CHECKPOINT_METADATA").unlink()
+        checkpoints.save(1, {"step": parts["step"]}, {"score": 1})
+        checkpoints.save(2, {"step": parts["step"]}, {"score": 2})
+    for name in ("_CHECKPOINT_METADATA", "MANIFEST.json"):
+        if left in (name, "both"):
+            (tmp_path / "2" / name).unlink()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step == 1
+        assert checkpoints.newest_whole() == 1
+        assert re.search(r"/2.*: passed over", capsys.readouterr().err)
         assert checkpoints.notes(1) == {"score": 1}
-        checkpoints.save(3, parts, {"score": 3})
-        assert checkpoints.latest_step == 3
+        checkpoints.drop_after(1)
+        checkpoints.save(3, {"step": parts["step"]}, {"score": 3})
+        assert checkpoints.steps == [1, 3]
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """Checkpoints 4 and 8 of a module's life; copied before they are broken."""
+    folder = tmp_path_factory.mktemp("sealed")
+    parts = jax.jit(make_parts)(jax.random.key(1))
+    with Checkpoints(folder) as checkpoints:
+        for step in (4, 8):
+            checkpoints.save(step, {**parts, "step": jnp.int32(step)}, {"data": {"next": step}})
+    return folder
+
+
+def test_every_flipped_bit_is_found_and_the_one_before_restored(tmp_path, sealed, capsys):
+    rng = np.random.default_rng(0)
+    folder = shutil.copytree(sealed, tmp_path / "run")
+    for path in sorted(path for path in (folder / "8").rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for at in rng.integers(0, 8 * len(whole), 8 if whole else 0):
+            broken = bytearray(whole)
+            broken[at // 8] ^= 1 << at % 8
+            path.write_bytes(broken)
+            with Checkpoints(folder, writable=False) as checkpoints:
+                assert checkpoints.newest_whole() == 4
+                assert capsys.readouterr().err.startswith(f"{path}: ")
+                with pytest.raises(DataError, match=re.escape(f"{path}: ")):
+                    checkpoints.restore(8, {"params": shapes_on(make_mesh())["params"]})
+                with pytest.raises(DataError, match=re.escape(f"{path}: ")):
+                    checkpoints.notes(8)
+        path.write_bytes(whole)
+    with Checkpoints(folder, writable=False) as checkpoints:
+        assert checkpoints.newest_whole() == 8
+        assert checkpoints.notes(8) == {"data": {"next": 8}}
+
+
+def cut(path, folder):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path, folder):
+    path.write_bytes(b"")
+
+
+def remove(path, folder):
+    path.unlink()
+
+
+def swap(path, folder):
+    """With the file of the same kind in the checkpoint before, though its content were the same."""
+    other = folder / "4" / path.relative_to(folder / "8")
+    shutil.copy(other if other.exists() else folder / "4" / "MANIFEST.json", path)
+
+
+@pytest.mark.parametrize("fault", [cut, empty, remove, swap])
+def test_every_file_that_is_cut_missing_or_exchanged_is_found(tmp_path, sealed, capsys, fault):
+    folder = shutil.copytree(sealed, tmp_path / "run")
+    for path in sorted(path for path in (folder / "8").rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        fault(path, folder)
+        if not path.exists() or path.read_bytes() != whole:
+            with Checkpoints(folder, writable=False) as checkpoints:
+                assert checkpoints.newest_whole() == 4
+            assert capsys.readouterr().err.startswith(f"{path}: ")
+        path.write_bytes(whole)
+
+
+def test_folders_that_changed_places_are_found(tmp_path, sealed, capsys):
+    folder = shutil.copytree(sealed, tmp_path / "run")
+    (folder / "8").rename(folder / "8.away")
+    (folder / "4").rename(folder / "8")
+    with pytest.raises(DataError, match=r"8/MANIFEST\.json: belongs to 4; none here is whole"):
+        Checkpoints(folder).newest_whole()
+    (folder / "8.away").rename(folder / "4")
+    with pytest.raises(
+        DataError, match=r"8/MANIFEST.*; .*4/MANIFEST\.json: belongs to 8; none here is whole"
+    ):
+        Checkpoints(folder).newest_whole()
+
+
+def test_a_file_that_was_added_is_found(tmp_path, sealed):
+    folder = shutil.copytree(sealed, tmp_path / "run")
+    (folder / "8" / "params" / ".nfs0001").touch()
+    assert Checkpoints(folder).newest_whole() == 8
+    (folder / "8" / "params" / "d" / "more").touch()
+    assert Checkpoints(folder).newest_whole() == 4
+
+
+def test_a_checkpoint_of_an_older_editjax_is_taken_with_a_word(tmp_path, parts, capsys):
+    ocp.save_checkpointables(tmp_path / "7", {"step": parts["step"]}, custom_metadata={"score": 1})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_whole() == 7
+        assert checkpoints.notes(7) == {"score": 1}
+        assert_identical(
+            checkpoints.restore(7, {"step": shapes_on(make_mesh())["step"]}), {"step": parts["step"]}
+        )
+    assert capsys.readouterr().err.count("without a manifest: taken unverified") == 1
+
+
+def test_none_is_deleted_before_the_next_one_is_verified(tmp_path, parts, monkeypatch):
+    def unreadable(folder, number):
+        raise DataError(f"{folder}/params: SHA-256 differs from the manifest")
+
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, {"step": parts["step"]}, {})
+        with monkeypatch.context() as patch, pytest.raises(InputOutputError, match=r"2: not written .*SHA"):
+            patch.setattr("editjax.checkpoint.check", unreadable)
+            checkpoints.save(2, {"step": parts["step"]}, {})
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        checkpoints.save(2, {"step": parts["step"]}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stands(tmp_path, capfd, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    parts = {"noise": jax.random.normal(jax.random.key(0), (500, 100))}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, parts, {})
+        capfd.readouterr()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+            with pytest.raises(
+                InputOutputError, match=r"/2: not written \(.*File too large.*\); those before"
+            ):
+                checkpoints.save(2, parts, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert capfd.readouterr().err == "" and not caplog.records
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        assert checkpoints.newest_whole() == 1
+        checkpoints.save(2, parts, {})
+        assert checkpoints.newest_whole() == 2
+
+
+def test_what_is_dropped_is_deleted_only_once_another_is_saved(tmp_path, sealed, parts):
+    folder = shutil.copytree(sealed, tmp_path / "run")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.drop_after(4)
+        assert checkpoints.steps == [4]
+        assert len(list(folder.glob(".old-8-*/MANIFEST.json"))) == 1
+        checkpoints.save(8, {"step": parts["step"]}, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_a_folder_that_is_no_longer_ours_is_not_written(tmp_path, sealed, parts):
+    folder = shutil.copytree(sealed, tmp_path / "run")
+    ours = [True, True, False]
+
+    def guard():
+        if not ours.pop(0):
+            raise CannotCreateError("taken over")
+
+    with Checkpoints(folder, guard=guard) as checkpoints:
+        checkpoints.drop_after(8)
+        with pytest.raises(CannotCreateError, match="taken over"):
+            checkpoints.save(9, {"step": parts["step"]}, {})
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["4", "8"]
 
 
 def test_an_unfinished_save_is_no_checkpoint_and_only_a_writer_cleans_it_away(tmp_path, parts):

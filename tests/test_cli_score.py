@@ -13,9 +13,11 @@ from editjax.bundle import flatten
 from editjax.cli import main
 from editjax.config import to_json
 from editjax.edits import duration_samples, identity, read_edits, write_edits
-from editjax.export import write_bundle
+from editjax.errors import DataError
+from editjax.export import load_bundle, write_bundle
 from editjax.mel import MelSettings
 from editjax.models.autoencoder import ScorerSettings
+from editjax.score import read_scores, write_scores
 from editjax.scorer import Calibration, default_weights, figures_of, load_scorer, weights_of
 
 RATE_HZ = 22050
@@ -102,6 +104,76 @@ def test_the_scorer_edits_by_the_same_door(take, model, capsys):
     assert soundfile.info(take.with_name("take_edited.wav")).frames == duration_samples(edit_list)
     assert report["output_s"] < 22.0
     assert all(segment.score is not None for segment in edit_list.segments)
+
+
+def test_scores_by_another_scorer_are_refused(take, model, capsys):
+    """Its threshold is in other units; a new calibration makes another scorer."""
+    npz, other = take.with_name("s.npz"), take.with_name("other")
+    assert run("score", take, "--model", model, "-o", npz) == 0
+    bundle = load_bundle(model)
+    facts = {name: bundle.config[name] for name in ("family", "model", "mel", "training", "licence")}
+    figures = figures_of(SETTINGS, Calibration(weights_of(SETTINGS, {"latent": 1.0}), 0.5, 0.4))
+    facts["training"] = facts["training"] | {"scores": figures}
+    write_bundle(other, flatten(bundle.params), facts)
+    capsys.readouterr()
+    for words in (["score", take], ["edit", take, "--editor", "scorer"]):
+        assert run(*words, "--model", other, "--scores", npz) == 65
+        err = capsys.readouterr().err
+        assert str(model) in err and str(other) in err and err.count("\n") == 1
+    assert not take.with_name("take_edited.wav").exists()
+
+
+def test_scores_of_another_length_are_refused(take, model, capsys):
+    npz = take.with_name("s.npz")
+    assert run("score", take, "--model", model, "-o", npz) == 0
+    scores = read_scores(npz)
+    write_scores(scores._replace(score_T=scores.score_T[:-1]), npz, overwrite=True)
+    assert run("score", take, "--model", model, "--scores", npz) == 65
+    assert "another recording" in capsys.readouterr().err
+
+
+def test_an_unusable_known_edit_is_refused_before_the_work(take, model, capsys, monkeypatch):
+    other = take.with_name("other.wav")
+    soundfile.write(other, np.zeros(RATE_HZ), RATE_HZ)
+    write_edits(identity(read_edits_source(other)), take.with_name("b.edits.json"))
+    monkeypatch.setattr("editjax.scorer.Scorer.scores", lambda *_: pytest.fail("scored"))
+    npz, png = take.with_name("s.npz"), take.with_name("s.png")
+    words = ["-o", npz, "--plot", png, "--known", take.with_name("b.edits.json")]
+    assert run("score", take, "--model", model, *words) == 65
+    assert "another recording" in capsys.readouterr().err
+    assert not npz.exists() and not png.exists()
+
+
+def test_a_curve_that_fails_leaves_no_outputs(take, model, monkeypatch):
+    npz, edits = take.with_name("s.npz"), take.with_name("k.edits.json")
+    write_edits(identity(read_edits_source(take)), edits)
+
+    def fails(*_: object, **__: object) -> None:
+        raise DataError("no curve")
+
+    monkeypatch.setattr("editjax.score.retention_curve", fails)
+    assert run("score", take, "--model", model, "-o", npz, "--known", edits) == 65
+    assert not npz.exists()
+
+
+@pytest.mark.parametrize("words", [["score"], ["edit", "--editor", "scorer"]])
+def test_a_threshold_and_a_ratio_exclude_each_other(take, model, words, capsys):
+    assert run(*words, take, "--model", model, "--threshold", "1", "--keep-ratio", "0.5") == 2
+    err = capsys.readouterr().err
+    assert "--threshold or --keep-ratio" in err and err.count("\n") == 1
+
+
+def test_the_shortest_clip_asked_for_replaces_the_scorer_s(take, model):
+    """Scores below the threshold for a second, of which the scorer alone makes no clip."""
+    npz = take.with_name("s.npz")
+    assert run("score", take, "--model", model, "-o", npz) == 0
+    scores, words = read_scores(npz), ["--editor", "scorer", "--model", model, "--scores", npz, "-q"]
+    score_T = np.full_like(scores.score_T, 2.0)
+    score_T[300:600], score_T[700:790] = -2.0, -2.0
+    write_scores(scores._replace(score_T=score_T), npz, overwrite=True)
+    for asked, clips in (([], 1), (["--min-clip", "0.5"], 2), (["--min-clip", "5"], 1)):
+        assert run("edit", take, *words, *asked, "--overwrite") == 0
+        assert len(read_edits(take.with_name("take_edited.edits.json")).segments) == clips
 
 
 @pytest.mark.parametrize(

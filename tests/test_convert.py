@@ -1,6 +1,7 @@
 """PyTorch's HiFi-GANs become models: the same sound from any form of weights; what does not fit is named."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,12 +142,14 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, capsys, tensors: di
         ({"num_mels": "left out"}, "num_mels is missing"),
         ({"hop_size": "256"}, "'256' is not a int"),
         ({"resblock": "3"}, "'3' is not a int"),
+        ({"resblock": ["1"]}, r"\['1'\] is not a int"),
+        ({"resblock": {}}, "{} is not a int"),
         ({"upsample_rates": [4, 4]}, "does not make the mel's hop"),
         ({"upsample_rates": [[4], 2]}, "is not a int"),
         ({"upsample_initial_channel": 16}, r"has shape .* but the config describes"),
         ({"upsample_initial_channel": 1 << 40}, "no larger than 65536"),
         ({"n_fft": 1 << 40}, "no larger than 65536"),
-        ({"fmin": 10**400}, "too large"),
+        ({"fmin": 10**400}, "is not a float"),
         ({"fmax": 80_000}, "does not fit 22050 samples a second"),
     ],
 )
@@ -166,6 +169,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             convert_hifigan(weights, config, tmp_path / "voice")
     with pytest.raises(NoInputError, match=r"none.pth: cannot read it"):
         convert_hifigan(tmp_path / "none.pth", write_config(tmp_path), tmp_path / "voice")
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(DataError, match=r"config.json: is a folder, a pipe or a device"):
+        convert_hifigan(weights, config, tmp_path / "voice")
+    config.unlink()
+    write_config(tmp_path)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").touch()
     with pytest.raises(CannotCreateError, match="is not a model"):

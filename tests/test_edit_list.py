@@ -97,7 +97,11 @@ def test_an_existing_file_stays_unless_overwritten(tmp_path):
 
 
 def test_a_list_that_could_not_be_read_back_is_not_written(tmp_path):
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
     for broken in (
+        EDITS._replace(editor={"deep": deep}),
         EDITS._replace(editor={"file": tmp_path}),
         EDITS._replace(editor={"score": math.nan}),
         EDITS._replace(segments=(Segment(0, 441_001, 0, 441_001),)),

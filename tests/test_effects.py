@@ -45,6 +45,28 @@ def test_integers_saturate():
     assert changed.read(0, 100).max() == 32_767
 
 
+@pytest.mark.parametrize("rate_hz", [22050, 32000, 44056, 44100, 48000, 96000])
+def test_what_is_taken_away_leaves_silence_at_any_rate(rate_hz, monkeypatch):
+    """The difference lies where the recording does, to a small part of a sample: high tones cancel too."""
+
+    def nothing(mono_S, wanted_TF, spans, mel, vocoder):
+        gone_S = np.array(mono_S, np.float32)
+        for start, stop in spans:
+            gone_S[start * mel.hop : stop * mel.hop] = 0.0
+        return gone_S
+
+    monkeypatch.setattr("editjax.effects.fill", nothing)
+    time_S, spans = np.arange(3 * rate_hz) / rate_hz, [(1, 7), (37, 61), (77, 129)]
+    samples_SC = 0.25 * sum(np.sin(2 * np.pi * hz * time_S) for hz in (2000.0, 8000.0))[:, None]
+    reader = ArrayReader(samples_SC, rate_hz)
+    changed = with_effects(reader, np.zeros((130, MEL.n_mels), np.float32), spans, MEL)
+    found_SC, grid = changed.read(0, changed.frames), MEL.grid(rate_hz)
+    for span in spans:
+        start, stop = (min(int(grid.sample_of_frame(frame)), len(samples_SC)) for frame in span)
+        inside = slice(start + rate_hz // 50, stop - rate_hz // 50)  # at its ends the cut itself is heard
+        assert np.abs(found_SC[inside]).max() < 5e-5
+
+
 def test_a_span_comes_to_sound_like_the_mel_and_the_rest_stays():
     samples_SC, span = tones(), (40, 80)
     reader = ArrayReader(samples_SC, 44100)

@@ -9,22 +9,26 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from policy_cases import WHOLE_MEL, louder, params_of, write_model
 
 from editjax import evaluate as ours
 from editjax.bundle import flatten
 from editjax.cli import main
 from editjax.config import to_json
+from editjax.contest import Contestant, editors_of
 from editjax.edits import EditList, Segment, Source, write_edits
-from editjax.errors import DataError, NoInputError
+from editjax.errors import DataError, NoInputError, UsageError
 from editjax.export import write_bundle
 from editjax.files import sha256_of
 from editjax.losses import LossSettings
 from editjax.mel import MelSettings
 from editjax.models import pointer
+from editjax.models.autoencoder import ScorerSettings
 from editjax.models.pointer import PointerSettings
 from editjax.network import PointerNetwork
 from editjax.prepare import prepare
 from editjax.scoreboard import LENGTH, Row, boards, estimates, for_people, for_programs
+from editjax.scorer import Calibration, default_weights, figures_of, weights_of
 
 RATE_HZ, HOP = 22050, 512
 SMALL = PointerSettings(
@@ -306,6 +310,72 @@ def test_an_unknown_model_is_one_line(run, pairs: Path) -> None:
     assert done.code == 66 and "nosuchmodel: no such model" in done.err and done.err.count("\n") == 1
 
 
+@pytest.fixture
+def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scorer, a label policy and the model that judges it, as if they shipped."""
+    scorer = ScorerSettings(scales=(1, 4), segment_steps=16, hidden=(8, 8), latent=4)
+    calibration = Calibration(weights_of(scorer, default_weights(scorer)), 0.5, 0.4)
+    policy, judge = WHOLE_MEL
+    folder = tmp_path / "models"
+    write_model(folder / "scorer", scorer, scores=figures_of(scorer, calibration))
+    write_model(folder / "labels", policy, louder(params_of(policy)))
+    write_model(folder / "reconstruct", judge)
+    monkeypatch.setattr("editjax.bundle.BUNDLED", folder)
+    return folder
+
+
+def test_models_of_every_family_are_rows_of_one_table(run, others, model: Path, pairs: Path, tmp_path: Path):
+    out = tmp_path / "scores.json"
+    beside = ("--beside", f"scorer, {model},labels", "--styles", "final", "--limit", 1)
+    done = run("labels", "--data", pairs, "--out", out, *beside)
+    assert (done.code, done.err) == (0, "")
+    tree = json.loads(out.read_text())
+    names = ["label policy", "anomaly scorer", ours.MODEL, "label policy (2)"]
+    names += [ours.KEEP_EVERYTHING, ours.SILENCE_CUTTER]
+    assert [row["editor"] for row in tree["edits"]] == names == list(tree["estimates"]["final"])
+    assert all(name in done.out for name in names)
+    first, *_, again, _, _ = (row["figures"] for row in tree["edits"])
+    assert first == again and 0 <= first["kept_iou"] <= 1
+    # What only the model that is asked first tells is not told of those beside it.
+    assert not any("sequence_nll" in row["figures"] for row in tree["edits"])
+    places = {"labels": others / "labels", "scorer": others / "scorer", str(model): model}
+    sha256 = {
+        name: json.loads((place / "config.json").read_text())["sha256"] for name, place in places.items()
+    }
+    assert tree["model_sha256"] == sha256.pop("labels") and tree["beside_sha256"] == sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["labels", "--target-lengths", "0.5"], 2, "only pointer networks are asked for lengths"),
+        (["scorer", "--target-lengths", "0.5"], 2, "only pointer networks are asked for lengths"),
+        (["reconstruct"], 65, "a model of the family 'reconstruct', which does not edit"),
+        (["labels", "--beside", "reconstruct"], 65, "which does not edit"),
+        (["labels", "--beside", "scorer,nowhere"], 66, "nowhere: no such model"),
+    ],
+)
+def test_what_others_cannot_do_is_one_line(run, others, pairs: Path, words, code, said):
+    done = run(*words, "--data", pairs)
+    assert done.code == code and said in done.err and done.err.count("\n") == 1 and not done.out
+
+
+def test_editors_of_other_mels_are_not_compared() -> None:
+    def nothing(task: ours.Task) -> np.ndarray:
+        return np.zeros(0, np.int32)
+
+    one, other = (Contestant(name, nothing, MelSettings(hop=hop)) for name, hop in (("a", 512), ("b", 256)))
+    assert list(editors_of([one, one, one])) == [
+        "a",
+        "a (2)",
+        "a (3)",
+        ours.KEEP_EVERYTHING,
+        ours.SILENCE_CUTTER,
+    ]
+    with pytest.raises(UsageError, match="b: hears another mel than a"):
+        editors_of([one, other])
+
+
 def test_training_is_watched_on_shards_of_its_own(
     network: PointerNetwork, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,7 +394,7 @@ def test_training_is_watched_on_shards_of_its_own(
 def test_train_validates_on_the_shards_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def train_command(config, data, out, overrides, make_validate, start_from, command):
+    def train_command(config, data, out, overrides, make_validate, start_from, **_):
         make_validate("config", data)
 
     def make_validate(config, shards, settings=None):
@@ -332,6 +402,6 @@ def test_train_validates_on_the_shards_named(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("editjax.train.train_command", train_command)
     monkeypatch.setattr(ours, "make_validate", make_validate)
-    words = ["train", "config.py", "--data", "shards", "--out", "run"]
+    words = ["train", "config.py", "--data", "shards", "--out", "run", "--hang-after", "0"]
     assert main(words) == main([*words, "--validation", "other"]) == 0
     assert asked == [("config", "shards", None), ("config", "other", ours.ValidateSettings(split=None))]

@@ -72,6 +72,7 @@ def fresh(settings):
     return jax.jit(init, static_argnums=0)(settings, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_it_hears() -> None:
     params = fresh(HEARING)
     batch = batch_of(ROWS)

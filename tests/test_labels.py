@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from editjax.edits import EditLabel, Source, beat_labels, duration_samples, read_edits, write_edits
 from editjax.joins import LONGEST_FADE_S
-from editjax.labels import MOST_GAIN_DB, Run, labelled_edit, runs_of
+from editjax.labels import MOST_GAIN_DB, Run, labelled_edit, runs_of, without_scraps
 from editjax.mel import FrameGrid
 from editjax.reward import TIMES_HEARD
 
@@ -147,6 +147,26 @@ def test_beats_begin_where_they_are_said_to():
 
 def test_a_beat_without_frames_parts_nothing():
     assert runs_of(labels_of("KCK"), np.array([5, 5]), 9) == [Run(EditLabel.KEEP, 0, 9)]
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("CCKKCCKKKKCC", "CCCCCCKKKKCC"),  # three beats and fewer are scraps
+        ("KKCCEOCCKKKK", "KKCCCCCCKKKK"),
+        ("KK", "KK"),
+        ("KKCCCC", "KKCCCC"),
+        ("CCCCKK", "CCCCKK"),
+        ("CKEKC", "CCCCC"),
+        ("CKEKOC", "CKEKOC"),
+    ],
+)
+def test_scraps_lie_between_two_cuts(word, wanted):
+    """What a recording begins or ends with is kept however short it is."""
+    frames = 10 * np.arange(1, len(word))
+    kept = without_scraps(runs_of(labels_of(word), frames, 10 * len(word)), shortest=35)
+    found = "".join("CKLIOETP"[run.label] * ((run.stop - run.start) // 10) for run in kept)
+    assert found == wanted
 
 
 def test_nothing_kept_is_no_segments():

@@ -134,6 +134,7 @@ def test_chunks_change_neither_values_nor_gradients(size):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_long_recording_is_computed_the_same(params, monkeypatch):
     """Steps and landmarks in chunks that divide neither, stages computed anew: values and gradients."""
     pointers = jnp.array([[*range(10, 40), *range(60, 90), *range(20, 30), STOP]])
@@ -289,6 +290,7 @@ def test_far_steps_are_as_near_ones(params):
     np.testing.assert_allclose(states(FAR + 1000), states(1000), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_quarter_of_an_hour_in_chunks_is_edited_as_the_whole(monkeypatch):
     """The branch for long recordings with its own chunks, and with more bars than tokens."""
     settings = replace(SMALL, max_globals=64)

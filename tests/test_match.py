@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from editjax.mesh import MeshSettings, make_mesh
 from editjax.models.match import (
     APART_STEPS,
     CELL_STEPS,
@@ -44,6 +45,16 @@ def reference(u_MG: np.ndarray, row: int, later: bool) -> list[tuple[int, float]
             place = first + int(np.argmax(score_M[first:stop]))
             cells.append((place, score_M[place]))
     return sorted(cells, key=lambda cell: -cell[1])[:COUNT]
+
+
+@pytest.mark.parametrize("settings", [MeshSettings(), MeshSettings(seq=4), MeshSettings(data=2, seq=2)])
+@pytest.mark.parametrize("steps", [320, 301])
+def test_devices_find_together_what_one_finds(settings, steps):
+    u_BMG = np.stack([directions(steps, seed) for seed in range(4)])
+    arguments = u_BMG, jnp.array([steps, 41, 200, 0]), COUNT
+    alone = find(*arguments)
+    with jax.set_mesh(make_mesh(settings)):
+        jax.tree.map(np.testing.assert_array_equal, find(*arguments), alone)
 
 
 @pytest.mark.parametrize("row", [0, 40, 100, 298])

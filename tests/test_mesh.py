@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from editjax.errors import UsageError
-from editjax.mesh import AXES, MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.mesh import AXES, WIDTHS, MeshSettings, make_mesh, place_batch, state_shardings
 from editjax.optim import OptimSettings, make_optimizer
 
 BIG = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
@@ -46,6 +46,18 @@ def test_rules_go_by_the_end_of_the_path_and_moments_follow_their_parameters():
     assert found == {"encoder": {"qkv": {"kernel": P(None, "tensor")}}, "head": {"kernel": P()}}
     assert moments[1][0].mu == moments[1][0].nu == found
     assert moments[1][0].count == P()
+
+
+def test_hidden_widths_are_split_over_tensor_and_the_rest_over_fsdp():
+    deep = jax.ShapeDtypeStruct((3, 256, 1024), jnp.float32)
+    odd = jax.ShapeDtypeStruct((512, 1023), jnp.float32)
+    tree = {"mlp": {"up": {"kernel": deep}, "down": {"kernel": deep}}, "up": {"kernel": odd}, "key": BIG}
+    found = specs(tree, make_mesh(MeshSettings(fsdp=2, tensor=2)), WIDTHS)
+    assert found == {
+        "mlp": {"up": {"kernel": P(None, "fsdp", "tensor")}, "down": {"kernel": P(None, "tensor", "fsdp")}},
+        "up": {"kernel": P("fsdp")},
+        "key": P(None, "fsdp"),
+    }
 
 
 def test_a_batch_is_split_over_its_examples_and_keeps_its_values():

@@ -3,7 +3,7 @@
 import pytest
 
 from editjax.errors import DataError, NoInputError
-from editjax.pairs import EditFiles, RawFiles, find_pairs
+from editjax.pairs import EditFiles, RawFiles, find_cached, find_pairs
 
 
 def touch(folder, *names):
@@ -44,6 +44,18 @@ def test_names_may_hold_anything_and_raw_and_edit_may_differ_in_format(tmp_path)
         "a/x_edit.wav",
     )
     assert [files.id for files in find_pairs(tmp_path).recordings] == ["a/x", "b/Ünï_raw_2"]
+
+
+def test_features_of_another_program_are_no_cache(tmp_path):
+    touch(tmp_path, "a_raw.wav", "a_edit.wav", "features/stats.npz", "labels/stats.npy")
+    assert find_cached(tmp_path) is None
+    touch(tmp_path, "features/b_raw.npz")
+    found = find_cached(tmp_path)
+    assert not found.recordings and [name for name, _ in found.skipped] == [
+        "b",
+        "features/stats.npz",
+        "labels/stats.npy",
+    ]
 
 
 def test_what_cannot_be_paired_is_reported_by_name(tmp_path):

@@ -396,6 +396,7 @@ def test_a_step_knows_what_was_played_before():
     np.testing.assert_array_equal(follower[:9], [0, 0, 0, 0, 1, 0, 0, 0, 1])
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_gradient_descent_learn_one_edit(params):
     batch = batch_of([*range(10, 25), *range(40, 50), STOP])
     fresh = fresh_params(1)

@@ -225,6 +225,15 @@ def test_finished_shards_are_left_alone_and_others_not_overwritten_unasked(pairs
         assert {entry.split for entry in source.entries} == {"validation"}
 
 
+@pytest.mark.parametrize("report", ["[" * 200_000, "[]", "{}", "no"])
+def test_shards_whose_report_cannot_be_read_are_others(pairs, tmp_path, report):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / shards.MANIFEST).touch()
+    (tmp_path / "out" / "report.json").write_text(report)
+    with pytest.raises(CannotCreateError, match="holds other shards"):
+        prepare(pairs, tmp_path / "out", workers=1)
+
+
 def test_a_run_without_a_good_pair_does_not_pass_off_other_shards_as_its_own(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", workers=1)
     write_pair(tmp_path / "bad", "a")

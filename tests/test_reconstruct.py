@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from editjax.edits import EditLabel
+from editjax.models.layers import places_in_runs
 from editjax.models.reconstruct import ReconstructSettings, init, reconstruct
 from editjax.optim import OptimSettings, make_optimizer
 from editjax.reconstruct_loss import ReconstructLossSettings, loss_of, reconstruct_loss, spectral_loss
@@ -75,6 +76,25 @@ def test_labels_change_what_comes_out_near_them_and_nothing_far_away():
     changed = np.flatnonzero(np.abs(a - b).max((0, 2)) > 0)
     reach = TINY.window * (TINY.encoder_layers + TINY.decoder_layers)
     assert 100 in changed and changed.min() >= 100 - reach and changed.max() <= 100 + reach
+
+
+def test_places_in_runs_by_hand():
+    label = jnp.array([[4, 4, 2, 2, 2, 0], [3, 3, 3, 3, 3, 3], [0, 1, 0, 1, 1, 0]])
+    before, after = places_in_runs(label)
+    assert before.tolist() == [[1, 2, 1, 2, 3, 1], [1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 2, 1]]
+    assert after.tolist() == [[2, 1, 3, 2, 1, 1], [6, 5, 4, 3, 2, 1], [1, 1, 1, 2, 1, 1]]
+
+
+@pytest.mark.parametrize(("label", "told"), [(EditLabel.FADE_OUT, True), (KEEP, False), (CUT, False)])
+def test_a_frame_knows_how_far_the_end_of_its_fade_is(label, told):
+    """Fades are longer than what the layers see; what is kept or cut is so wherever it lies."""
+    batch, params = a_batch(frames=200, padding=0), wild()
+    outputs = []
+    for end in (150, 160):
+        label_BT = np.full_like(batch.label_BT, EditLabel.LOOP)
+        label_BT[:, 20:end] = label
+        outputs.append(np.asarray(run(TINY, params, batch.mel_BTF, label_BT, batch.frames_B))[:, 30])
+    assert (np.abs(outputs[0] - outputs[1]).max() > 1e-4) == told
 
 
 def test_padding_is_not_heard():

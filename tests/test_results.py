@@ -66,6 +66,14 @@ def test_the_bundled_model_keeps_its_promises() -> None:
     assert all(model[f"length_{times}_met"] == 1.0 for times in ("0.5", "0.75", "1.25", "1.5"))
 
 
+def test_chance_is_chance() -> None:
+    """A random edit that keeps the share r has an IoU of about r / (2 − r) with any other that does."""
+    found = result("detection")["ratios"]
+    kept = found["keep ratio: true"]
+    assert found["keep ratio: random"] == pytest.approx(kept, abs=0.01)
+    assert found["edit of random at the true ratio, IoU"] == pytest.approx(kept / (2 - kept), abs=0.04)
+
+
 def test_the_readme_quotes_what_was_measured() -> None:
     rows = {row["figure"]: row for row in result("quality")["rows"]}
     for editor, shown in (

@@ -9,7 +9,7 @@ import pytest
 
 from editjax.edits import EditLabel
 from editjax.errors import UsageError
-from editjax.reward import RewardSettings, heard_frames, rewards
+from editjax.reward import RewardSettings, expected, heard_frames, rewards
 
 CUT, KEEP, LOOP, EFFECT = EditLabel.CUT, EditLabel.KEEP, EditLabel.LOOP, EditLabel.EFFECT
 NOTHING = RewardSettings(reconstruction=0.0, match=0.0, duration=0.0, smoothness=0.0)
@@ -87,6 +87,19 @@ def test_the_mean_over_the_beats_is_the_reward_of_the_whole_edit():
     np.testing.assert_allclose(duration.sum(1) / counted.sum(1), 3 * (1 - off), rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_expected_is_what_is_earned_on_average_and_nobodys_draw_is_in_it():
+    """20,000 edits of three beats drawn with odds that differ from beat to beat."""
+    logits = np.random.default_rng(0).normal(size=(1, 3, len(EditLabel))).astype(np.float32)
+    logits[..., EditLabel.PAD] = -np.inf
+    label, settings = np.array([[KEEP, CUT, EFFECT]]), RewardSettings(0.0, 5.0, 0.0, 2.0, balance=0.35)
+    found = expected(settings, jax.nn.softmax(jnp.asarray(logits)), jnp.asarray(label))
+    action = np.asarray(jax.random.categorical(jax.random.key(0), jnp.asarray(logits[0]), shape=(20_000, 3)))
+    same = (np.repeat(a, len(action), 0) for a in (label, np.full((1, 3), 10), np.zeros((1, 3))))
+    drawn_NU = earned(settings, action, *same)
+    error_U = drawn_NU.std(0) / np.sqrt(len(action))
+    assert (np.abs(drawn_NU.mean(0) - found[0]) < 4 * error_U).all()
+
+
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 1e30])
 def test_padding_changes_nothing_and_earns_nothing(fill):
     action, label, frames, error = drawn()
@@ -119,6 +132,7 @@ def test_what_is_cut_makes_no_frames_and_a_loop_twice_as_many():
 
 
 @pytest.mark.parametrize("name", ["reconstruction", "match", "duration", "smoothness"])
-def test_negative_weights_are_refused(name):
+@pytest.mark.parametrize("weight", [-0.1, np.nan])
+def test_negative_weights_are_refused(name, weight):
     with pytest.raises(UsageError, match="0 or more"):
-        RewardSettings(**{name: -0.1})
+        RewardSettings(**{name: weight})

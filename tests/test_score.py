@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scorer_cases import TINY
 
+from editjax.bundle import find_bundle, read_config
 from editjax.edits import Source, to_pointers
 from editjax.errors import DataError, NoInputError, UsageError
 from editjax.mel import FrameGrid
@@ -106,6 +107,29 @@ def test_calibration_weighs_what_tells_and_keeps_as_much_as_the_pairs():
     assert abs(on_kept.std() - 1.0) < 1e-3
 
 
+def test_no_anomaly_is_a_reason_to_keep():
+    """A score that is lower where it was cut gets no weight, rather than a negative one."""
+    rng = np.random.default_rng(0)
+    kept = [np.arange(2000) % 500 < 150 for _ in range(2)]
+    scores = [rng.standard_normal((2000, 2, len(TINY.scores))).astype(np.float32) for _ in kept]
+    for score_TQN, kept_T in zip(scores, kept, strict=True):
+        score_TQN[:, 1, 2] += np.where(kept_T, 0.0, 2.0)
+        score_TQN[:, 0, 3] -= np.where(kept_T, 0.0, 2.0)
+    weight_QN = calibrate(TINY, scores, kept, FPS)[0].weight_QN
+    assert weight_QN.min() == weight_QN[0, 3] == 0.0 and weight_QN[1, 2] == weight_QN.max() > 0.5
+
+
+def test_no_score_outweighs_all_others():
+    score_TQN = np.array([1.0, 10.0, 400.0, -400.0], np.float32)[:, None, None]
+    np.testing.assert_array_equal(combined(score_TQN, np.array([[0.5]])), [0.5, 5.0, 5.0, -5.0])
+
+
+def test_the_bundled_scorer_keeps_nothing_for_its_anomalies():
+    training = read_config(find_bundle("scorer"))["training"]
+    weights = [value for name, value in training["scores"].items() if name.startswith("weight_")]
+    assert len(weights) == 24 and min(weights) >= 0.0
+
+
 def test_a_calibration_survives_as_figures():
     calibration = Calibration(np.arange(10, dtype=np.float32).reshape(2, 5), 0.7, 0.3)
     again = calibration_of(TINY, figures_of(TINY, calibration))
@@ -157,3 +181,59 @@ def test_files_without_scores_are_refused(tmp_path: Path, content: bytes):
         read_scores(tmp_path / "s.npz")
     with pytest.raises(NoInputError):
         read_scores(tmp_path / "none.npz")
+
+
+SCORES = Scores(np.arange(5, dtype=np.float32), "a" * 64, "scorer", "b" * 64)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score_T": np.zeros(0, np.float32)},
+        {"score_T": np.zeros((5, 1), np.float32)},
+        {"score_T": np.array([0.0, np.nan], np.float32)},
+        {"score_T": np.array([1e300])},
+        {"score_T": np.array(["1", "2"])},
+        {"score_T": np.array([1.0, None])},
+        {"sha256": np.arange(2000)},
+        {"model": np.array(["a", "b"])},
+    ],
+)
+def test_scores_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict):
+    np.savez(tmp_path / "s.npz", **(SCORES._asdict() | changes))
+    with pytest.raises(DataError, match=r"s\.npz: .*holds no scores.*editjax score") as caught:
+        read_scores(tmp_path / "s.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_array_is_no_scores(tmp_path: Path):
+    with (tmp_path / "s.npz").open("wb") as file:
+        np.save(file, SCORES.score_T)
+    with pytest.raises(DataError, match=r"one array without a name.*holds no scores"):
+        read_scores(tmp_path / "s.npz")
+    np.savez(tmp_path / "s.npz", mel=SCORES.score_T)
+    with pytest.raises(DataError, match=r"holds no array score_T, but mel.*holds no scores"):
+        read_scores(tmp_path / "s.npz")
+
+
+def test_any_damage_to_scores_is_one_line(tmp_path: Path):
+    write_scores(SCORES, tmp_path / "s.npz")
+    whole, path = (tmp_path / "s.npz").read_bytes(), tmp_path / "broken.npz"
+    encrypted = bytearray(whole)
+    for entry in (b"PK\x03\x04", b"PK\x01\x02"):
+        encrypted[encrypted.index(entry) + (6 if entry[2] == 3 else 8)] |= 1
+    rng = np.random.default_rng(0)
+    broken = [bytes(encrypted), *(whole[:length] for length in rng.integers(0, len(whole), 40))]
+    for at in rng.integers(0, len(whole), 200):
+        changed = bytearray(whole)
+        changed[at] ^= int(rng.integers(1, 256))
+        broken.append(bytes(changed))
+    refused = []
+    for blob in broken:
+        path.write_bytes(blob)
+        try:
+            read_scores(path)
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused.append(blob)
+    assert bytes(encrypted) in refused and len(refused) > 100  # others changed what nothing depends on

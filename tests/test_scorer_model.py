@@ -10,12 +10,14 @@ import optax
 import pytest
 from scorer_cases import TINY, WEIGHTS, batch_of, params_of, recording
 
-from editjax.models.anomaly import pooled, score_recordings
-from editjax.models.autoencoder import RUNNING, ScorerSettings, encode, of_scale
+from editjax.mel import MelSettings
+from editjax.models.anomaly import Segments, pooled, score_recordings
+from editjax.models.autoencoder import RUNNING, Between, ScorerSettings, encode, of_scale
 from editjax.models.layers import SHORT, TimeConv
-from editjax.models.relations import EARLIER, LATER, heard
+from editjax.models.relations import CONTEXT_CHANNELS, EARLIER, LATER, heard
 from editjax.optim import OptimSettings, decayed, make_optimizer
-from editjax.scorer_loss import drawn_segments, scorer_loss
+from editjax.scorer import Scorer
+from editjax.scorer_loss import _contrast, drawn_segments, scorer_loss
 
 KINDS = {
     "plain": TINY,
@@ -38,15 +40,14 @@ def a_batch(fill: float = 0.0, frames: int = 640):
     return batch_of([recording(600, 0), recording(560, 1)], edits, frames, 400, fill)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_falls_and_usual_scores_become_standard(kind):
-    settings, batch = KINDS[kind], a_batch()
+def trained(settings: ScorerSettings, batch, steps: int = 60):
+    """Parameters after some steps, and the loss of each."""
     params = params_of(settings)
-    optimizer = make_optimizer(OptimSettings(learning_rate=3e-3, warmup_steps=2, steps=60))
+    optimizer = make_optimizer(OptimSettings(learning_rate=3e-3, warmup_steps=2, steps=steps))
     moving = {name: part for name, part in params.items() if name != RUNNING}
     state, running, learn = optimizer.init(moving), params[RUNNING], jax.jit(optimizer.update)
     values = []
-    for step in range(60):
+    for step in range(steps):
         (value, metrics), gradient = loss(
             {**moving, RUNNING: running}, batch, settings, WEIGHTS, jax.random.key(step)
         )
@@ -56,7 +57,37 @@ def test_the_loss_falls_and_usual_scores_become_standard(kind):
         changes, state = learn({n: g for n, g in gradient.items() if n != RUNNING}, state, moving)
         moving = optax.apply_updates(moving, changes)
         values.append(float(value))
+    return {**moving, RUNNING: running}, values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_falls(kind):
+    _, values = trained(KINDS[kind], a_batch())
     assert np.mean(values[-10:]) < np.mean(values[:10]) - 0.1
+
+
+@pytest.mark.slow
+def test_edited_audio_scores_below_planted_noise():
+    """In every score that is learned, at every scale, on another recording with another noise."""
+    settings, edit_N = KINDS["everything"], np.r_[0:200, 400:600]
+    learned_from = [noisy(seed, bursts=True) for seed in range(4)]
+    params, _ = trained(settings, batch_of(learned_from, [edit_N] * 4, 640, 416))
+    heard_1TF, n_frames = padded(noisy(9, bursts=False), 640), np.array([600], np.int32)
+    score_TQN = np.asarray(score(settings, params, heard_1TF, n_frames))[0, :600]
+    above_QN = score_TQN[220:380].mean(0) - score_TQN[edit_N].mean(0)
+    learned_N = np.array([name != "relative" for name in settings.scores])
+    assert (above_QN[:, learned_N] > 0.2).all()
+
+
+def noisy(seed: int, bursts: bool) -> np.ndarray:
+    """A steady chord, and in its middle noise whose level changes, (600, 32)."""
+    rng = np.random.default_rng(seed)
+    chord_F = 0.3 + 0.4 * np.exp(-0.5 * ((np.arange(32) - 16) / 6) ** 2)
+    mel_TF = chord_F[None] + 0.03 * rng.standard_normal((600, 32))
+    level_N1 = 0.6 * (rng.random((25, 1)) < 0.5) if bursts else rng.uniform(0.0, 0.6, (25, 1))
+    mel_TF[200:400] = (level_N1 + rng.uniform(0.0, 0.4, (25, 32))).repeat(8, axis=0)
+    return mel_TF.astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,13 +183,70 @@ def test_pooling_is_the_mean_of_what_there_is():
     np.testing.assert_allclose(found.x_BSF[0, :, 0], [1.5, 4.5, 0.0, 0.0])
 
 
+def test_views_of_one_segment_attract_each_other(monkeypatch):
+    """NT-Xent is lower where partners are views of one segment than where they are those of others."""
+    settings = replace(TINY, contrastive=8)
+    own, running = of_scale(params_of(settings), 0)
+    x_BSF = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (8, 16, 32)), jnp.float32)
+    segments = Segments(x_BSF, jnp.zeros((8, 16, CONTEXT_CHANNELS)), jnp.full(8, 16))
+
+    def nats(*rolls):
+        shifts = iter(rolls)
+        monkeypatch.setattr("editjax.scorer_loss.view", lambda x, *_: jnp.roll(x, next(shifts), axis=0))
+        return float(_contrast(settings, WEIGHTS, own, running, segments, jax.random.key(0)))
+
+    assert nats(0, 0) == pytest.approx(nats(3, 3), abs=1e-5)
+    assert all(nats(0, 0) < nats(0, shift) - 1.0 for shift in range(1, 8))
+
+
+def test_a_codebook_costs_no_nats():
+    """A distance is none: only a divergence belongs into the evidence."""
+    settings = KINDS["codebook"]
+    params, running = of_scale(params_of(settings), 0)
+    x_BSF = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 32)), jnp.float32)
+    assert not encode(settings, params, running, x_BSF, jnp.array([16])).cost_BM.any()
+
+
+@pytest.mark.parametrize("segment_steps", [4, 16, 20])
+def test_attention_sees_of_a_recording_as_much_as_of_a_segment(segment_steps):
+    settings = replace(KINDS["attention"], segment_steps=segment_steps)
+    params, _ = of_scale(params_of(settings), 0)
+    x_1MD = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 4)), jnp.float32)
+
+    def middle(x_1MD):
+        between = Between(settings).apply({"params": params["between"]}, x_1MD, jnp.array([40]))
+        return (between[0, 20] * jnp.arange(1.0, 5.0)).sum()
+
+    reached_M = np.flatnonzero(np.abs(jax.grad(middle)(x_1MD)[0]).max(-1))
+    assert len(reached_M) == segment_steps // settings.reduction
+    assert np.ptp(reached_M) == len(reached_M) - 1
+    assert max(20 - reached_M[0], reached_M[-1] - 20) == settings.window.left
+
+
+@pytest.mark.parametrize("settings", [KINDS["attention"], replace(TINY, scales=(1, 3))])
+def test_chunks_of_any_size_give_the_scores_of_the_whole(settings, monkeypatch):
+    scorer = Scorer(settings, params_of(settings), MelSettings(n_mels=32))
+    mel_TF = recording(3000)
+    whole_TQN = scorer.scores(mel_TF)
+    monkeypatch.setattr("editjax.scorer.CHUNK_FRAMES", 500)
+    np.testing.assert_allclose(scorer.scores(mel_TF), whole_TQN, atol=2e-4)
+
+
 def test_nothing_that_runs_decays():
     mask = decayed(params_of(KINDS["codebook"]))
     assert not any(jax.tree.leaves(mask[RUNNING])) and mask["scales"]["encoder"]["enter"]["kernel"]
 
 
 @pytest.mark.parametrize(
-    "change", [{"scales": ()}, {"scales": (4, 1)}, {"segment_steps": 10}, {"hidden": ()}]
+    "change",
+    [
+        {"scales": ()},
+        {"scales": (4, 1)},
+        {"scales": (2, 3)},
+        {"scales": (1, 4, 6)},
+        {"segment_steps": 10},
+        {"hidden": ()},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(change):
     with pytest.raises(ValueError, match=r"scales|segment_steps"):

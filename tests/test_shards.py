@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 import signal
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -135,6 +136,20 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_training_is_watched_on_the_first_examples_of_a_split_and_of_its_styles(tmp_path, capsys):
+    make_shards(tmp_path)
+    every = [one.id for one in shards.watched(tmp_path, None, ())]
+    assert len(every) == 10 and [one.id for one in shards.watched(tmp_path, None, (), 2)] == every[:2]
+    (entry, *_) = shards.read(tmp_path).entries
+    assert len(shards.watched(tmp_path, entry.split, [entry.style])) > 0
+    assert not capsys.readouterr().err
+    assert shards.watched(tmp_path, "nowhere", ["final"]) == []
+    err = capsys.readouterr().err
+    assert "no example of split 'nowhere' and style 'final'" in err and err.count("\n") == 1
+    with pytest.raises(DataError, match="no example of style 'loose' or 'tight' to validate on"):
+        shards.watched(tmp_path, None, ["loose", "tight"])
+
+
 def test_verify_passes_whole_shards_and_counts_them(tmp_path):
     make_shards(tmp_path)
     counts = shards.verify(tmp_path)
@@ -166,10 +181,24 @@ def test_verify_names_a_missing_shard(tmp_path):
 def test_verify_finds_a_manifest_that_disagrees_with_its_records(tmp_path, change):
     make_shards(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["digest"]
     manifest["examples"][4].update(change)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="differs from the manifest"):
         shards.verify(tmp_path)
+
+
+def test_a_manifest_that_was_changed_is_refused_and_one_of_before_digests_read(tmp_path):
+    make_shards(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for text in (json.dumps({**manifest, "mel": {"n_mels": 5}}), path.read_text()[:-1]):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"manifest\.json: changed or damaged"):
+            shards.read(tmp_path)
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest))
+    shards.read(tmp_path).close()
 
 
 def test_a_folder_without_a_manifest_is_no_folder_of_shards(tmp_path):
@@ -177,7 +206,9 @@ def test_a_folder_without_a_manifest_is_no_folder_of_shards(tmp_path):
         shards.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", {"format": "other"}, {"version": 99}, {"version": 1}])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 200_000, "{}", {"format": "other"}, {"version": 99}, {"version": 1}]
+)
 def test_a_foreign_manifest_is_refused_in_one_line(tmp_path, text):
     text = text if isinstance(text, str) else json.dumps({"format": "editjax.shards", **text})
     (tmp_path / "manifest.json").write_text(text)
@@ -185,6 +216,11 @@ def test_a_foreign_manifest_is_refused_in_one_line(tmp_path, text):
         shards.read(tmp_path)
     assert "manifest.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_brackets_alone_is_damaged():
+    with pytest.raises(DataError, match="damaged shard record"):
+        decode(struct.pack("<I", 200_000) + b"[" * 200_000)
 
 
 def test_a_shard_that_is_no_array_record_is_named(tmp_path):
@@ -239,6 +275,7 @@ def test_stems_are_read_as_written_and_shards_from_before_there_were_any_still_a
     assert encode(recordings[1]) == encode(recordings[0]._replace(id="b", edits=recordings[1].edits,
         mel_TF=recordings[1].mel_TF, meta=recordings[1].meta, stems_IMF=None))  # fmt: skip
     manifest = json.loads((tmp_path / shards.MANIFEST).read_text())
+    del manifest["digest"]
     for stems in (None, 2):
         manifest["examples"][0]["stems"] = stems
         (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))

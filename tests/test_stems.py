@@ -244,7 +244,7 @@ def test_from_simulated_stems_to_edited_tracks(tmp_path, monkeypatch):
     commands = (
         ("simulate", sessions, "--count", "2", "--seed", "4", "--stems", *lengths),
         ("prepare", sessions, shards_dir, "--workers", "1"),
-        ("train", config, "--data", shards_dir, "--out", tmp_path / "run"),
+        ("train", config, "--data", shards_dir, "--out", tmp_path / "run", "--hang-after", "0"),
         ("export", tmp_path / "run", "-o", tmp_path / "model", "--which", "last"),
         (
             "edit",

@@ -160,6 +160,7 @@ def test_dimensions_in_which_edits_differ_beyond_their_names_are_active(infer_pl
     assert int(infer_planted(away).active) == 2
 
 
+@pytest.mark.slow
 def test_the_posterior_learns_from_the_edit(params):
     batch = batch_of(ROWS)
 

@@ -26,7 +26,7 @@ from editjax.network import load_model
 from editjax.optim import OptimSettings
 from editjax.train import TrainConfig, init_state, train, update
 from editjax.tune import Seen, TuneSettings, say, values_of_others
-from editjax.tune_quality import ALLOWED_LOSS, beside_reference
+from editjax.tune_quality import ALLOWED_LOSS, beside_reference, refuse_stranger
 
 FRAMES, STEPS, WANTED = 48, 96, 72
 RECORDINGS, SAMPLES = 4, 8
@@ -52,7 +52,8 @@ def heard(sounds: Sounds, keep_T: Any = None, length: float = 32.0, padding: int
     keep_T = np.ones(len(sounds.level_TF)) if keep_T is None else keep_T
     keep_T = np.pad(keep_T, (0, padding)).astype(np.float32)
     looped_T = np.zeros(len(keep_T), bool)
-    return Heard(*(jnp.asarray(a)[None] for a in (level_TF, phase_T3, keep_T, looped_T)), jnp.array([length]))
+    arrays = (jnp.asarray(a)[None] for a in (level_TF, phase_T3, keep_T, looped_T))
+    return Heard(*arrays, jnp.array([len(sounds.level_TF)]), jnp.array([length]))
 
 
 def earned(known: Heard, pointers_N: Any, steps: int = 96):
@@ -86,7 +87,8 @@ def test_what_the_recording_steps_itself_is_no_roughness_of_a_join():
     level_BTF = jnp.asarray(two_sounds().level_TF)[None]
     left_BN, landed_BN = jnp.array([[7, 7, 15]]), jnp.array([[16, 20, 32]])
     # Where the other sound begins; inside it; from the end of a sound to where the same one begins.
-    np.testing.assert_allclose(roughness(level_BTF, left_BN, landed_BN), [[0.5, 1.0, 0.0]], atol=1e-6)
+    found = roughness(level_BTF, jnp.array([64]), left_BN, landed_BN)
+    np.testing.assert_allclose(found, [[0.5, 1.0, 0.0]], atol=1e-6)
 
 
 def test_half_a_beat_is_as_far_off_as_can_be():
@@ -112,8 +114,8 @@ def test_what_should_be_kept_is_played_once_and_nothing_else():
 
 
 def test_the_padding_of_a_recording_and_of_an_edit_earns_nothing():
-    edit, sounds = spans((0, 20), (40, 52)), two_sounds()
-    alone, _ = earned(heard(sounds), edit, steps=40)
+    edit, sounds = spans((0, 20), (40, 64), (8, 12)), two_sounds()  # also left from its last frame
+    alone, _ = earned(heard(sounds), edit, steps=64)
     padded = heard(sounds, padding=32)
     poison_T = jnp.arange(64 + 32) >= 64
     level_BTF = jnp.where(poison_T[None, :, None], jnp.nan, padded.level_BTF)
@@ -125,6 +127,7 @@ def test_rewards_refuse_negative_weights():
         RewardSettings(beats=-1)
 
 
+@pytest.mark.slow
 def test_the_learner_knows_the_odds_that_edits_were_drawn_with():
     rows, params = 8, biased(fresh_params(0), [1.0, 0.0, -6.0])
     recordings = [recording(30 + 3 * row, row) for row in range(rows)]
@@ -141,6 +144,7 @@ def test_the_learner_knows_the_odds_that_edits_were_drawn_with():
     np.testing.assert_allclose(said.log_p_BN[counted_BN], out.log_p_BN[counted_BN], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_edits_drawn_at_another_temperature_have_the_odds_of_logits_divided_by_it():
     """The first choice of a thousand edits of one recording, against what the learner says of it."""
     rows, temperature, params = 1000, 0.5, biased(fresh_params(0), [0.0, 1.0, 0.0])
@@ -258,6 +262,7 @@ def free():
     return tuned(tuned_config(), begun(), ITERATIONS)
 
 
+@pytest.mark.slow
 def test_what_earns_more_is_learned_and_only_by_the_decoder(free):
     first, (last, rows) = begun(), free
     assert mean_of("reward", rows[-8:]) > mean_of("reward", rows[:8]) + 0.5
@@ -267,11 +272,13 @@ def test_what_earns_more_is_learned_and_only_by_the_decoder(free):
         jax.tree.map(np.testing.assert_array_equal, last[part], first[part])
 
 
+@pytest.mark.slow
 def test_the_ratio_of_a_policy_to_itself_is_one(free):
     for row in free[1]:
         assert row["kl"] < 1e-9 and row["clipped"] == 0 and row["gradient_norm"] > 0 and row["decisions"] > 1
 
 
+@pytest.mark.slow
 def test_a_tether_holds(free):
     _, held = tuned(tuned_config(tether=1e3), begun(), HELD)
     assert held[-1]["tether_kl"] < 0.2 * free[1][HELD - 1]["tether_kl"]
@@ -285,6 +292,7 @@ def reference(tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("models") / "begun", flatten(begun()), facts)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_like_one_that_never_was_and_its_model_edits(reference, tmp_path):
     config = tuned_config(2, tether=0.1, reference=str(reference))
     whole = train(config, Batches(), tmp_path / "whole", first_params=begun())
@@ -315,11 +323,21 @@ def test_a_reference_must_be_a_pointer_network_with_the_same_decoder(reference):
         tune.reference_of(TrainConfig(model=wider, loss=loss), frozen)
 
 
+def test_what_is_tuned_hears_as_its_reference_does(reference, tmp_path):
+    tuning = TuneSettings(reference=str(reference))
+    params = begun()
+    decoder = jax.tree.map(lambda a: a + 1, params["decoder"])
+    refuse_stranger("mine", {**params, "decoder": decoder}, tuning)
+    encoder = jax.tree.map(lambda a: a + 1, params["encoder"])
+    with pytest.raises(UsageError, match=r"mine: hears otherwise than .*add --loss\.reference mine"):
+        refuse_stranger("mine", {**params, "encoder": encoder}, tuning)
+
+
 def test_a_reward_counts_in_full_only_where_no_kept_iou_is_lost(reference):
     config = TrainConfig(model=TINY, loss=TuneSettings(reference=str(reference)))
     iou = iter([0.9, 0.9 - ALLOWED_LOSS + 1e-6, 0.9 - ALLOWED_LOSS - 1e-3])
     validate = beside_reference(config, lambda params: {"reward": 2.0, "kept_iou": next(iou)})
-    assert validate(None)["score"] == 2.0 and validate(None)["score"] == 1.0
+    assert validate(None)["score"] == 2.0 and validate(None)["score"] == -np.inf
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """A stand-in family and its batches: the smallest thing `train` can train, with planted answers.
 
-Run as a script it trains in the folder given as its argument, for the test that kills it.
+Run as a script it trains in the folder given as its argument, for benchmarks/kills.py, and notes every batch
+that it draws (process, step, SHA-256) in a file beside it.
 """
 
 import hashlib
+import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -46,8 +49,8 @@ class TinyBatch(NamedTuple):
 class TinyBatches:
     """Batch n is a pure function of n: y is the sum of x."""
 
-    def __init__(self, settings: Any, pause_s: float = 0.0) -> None:
-        self.settings, self.pause_s, self.position = settings, pause_s, 0
+    def __init__(self, settings: Any, pause_s: float = 0.0, share: tuple[int, int] = (0, 1)) -> None:
+        self.settings, self.pause_s, self.share, self.position = settings, pause_s, share, 0
 
     def __next__(self) -> TinyBatch:
         step = self.position
@@ -57,13 +60,28 @@ class TinyBatches:
         if self.settings.poison_from <= step < self.settings.poison_until:
             x_BD[0, 0] = np.nan
         ids_B = step * self.settings.batch + np.arange(self.settings.batch, dtype=np.int32)
-        return TinyBatch(x_BD, x_BD.sum(-1), ids_B)
+        whole, (one, of) = TinyBatch(x_BD, x_BD.sum(-1), ids_B), self.share
+        size = len(ids_B) // of
+        return TinyBatch(*(array[one * size : (one + 1) * size] for array in whole))
 
     def get_state(self) -> dict[str, int]:
         return {"next": self.position}
 
     def set_state(self, state: dict[str, int]) -> None:
         self.position = state["next"]
+
+
+class NotedBatches(TinyBatches):
+    """The same; what a process draws it has noted, however it ends."""
+
+    def __init__(self, settings: Any, log: Path, pause_s: float) -> None:
+        super().__init__(settings, pause_s)
+        self._log = log.open("ab", buffering=0)
+
+    def __next__(self) -> TinyBatch:
+        step, batch = self.position, super().__next__()
+        self._log.write(f"{os.getpid()} {step} {digest(batch)}\n".encode())
+        return batch
 
 
 def init(settings, key):
@@ -110,13 +128,13 @@ def tiny_config(steps: int = 8, rate: float = 1e-2, **fields: Any) -> TrainConfi
     return TrainConfig(**settings | fields)
 
 
-def digest(state: TrainState) -> str:
-    """SHA-256 over every array of a state, in order."""
-    leaves = jax.tree.leaves(state)
+def digest(arrays: TrainState | TinyBatch) -> str:
+    """SHA-256 over every array of a state or a batch, in order."""
+    leaves = jax.tree.leaves(arrays)
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
 if __name__ == "__main__":
-    config = tiny_config(steps=40, checkpoint_every=3, validate_every=7)
-    batches = TinyBatches(config.data, pause_s=0.02)
-    print(digest(train(config, batches, sys.argv[1], validate=validate, family=FAMILY)))
+    config, folder = tiny_config(steps=40, checkpoint_every=3, validate_every=7), Path(sys.argv[1])
+    batches = NotedBatches(config.data, folder.with_suffix(".batches"), pause_s=0.02)
+    print(digest(train(config, batches, folder, validate=validate, family=FAMILY)))

@@ -1,0 +1,46 @@
+"""One process of a job that trains the stand-in family: `tiny_job.py RUN HANG_AFTER_S JOIN_WITHIN_S PAUSE_S`.
+
+At the step that EDITJAX_TEST_POISON names the batches hold NaN; EDITJAX_TEST_UNREADABLE is where the second
+process cannot read its batch.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import editjax.lock
+from editjax.cli import ended
+from editjax.cli.train import in_job
+
+
+def train() -> int:
+    import jax
+    import numpy as np
+    from tiny_family import FAMILY, TinyBatches, TinyData, digest, tiny_config, validate
+
+    from editjax.errors import DataError
+    from editjax.mesh import make_mesh, share_of_examples
+    from editjax.train import train
+
+    class Batches(TinyBatches):
+        def __next__(self):
+            if jax.process_index() == 1 and self.position == int(
+                os.environ.get("EDITJAX_TEST_UNREADABLE", -1)
+            ):
+                raise DataError("shards/0: damaged")
+            return super().__next__()
+
+    first = int(os.environ.get("EDITJAX_TEST_POISON", -1))
+    data = TinyData(poison_from=first, poison_until=first + 1 if first >= 0 else -1)
+    config = tiny_config(steps=24, data=data, checkpoint_every=3, validate_every=7)
+    batches = Batches(data, pause_s=float(sys.argv[4]), share=share_of_examples(make_mesh()))
+    state = train(config, batches, sys.argv[1], validate=validate, family=FAMILY)
+    print(digest(jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), state)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    editjax.lock.BEAT_S = 0.2
+    hang_after_s, join_within_s = map(float, sys.argv[2:4])
+    run_dir, limits = Path(sys.argv[1]), {"hang_after_s": hang_after_s, "join_within_s": join_within_s}
+    sys.exit(ended(lambda: in_job([sys.executable, *sys.argv], run_dir, train, **limits)))
