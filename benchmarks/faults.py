@@ -33,7 +33,7 @@ from editjax.mel import MelSettings
 from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings, make_optimizer
 from editjax.records import Edit, Recording, encode
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 FAULTS, QUICK, CONTROLS = 3400, 60, 200
 KINDS = "flip", "cut", "delete", "exchange"

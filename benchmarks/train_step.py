@@ -50,7 +50,8 @@ from editjax.models.encoder import encode  # noqa: E402
 from editjax.models.layers import frame_mask  # noqa: E402
 from editjax.models.pointer import PointerSettings, decoder_call  # noqa: E402
 from editjax.models.style import Asked, prior  # noqa: E402
-from editjax.train import TrainConfig, init_state, train, update  # noqa: E402
+from editjax.step import TrainConfig, init_state, update  # noqa: E402
+from editjax.train import train  # noqa: E402
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FRAMES, LENGTHS = 4096, (2048, 8192)

@@ -217,7 +217,7 @@ def _batch_maker(
         share = len(slot.examples) // process_count
         rows = range(process_index * share, (process_index + 1) * share)
         most = max(source.entries[number].stems for number in slot.examples)
-        batch = _empty_batch(share, slot, min(most, settings.most_stems), settings.edited, mel)
+        batch = empty_batch(share, slot, min(most, settings.most_stems), settings.edited, mel)
         for at, row in enumerate(rows):
             rng = np.random.default_rng([settings.seed, index, row])
             number = int(slot.examples[row])
@@ -265,7 +265,8 @@ def _some_stems(stems_IMF: np.ndarray | None, most_stems: int, rng: np.random.Ge
     return stems_IMF.astype(np.float32)
 
 
-def _empty_batch(size: int, slot: Slot, stems: int, edited: bool, mel: MelSettings) -> Batch:
+def empty_batch(size: int, slot: Slot, stems: int, edited: bool, mel: MelSettings) -> Batch:
+    """Nothing but padding, in a batch's shapes and types; room for as many stems at least."""
     rows = 1 << (stems - 1).bit_length() if stems else 0  # a compilation for every number of rows
     return Batch(
         mel_BTF=np.zeros((size, slot.frames, mel.n_mels), np.float32),

@@ -28,8 +28,10 @@ their parameter's path, so they follow it. Along its longest other axis an array
 WIDTHS: Rules = (
     (r"up/kernel", PartitionSpec(None, "tensor")),
     (r"down/kernel", PartitionSpec("tensor", None)),
+    (r"(window|self_\d+)/out/kernel", PartitionSpec("tensor", None)),
 )
-"""The hidden width of feed-forward layers: what goes in is whole, what comes out is summed over devices."""
+"""Hidden widths of feed-forward layers and the heads of attention: what goes in is whole, what comes out is
+summed over devices."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,29 @@ def tree_path(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays of this process's examples → global arrays, split over the axes of examples and of time.
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a batch: split over the axes of examples and of time.
 
     An array's second axis is time where its name ends in `_BT` or `_BN`, and what follows.
     """
+
+    def sharding(path: tuple, x: Any) -> NamedSharding:
+        axes = tree_path(path).rsplit("_", 1)[-1]
+        time = [split_over(mesh, TIME, x.shape[1])] if axes[1:2] in ("T", "N") else []
+        return NamedSharding(mesh, PartitionSpec(EXAMPLES, *time))
+
+    return jax.tree_util.tree_map_with_path(sharding, batch)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays of this process's examples → global arrays, laid out as `batch_shardings` says."""
     _, shares = share_of_examples(mesh)
 
-    def place(path: tuple, x: Any) -> jax.Array:
-        x, axes = np.asarray(x), tree_path(path).rsplit("_", 1)[-1]
-        time = [split_over(mesh, TIME, x.shape[1])] if axes[1:2] in ("T", "N") else []
-        sharding = NamedSharding(mesh, PartitionSpec(EXAMPLES, *time))
+    def place(x: Any, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
         return jax.make_array_from_process_local_data(sharding, x, (len(x) * shares, *x.shape[1:]))
 
-    return jax.tree_util.tree_map_with_path(place, batch)
+    return jax.tree.map(place, batch, batch_shardings(batch, mesh))
 
 
 def split_over(mesh: AbstractMesh | Mesh, axes: str | tuple[str, ...], length: int) -> Any:

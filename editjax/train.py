@@ -1,4 +1,4 @@
-"""Settings and batches → a trained run: one step for every model family, resumable bit for bit.
+"""Settings and batches → a trained run, of every model family, resumable bit for bit.
 
     devices → mesh → state made inside jit → (resume) → update · validate · save, until the last step
 
@@ -12,55 +12,34 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import NamedSharding
 
 from editjax import cluster
 from editjax.badput import Badput
-from editjax.bundle import find_bundle, flatten, read_config, unflatten
+from editjax.bundle import find_bundle, read_config
 from editjax.checkpoint import Checkpoints, abstract
 from editjax.config import first_difference, load_config, override, to_json
-from editjax.data import DataSettings
 from editjax.data import batches as read_batches
 from editjax.errors import CannotCreateError, DataError, UsageError
-from editjax.export import load_bundle, refuse_misfit
+from editjax.export import load_bundle
 from editjax.family import Family, family_of
 from editjax.files import sha256_of
 from editjax.flops import Counted
 from editjax.interruption import Interruption
 from editjax.journal import Journal, Rows
 from editjax.lock import RunLock, read_record
-from editjax.losses import LossSettings
-from editjax.mesh import (
-    REPLICATED,
-    MeshSettings,
-    make_mesh,
-    place_batch,
-    share_of_examples,
-    state_shardings,
-)
-from editjax.models.autoencoder import ScorerSettings
-from editjax.models.layers import RUNNING
+from editjax.mesh import REPLICATED, make_mesh, place_batch, share_of_examples, state_shardings
 from editjax.models.match import STEP_FRAMES
-from editjax.models.pointer import PointerSettings
-from editjax.models.policy import PolicySettings
-from editjax.models.reconstruct import ReconstructSettings
-from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
-from editjax.policy_loss import PolicyLossSettings, PolicyPpoSettings
-from editjax.ppo import Frozen, Learner
-from editjax.reconstruct_loss import ReconstructLossSettings
-from editjax.scorer_loss import ScorerLossSettings
+from editjax.ppo import Frozen
 from editjax.shards import MANIFEST, read_manifest, write_json
+from editjax.step import TrainConfig, TrainState, compiled_update, init_state
 from editjax.styles import STYLES
-from editjax.tune import TuneSettings
-from editjax.tune_quality import refuse_stranger
+from editjax.warm_start import begin_from
 
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
 """Settings without a say in the result: a run may go on with others."""
@@ -68,54 +47,8 @@ MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threa
 ORIGINS = ("shards", "start_from", "frozen_model")
 """What a run learns from, is begun from, and learns with: it goes on with those alone."""
 
-NO_SHAPE = ("dtype", "attention", "match_reach", "dropout")
-"""Settings of a model that its parameters do not depend on."""
-
-GROWN = ("stem_width", "kinds")
-"""Parts that change no edit while they are fresh: a model without one may grow it."""
-
-SHARED_S = (
-    60.0  # until what one host wrote is seen by the others: NFS remembers for so long that it was not there
-)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run's result, except the shards. `optim.steps` is its length.
-
-    `ema_decay` averages the parameters for validation and export (0: use them as they are). After
-    `max_skipped` updates in a row without a finite loss and gradient the run stops.
-    """
-
-    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings = field(
-        default_factory=PointerSettings
-    )
-    loss: (
-        LossSettings
-        | ScorerLossSettings
-        | ReconstructLossSettings
-        | PolicyLossSettings
-        | PolicyPpoSettings
-        | TuneSettings
-    ) = field(default_factory=LossSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
-    mesh: MeshSettings = field(default_factory=MeshSettings)
-    seed: int = 0
-    ema_decay: float = 0.0
-    max_skipped: int = 10
-    validate_every: int = 500
-    checkpoint_every: int = 100
-    keep_every: int = 0
-
-
-class TrainState(NamedTuple):
-    step: jax.Array  # batches consumed
-    params: Any
-    opt_state: Any
-    ema_params: Any  # None without ema_decay
-    skipped: jax.Array  # updates refused since the last good one
-    total_skipped: jax.Array
+SHARED_S = 60.0
+"""Until what one host wrote is seen by the others: NFS remembers for so long that it was not there."""
 
 
 class Batches(Protocol):
@@ -128,96 +61,6 @@ class Batches(Protocol):
 
 Validate = Callable[[Any], dict[str, float]]  # params → figures; the highest "score" is the best checkpoint
 Scores = dict[str, float | None]  # figures as they are saved: None where one was not finite
-
-
-def init_state(config: TrainConfig, family: Family, key: jax.Array, params: Any = None) -> TrainState:
-    """The state before the first step; fresh parameters unless some are given."""
-    params = family.init(config.model, key) if params is None else params
-    zero = jnp.zeros((), jnp.int32)
-    opt_state = make_optimizer(config.optim).init(params)
-    return TrainState(zero, params, opt_state, params if config.ema_decay else None, zero, zero)
-
-
-def update(
-    state: TrainState,
-    batch: Any,
-    key: jax.Array,
-    frozen_params: Any = None,
-    *,
-    config: TrainConfig,
-    family: Family,
-    frozen_settings: Any = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step, of one batch. What is not finite leaves everything but the counters as it was.
-
-    What is frozen is the model that the family's way of learning needs besides (`Family.frozen`).
-    """
-    key = jax.random.fold_in(key, state.step)
-    learner = Learner(state.step - state.total_skipped, state.params, state.opt_state)
-    if family.learn is None:
-        (_, params, opt_state), metrics = _descend(learner, batch, key, config, family)
-    else:
-        (_, params, opt_state), metrics = family.learn(
-            learner, batch, key, config, Frozen(frozen_settings, frozen_params)
-        )
-    ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    ema_params = _average(state, params, config.ema_decay) if config.ema_decay else None
-    learned = keep_if(ok, (params, opt_state, ema_params), (state.params, state.opt_state, state.ema_params))
-    bad = (~ok).astype(jnp.int32)
-    params, opt_state, ema_params = learned
-    skipped, total = bad * (state.skipped + 1), state.total_skipped + bad
-    new = TrainState(state.step + 1, params, opt_state, ema_params, skipped, total)
-    return new, {
-        "learning_rate": make_schedule(config.optim)(state.step - state.total_skipped),
-        **metrics,
-        "skipped": new.skipped,
-        "total_skipped": new.total_skipped,
-    }
-
-
-def compiled_update(
-    config: TrainConfig, family: Family, layout: Any, frozen_settings: Any = None
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """`update` as the one program of a run, its state laid out as `layout` and given up for the new one."""
-    step_of = functools.partial(update, config=config, family=family, frozen_settings=frozen_settings)
-    return jax.jit(step_of, donate_argnums=0, out_shardings=(layout, None))
-
-
-def _descend(
-    learner: Learner, batch: Any, key: jax.Array, config: TrainConfig, family: Family
-) -> tuple[Learner, dict[str, jax.Array]]:
-    """One step against the gradient of the family's loss."""
-    count, params, opt_state = learner
-    loss_of = functools.partial(family.loss, settings=config.model, weights=config.loss)
-    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-    (loss, metrics), gradient = _averaged(gradient_of, params, batch, key, config.optim.accumulate)
-    changes, opt_state = make_optimizer(config.optim).update(gradient, opt_state, params)
-    params = optax.apply_updates(params, changes)
-    if RUNNING in metrics:
-        params = {**params, RUNNING: metrics.pop(RUNNING)}
-    figures = {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    return Learner(count + 1, params, opt_state), figures
-
-
-def _averaged(function: Callable, params: Any, batch: Any, key: jax.Array, parts: int) -> Any:
-    """`function` of parameters, a batch and a key, or the mean of what it gives for parts of the batch.
-
-    Every part takes examples from all over the batch, so that each device has its share of all of them.
-    """
-    if parts == 1:
-        return function(params, batch, key)
-    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(len(x) // parts, parts, *x.shape[1:]), 0, 1), batch)
-
-    def add(total: Any, part: tuple) -> tuple[Any, None]:
-        number, one = part
-        found = function(params, one, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
-
-    first = jax.tree.map(lambda x: x[0], split)
-    shapes = jax.eval_shape(function, params, first, key)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
-    total, _ = jax.lax.scan(add, nothing, (jnp.arange(parts), split))
-    return jax.tree.map(lambda x: x / parts, total)
 
 
 def train(
@@ -387,49 +230,6 @@ def _check_batches(config: TrainConfig) -> None:
             )
 
 
-def begin_from(model: str | Path, config: TrainConfig) -> tuple[Any, dict[str, str]]:
-    """A trained model's parameters, and how a run notes them; UsageError for another family or architecture.
-
-    Parts that it does not have and that change nothing at first are fresh. A label policy may begin from the
-    pointer network that it hears with: then all but the encoder is fresh.
-    """
-    bundle = load_bundle(model)
-    wanted: Any = config.model
-    hears = isinstance(wanted, PolicySettings) and isinstance(bundle.settings, PointerSettings)
-    if not hears and not isinstance(bundle.settings, type(wanted)):
-        own, other = family_of(wanted).name, bundle.config["family"]
-        raise UsageError(f"{model}: a model of the family {other!r}, but the config trains {own!r}")
-    name, settings = ("model.hears", wanted.hears) if hears else ("model", wanted)
-    theirs, ours = (_shapely(to_json(one), name) for one in (bundle.settings, settings))
-    grown = [name for name in ours if name.split(".")[-1] in GROWN and ours[name] and not theirs.get(name)]
-    for name in ours:
-        if name not in grown and theirs.get(name) != ours[name]:
-            raise UsageError(f"{model}: has {name} {theirs.get(name)}, but the config wants {ours[name]}")
-    refuse_misfit(bundle.path, bundle.settings, bundle.config["tensors"])
-    params = {RUNNING: {"encoder": bundle.params["encoder"]}} if hears else bundle.params
-    if hears or grown:
-        params = unflatten({**flatten(_fresh(config)), **flatten(params)})
-    if isinstance(config.loss, TuneSettings):
-        refuse_stranger(model, params, config.loss)
-    return params, {"start_from": str(model), "start_from_sha256": bundle.config["sha256"]}
-
-
-def _shapely(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings that parameters depend on, and those within them, by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= _shapely(value, f"{name}.{key}")
-        elif key not in NO_SHAPE:
-            found[f"{name}.{key}"] = value
-    return found
-
-
-def _fresh(config: TrainConfig) -> Any:
-    init = jax.jit(family_of(config.model).init, static_argnums=0)
-    return init(config.model, jax.random.key(config.seed))
-
-
 @contextlib.contextmanager
 def _locked(run_dir: Path, takeover: bool) -> Iterator[RunLock]:
     """The locks of all processes of the job, which must see the same folder."""
@@ -551,13 +351,6 @@ def _best_score(best: Checkpoints) -> float:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step > 0 and (step == last or (every > 0 and step % every == 0))
-
-
-def _average(state: TrainState, params: Any, decay: float) -> Any:
-    """Exponential average whose window grows with the run: the first parameters are soon forgotten."""
-    step = state.step.astype(jnp.float32)
-    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, b: a + share.astype(a.dtype) * (b - a), state.ema_params, params)
 
 
 def _make_folder(run_dir: Path) -> Path:

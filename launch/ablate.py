@@ -36,7 +36,9 @@ from editjax.models.pointer import PointerSettings
 from editjax.models.scales import MATCH_CHANNELS, TARGET_FEATURES
 from editjax.scoreboard import plain
 from editjax.shards import write_json
-from editjax.train import TrainConfig, begin_from, train
+from editjax.step import TrainConfig
+from editjax.train import train
+from editjax.warm_start import begin_from
 
 FIGURES = ("kept_iou", "structure_iou", "boundary_f1_half_second", "order_agreement", "length_error")
 STEP_NUMBERS, LENGTH_NUMBERS, HINT_NUMBERS, REPLAY_NUMBERS = 3, 4, 2, 2  # of `Decoder._inputs`, in its order

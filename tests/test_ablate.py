@@ -31,7 +31,7 @@ from editjax.models.stems import Stems
 from editjax.models.style import Asked
 from editjax.optim import OptimSettings
 from editjax.records import Edit, Recording, encode
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 SMALL = PointerSettings(
     n_mels=32,

@@ -16,8 +16,9 @@ from editjax.attention import Window
 from editjax.edits import PAD, STOP
 from editjax.family import family_of
 from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.models.layers import WindowAttention
 from editjax.models.rows import take
-from editjax.train import TrainConfig, compiled_update, init_state
+from editjax.step import TrainConfig, compiled_update, init_state
 
 FRAMES = 128
 CASES = {
@@ -108,6 +109,28 @@ def test_rows_are_read_whichever_device_holds_them(mesh, dtype):
             for b, n in np.argwhere(inside):
                 wanted[b, index_BN[b, n]] += d_rows[b, n]
             np.testing.assert_allclose(d_x, wanted, atol=1e-5)
+
+
+def test_attention_over_split_heads_moves_sums_and_weights():
+    """Each device projects for its own heads; of examples nothing but the sums of their products moves."""
+    layer = WindowAttention(width=64, heads=4, window=Window(8, 8))
+    x, frames = jax.ShapeDtypeStruct((4, 512, 64), np.float32), jax.ShapeDtypeStruct((4,), np.int32)
+    params = {"window": jax.eval_shape(layer.init, jax.random.key(0), x, frames)["params"]}
+
+    def loss(params, x, frames):
+        return (layer.apply({"params": params["window"]}, x, frames) ** 2).sum()
+
+    found = []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(MeshSettings(tensor=4))):
+        shardings = state_shardings(params, mesh, family_of(TINY).rules)
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(shardings, NamedSharding(mesh, P())))
+            found.append(step.lower(params, x, frames).compile())
+    whole, split = found
+    assert split.cost_analysis()["flops"] < 0.3 * whole.cost_analysis()["flops"]
+    moved = traffic(split)
+    assert moved.pop("all-reduce") <= math.prod(x.shape)
+    assert all(size <= 3 * 64 * 64 for size in moved.values()), moved
 
 
 def eight_examples():

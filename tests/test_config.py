@@ -19,7 +19,7 @@ from editjax.errors import DataError, NoInputError, UsageError
 from editjax.family import family_of
 from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.models.reconstruct import ReconstructSettings
-from editjax.train import TrainConfig, init_state, update
+from editjax.step import TrainConfig, init_state, update
 from editjax.tune import TuneSettings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))

@@ -24,7 +24,7 @@ from editjax.export import export_run, load_bundle
 from editjax.family import family_of
 from editjax.mel import MelSettings
 from editjax.models.pointer import PointerSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 SETTINGS = PointerSettings(
     n_mels=64, width=16, heads=1, landmark_layers=1, frame_width=16, frames_per_beat=4, frames_per_bar=16

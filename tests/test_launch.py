@@ -313,7 +313,7 @@ CONFIG = """
 from editjax.data import DataSettings
 from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 def config():
     return TrainConfig(

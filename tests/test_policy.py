@@ -40,7 +40,9 @@ from editjax.policy_loss import (
 )
 from editjax.ppo import Frozen, PpoSettings
 from editjax.reward import SHARES, TIMES_HEARD, RewardSettings, expected
-from editjax.train import TrainConfig, begin_from, init_state, train, update
+from editjax.step import TrainConfig, init_state, update
+from editjax.train import train
+from editjax.warm_start import begin_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PPO = PpoSettings(discount=0.9, trace=0.9, clip_value=False, entropy=0.0, final_entropy=0.0, minibatches=2)

@@ -29,18 +29,9 @@ from editjax.journal import read_journal
 from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings, make_mesh, place_batch
 from editjax.models.style import Asked
-from editjax.train import (
-    TrainConfig,
-    TrainState,
-    _check_batches,
-    _locked,
-    begin_from,
-    compiled_update,
-    init_state,
-    train,
-    train_command,
-    update,
-)
+from editjax.step import TrainConfig, TrainState, compiled_update, init_state, update
+from editjax.train import _check_batches, _locked, train, train_command
+from editjax.warm_start import begin_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 advance = jax.jit(update, static_argnames=("config", "family"))

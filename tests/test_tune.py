@@ -24,7 +24,8 @@ from editjax.mel import MelSettings
 from editjax.models.autoencoder import ScorerSettings
 from editjax.network import load_model
 from editjax.optim import OptimSettings
-from editjax.train import TrainConfig, init_state, train, update
+from editjax.step import TrainConfig, init_state, update
+from editjax.train import train
 from editjax.tune import Seen, TuneSettings, say, values_of_others
 from editjax.tune_quality import ALLOWED_LOSS, beside_reference, refuse_stranger
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from editjax.family import Family
 from editjax.optim import OptimSettings
-from editjax.train import TrainConfig, TrainState, train
+from editjax.step import TrainConfig, TrainState
+from editjax.train import train
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,29 @@ class Mlp(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, name="down")(nn.gelu(h))
 
 
+class Heads(nn.Module):
+    """`nn.Dense`, parameters and values, to `parts` of so many heads of a width: (B, T, heads, head) each.
+
+    The product is by heads, which a mesh can split; of the parts side by side a piece would be no heads.
+    """
+
+    parts: int
+    heads: int
+    head: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        shape = self.parts, self.heads, self.head
+        outputs = self.parts * self.heads * self.head
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x_BTD.shape[-1], outputs))
+        bias = self.param("bias", nn.initializers.zeros, (outputs,))
+        x_BTD, kernel, bias = nn.dtypes.promote_dtype(x_BTD, kernel, bias, dtype=self.dtype)
+        bias_11PHK = bias.reshape(1, 1, *shape)
+        out_BTPHK = jnp.einsum("btd,dphk->btphk", x_BTD, kernel.reshape(-1, *shape)) + bias_11PHK
+        return tuple(out_BTPHK[:, :, part] for part in range(self.parts))
+
+
 class WindowAttention(nn.Module):
     """Residual branch: attention to a window of frames and to global tokens, rotary positions for both."""
 
@@ -185,20 +208,14 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, frames_B, globals_BGD=None, global_position_BG=None, global_valid_BG=None):
-        def split(x):
-            return x.reshape(*x.shape[:2], self.heads, self.width // self.heads)
-
-        h = Norm(self.dtype, name="norm")(x_BTD)
-        q, k, v = (
-            split(a) for a in jnp.split(nn.Dense(3 * self.width, dtype=self.dtype, name="qkv")(h), 3, -1)
-        )
+        shape = self.heads, self.width // self.heads
+        q, k, v = Heads(3, *shape, self.dtype, name="qkv")(Norm(self.dtype, name="norm")(x_BTD))
         position_1T = jnp.arange(x_BTD.shape[1])[None, :]
         q, k = rotary(q, position_1T), rotary(k, position_1T)
         tokens = None
         if globals_BGD is not None:
             g = Norm(self.dtype, name="global_norm")(globals_BGD)
-            g = nn.Dense(2 * self.width, dtype=self.dtype, name="global_kv")(g)
-            global_k, global_v = (split(a) for a in jnp.split(g, 2, -1))
+            global_k, global_v = Heads(2, *shape, self.dtype, name="global_kv")(g)
             tokens = Tokens(rotary(global_k, global_position_BG), global_v, global_valid_BG)
         out = attend(q, k, v, Mask(self.window, frames_B), tokens, kind=self.kind)
         return nn.Dense(self.width, dtype=self.dtype, name="out")(out.reshape(x_BTD.shape))

@@ -122,14 +122,26 @@ def find_matches(u_BMG, steps_B, count: int) -> Matches:
 
 def _search(u_BMG, steps_B, count: int, parts: int) -> Matches:
     """The matches of this device's part of the steps, one of so many."""
-    n_own = u_BMG.shape[1] // parts
+    n_steps, n_own = u_BMG.shape[1], u_BMG.shape[1] // parts
     first = jax.lax.axis_index(TIME) * n_own if parts > 1 else 0
-    found = [_find(u, n, count, first, n_own) for u, n in zip(u_BMG, steps_B, strict=True)]
-    return Matches(*(jnp.stack(parts) for parts in zip(*found, strict=True)))
+    found = jax.lax.map(lambda one: _find(*one, count, first, n_own), (u_BMG, steps_B))
+    score_BMK, place_BMK = (jnp.repeat(a, STRIDE, axis=1)[:, :n_own] for a in found)
+    step_1M1, steps_B11 = first + jnp.arange(n_own)[None, :, None], steps_B[:, None, None]
+    place_BMK = place_BMK + step_1M1 % STRIDE  # along the diagonal
+    valid_BMK = (score_BMK > NOT_A_MATCH) & (step_1M1 < steps_B11) & (place_BMK < steps_B11)
+    u_own = jax.lax.dynamic_slice_in_dim(u_BMG, first, n_own, axis=1)
+    there = jax.vmap(lambda u_MG, at_MK: u_MG[at_MK])(u_BMG, jnp.minimum(place_BMK, n_steps - 1))
+    here_BMK = jnp.einsum("bmg,bmkg->bmk", u_own, there)
+    return Matches(
+        jnp.where(valid_BMK, place_BMK, 0),
+        jnp.where(valid_BMK, score_BMK, 0.0),
+        jnp.where(valid_BMK, here_BMK, 0.0),
+        valid_BMK,
+    )
 
 
-def _find(u_MG, n_valid, count: int, first, n_own: int) -> Matches:
-    """The matches of the steps from `first` on, `n_own` of them, in one recording."""
+def _find(u_MG, n_valid, count: int, first, n_own: int):
+    """Scores and places of the best cells of every `STRIDE`-th step from `first` on, in one recording."""
     n_steps = u_MG.shape[0]
     half, n_rows = DIAGONAL_STEPS // 2, -(-n_own // STRIDE)
     n_cells = -(-n_steps // CELL_STEPS)
@@ -159,20 +171,7 @@ def _find(u_MG, n_valid, count: int, first, n_own: int) -> Matches:
 
     nothing = jnp.full((n_blocks * rows, 2 * count), NOT_A_MATCH)
     blocks = jnp.clip(-(-(n_valid - first) // (rows * STRIDE)), 0, n_blocks)  # the padding costs nothing
-    found = jax.lax.fori_loop(0, blocks, one_block, (nothing, jnp.zeros(nothing.shape, jnp.int32)))
-    score_MK, place_MK = (jnp.repeat(a, STRIDE, axis=0)[:n_own] for a in found)
-    step_M1 = first + jnp.arange(n_own)[:, None]
-    place_MK = place_MK + step_M1 % STRIDE  # along the diagonal
-    valid_MK = (score_MK > NOT_A_MATCH) & (step_M1 < n_valid) & (place_MK < n_valid)
-    u_own = jax.lax.dynamic_slice_in_dim(u_MG, first, n_own)
-    here_MK = jnp.einsum("mg,mkg->mk", u_own, u_MG[jnp.minimum(place_MK, n_steps - 1)])
-    zero = jnp.zeros(())
-    return Matches(
-        jnp.where(valid_MK, place_MK, 0),
-        jnp.where(valid_MK, score_MK, zero),
-        jnp.where(valid_MK, here_MK, zero),
-        valid_MK,
-    )
+    return jax.lax.fori_loop(0, blocks, one_block, (nothing, jnp.zeros(nothing.shape, jnp.int32)))
 
 
 def _diagonal_mean(similarity_RM):

@@ -18,7 +18,7 @@ from editjax.attention import KINDS, Mask, Window, attend
 from editjax.config import refuse_sizes
 from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.hints import Hints, hints_of
-from editjax.models.layers import Mlp, Norm, in_chunks, rotary, turned, turns
+from editjax.models.layers import Heads, Mlp, Norm, in_chunks, rotary, turned, turns
 from editjax.models.match import STEP_FRAMES
 from editjax.models.rows import pick, take, time_parts
 from editjax.models.scales import bar_globals
@@ -283,7 +283,8 @@ class SelfAttention(nn.Module):
     def setup(self):
         dtype = jnp.dtype(self.settings.dtype)
         self.norm = Norm(dtype, name="norm")
-        self.qkv = nn.Dense(3 * self.settings.width, dtype=dtype, name="qkv")
+        heads = self.settings.heads
+        self.qkv = Heads(3, heads, self.settings.width // heads, dtype, name="qkv")
         self.out = nn.Dense(self.settings.width, dtype=dtype, name="out")
 
     def __call__(self, x_BND, index_BN, steps_B):
@@ -310,8 +311,7 @@ class SelfAttention(nn.Module):
         return self.out(jnp.swapaxes(out_BHNK, 1, 2).reshape(x_BND.shape)), longer_BGLK
 
     def _project(self, x_BND, index_turns):
-        qkv = self.qkv(self.norm(x_BND))
-        q, k, v = (a.reshape(*a.shape[:-1], self.settings.heads, -1) for a in jnp.split(qkv, 3, -1))
+        q, k, v = self.qkv(self.norm(x_BND))
         return turned(q, index_turns), turned(k, index_turns), v
 
 

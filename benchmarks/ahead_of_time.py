@@ -1,0 +1,258 @@
+"""What training and decoding of the base model take on TPUs that are not here, from their compiler alone.
+
+The train step of `configs/pointer_base.py` for its longest bucket, an example or a part of one on every chip,
+and the decoder are compiled ahead of time with `libtpu` (`pip install libtpu`; Google's licence, so no
+dependency of anything here), each in a process of its own that is ended after half an hour. GB are what one
+chip holds at most of its memory: arguments, results, and what the program needs between; MB are what one chip
+receives a step, by the collective; `activations gathered` are the megabytes of the largest all-gather that is
+no parameter's. TFLOP are model FLOPs a chip (`editjax/flops.py`), which XLA's own count is not. The same step
+and decoder are lowered for NVIDIA GPUs, which needs no more than JAX: `kernels` are those of `mosaic`.
+
+Nothing here says how fast anything is.
+"""
+
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from report import finish, installed, options
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+LIMIT_S = 1800
+EXAMPLES_A_CHIP = 1
+H100 = "NVIDIA H100 80GB HBM3"
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+KINDS = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"
+COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+class Case(NamedTuple):
+    """A program for devices that are not here: `topology` as libtpu names it, or `gpu` and how many."""
+
+    topology: str
+    program: str
+    config: str = "pointer_base"
+    overrides: tuple[str, ...] = ()
+    bucket: int = -1
+
+
+def on(topology: str, program: str, **mesh: int) -> Case:
+    chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
+    examples = chips // mesh.get("seq", 1) // mesh.get("tensor", 1)
+    settings = {"--data.batch-multiple": examples, **{f"--mesh.{axis}": n for axis, n in mesh.items()}}
+    return Case(topology, program, overrides=tuple(f"{name}={value}" for name, value in settings.items()))
+
+
+STEP, DECODER = "train step", "decoder"
+CASES = (
+    on("v5e:2x2", STEP),
+    on("v5e:16x16", STEP, fsdp=8),
+    on("v5e:16x16", STEP, fsdp=4, tensor=2),
+    on("v5e:16x16", STEP, fsdp=8, seq=4),
+    on("v6e:16x16", STEP, fsdp=8),
+    on("v5e:2x2", DECODER),
+    on("v5e:16x16", DECODER),
+    on("v6e:16x16", DECODER),
+    on("gpu:8", STEP),
+    on("gpu:8", DECODER),
+)
+QUICK = (on("gpu:2", STEP)._replace(config="pointer_tiny", bucket=0),)
+
+
+def main() -> None:
+    """Compile each case in a process of its own; end with an error where one fails or gathers time."""
+    chosen = options(__doc__, alone="compile the one case that is given as JSON on standard input")
+    if chosen.alone:
+        print(json.dumps(compiled(Case(*json.load(sys.stdin)))))
+        return
+    tpus = not chosen.quick and installed("libtpu")
+    cases = QUICK if chosen.quick else [case for case in CASES if tpus or case.topology.startswith("gpu")]
+    rows = [row_of(case) for case in cases]
+    finish("ahead_of_time", rows, {}, ("jax", *(["libtpu"] if tpus else [])), chosen.out)
+    if any("problem" in row for row in rows):
+        sys.exit("not every program was compiled as it should be")
+
+
+def row_of(case: Case) -> dict[str, Any]:
+    """The figures of a case, or why there are none."""
+    about = {"for": case.topology, "program": case.program, "config": case.config}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    command = [sys.executable, __file__, "--alone"]
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(case), env=environment, capture_output=True, text=True, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return {**about, "problem": f"not compiled within {LIMIT_S} s"}
+    if done.returncode:
+        return {**about, "problem": done.stderr.strip().splitlines()[-1][:300]}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**about, **found, "compile s": round(time.perf_counter() - began)}
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    """What the compiler says of a case."""
+    import jax
+
+    from editjax.config import load_config, override
+    from editjax.mesh import make_mesh
+
+    config = override(load_config(CONFIGS / f"{case.config}.py"), case.overrides)
+    name, chips = case.topology.split(":")
+    mesh = (
+        cuda_mesh(int(chips), config.mesh) if name == "gpu" else make_mesh(config.mesh, tpus(case.topology))
+    )
+    bucket = config.data.buckets[case.bucket]
+    make = train_step if case.program == STEP else decoder
+    with jax.set_mesh(mesh) if name != "gpu" else jax.sharding.use_abstract_mesh(mesh):
+        traced, params = make(config, mesh, bucket)
+        about = {
+            "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1),
+            "frames": bucket[0],
+            "steps": bucket[1],
+            "batch": config.data.batch_size(bucket[0]),
+        }
+        if name == "gpu":
+            text = traced.lower(lowering_platforms=("cuda",)).as_text()
+            return {**about, "attention": config.model.attention, "kernels": text.count("mosaic_gpu")}
+        program = traced.lower().compile()
+    return {**about, **figures(program, traced, params, mesh.size)}
+
+
+def tpus(topology: str) -> Any:
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def cuda_mesh(count: int, settings: Any) -> Any:
+    """As many H100s along `fsdp`, of which nothing but the kind is known."""
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+    from editjax.mesh import AXES
+
+    one = AbstractDevice(device_kind=H100, num_cores=132, platform="gpu")
+    return AbstractMesh((1, count, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=one)
+
+
+def laid(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their layouts."""
+    import jax
+
+    return jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes, shardings
+    )
+
+
+def train_step(config: Any, mesh: Any, bucket: tuple[int, int]) -> tuple[Any, Any]:
+    """The run's own step, traced for a batch of this bucket, and its parameters' shapes."""
+    import jax
+    from jax.sharding import NamedSharding
+
+    from editjax.family import family_of
+    from editjax.mesh import REPLICATED, batch_shardings, state_shardings
+    from editjax.step import compiled_update, init_state
+
+    family, key = family_of(config.model, config.loss), jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(init_state, config, family), key)
+    layout = state_shardings(state, mesh, family.rules)
+    batch = batch_of(config, bucket)
+    arguments = (
+        laid(state, layout),
+        laid(batch, batch_shardings(batch, mesh)),
+        laid(key, NamedSharding(mesh, REPLICATED)),
+    )
+    return compiled_update(config, family, layout).trace(*arguments), state.params
+
+
+def batch_of(config: Any, bucket: tuple[int, int]) -> Any:
+    """The shapes of a batch of this bucket."""
+    import jax
+    import numpy as np
+
+    from editjax.data import Slot, empty_batch
+    from editjax.mel import MelSettings
+
+    one = empty_batch(1, Slot(*bucket, np.arange(1)), 0, config.data.edited, MelSettings())
+    size = config.data.batch_size(bucket[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
+
+
+def decoder(config: Any, mesh: Any, bucket: tuple[int, int]) -> tuple[Any, Any]:
+    """Encoding and greedy decoding of a batch of this bucket, traced, and the parameters' shapes."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+
+    from editjax.decode import decode, encode
+    from editjax.mesh import REPLICATED, batch_shardings
+    from editjax.models import pointer
+    from editjax.models.style import Asked
+
+    settings, (_, n_steps) = config.model, bucket
+
+    def edit(params: Any, mel_BTF: Any, frames_B: Any, phase_BT3: Any, target_B: Any, key: Any) -> Any:
+        asked = Asked(target_B, jnp.zeros((len(mel_BTF), settings.style_width)))
+        _, keys = encode(settings, params, mel_BTF, frames_B, phase_BT3, asked)
+        return decode(settings, params, keys, target_B, n_steps, 0.0, key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(functools.partial(pointer.init, settings), key)
+    whole, batch = NamedSharding(mesh, REPLICATED), batch_of(config, bucket)
+    batch = laid(batch, batch_shardings(batch, mesh))
+    inputs = batch.mel_BTF, batch.frames_B, batch.phase_BT3, batch.target_B
+    copied = jax.tree.map(lambda _: whole, params)
+    return jax.jit(edit).trace(laid(params, copied), *inputs, laid(key, whole)), params
+
+
+def figures(program: Any, traced: Any, params: Any, devices: int) -> dict[str, Any]:
+    """Memory, traffic and work of a compiled program, of one device."""
+    import jax
+
+    from editjax.flops import model_flops
+
+    memory, flops = program.memory_analysis(), model_flops(traced.jaxpr.jaxpr)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    known = {dims(leaf.shape) for leaf in jax.tree.leaves(params)}
+    moved, gathered = traffic(program.as_text(), known)
+    return {
+        "arguments and results GB": held / 1e9,
+        "GB": (held + memory.temp_size_in_bytes) / 1e9,
+        **{f"{kind} MB": moved.get(kind, 0) / 1e6 for kind in KINDS},
+        "activations gathered MB": gathered / 1e6,
+        "TFLOP": None if flops is None else flops / devices / 1e12,
+    }
+
+
+def traffic(text: str, parameters: set[tuple[int, ...]]) -> tuple[dict[str, int], int]:
+    """Bytes that collectives of each kind yield, and those of the largest all-gather of no parameter."""
+    moved: dict[str, int] = {}
+    gathered = 0
+    for results, kind in COLLECTIVE.findall(text):
+        for dtype, shape in ARRAY.findall(results):
+            sizes = tuple(int(n) for n in shape.split(",") if n)
+            size = BYTES[dtype] * math.prod(sizes)
+            moved[kind] = moved.get(kind, 0) + size
+            if kind == "all-gather" and not any(
+                dims(sizes) == one[-len(dims(sizes)) :] for one in parameters
+            ):
+                gathered = max(gathered, size)
+    return moved, gathered
+
+
+def dims(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the axes of one."""
+    return tuple(n for n in shape if n > 1)
+
+
+if __name__ == "__main__":
+    main()
