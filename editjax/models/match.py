@@ -124,7 +124,7 @@ def _search(u_BMG, steps_B, count: int, parts: int) -> Matches:
     """The matches of this device's part of the steps, one of so many."""
     n_steps, n_own = u_BMG.shape[1], u_BMG.shape[1] // parts
     first = jax.lax.axis_index(TIME) * n_own if parts > 1 else 0
-    found = jax.lax.map(lambda one: _find(*one, count, first, n_own), (u_BMG, steps_B))
+    found = jax.lax.map(lambda one: _find(one[0], one[1], count, first, n_own), (u_BMG, steps_B))
     score_BMK, place_BMK = (jnp.repeat(a, STRIDE, axis=1)[:, :n_own] for a in found)
     step_1M1, steps_B11 = first + jnp.arange(n_own)[None, :, None], steps_B[:, None, None]
     place_BMK = place_BMK + step_1M1 % STRIDE  # along the diagonal
