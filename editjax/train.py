@@ -35,6 +35,7 @@ from editjax.journal import Journal, Rows
 from editjax.lock import RunLock, read_record
 from editjax.mesh import REPLICATED, make_mesh, place_batch, share_of_examples, state_shardings
 from editjax.models.match import STEP_FRAMES
+from editjax.models.pointer import PointerSettings
 from editjax.ppo import Frozen
 from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.step import TrainConfig, TrainState, compiled_update, init_state
@@ -217,6 +218,8 @@ def _check_batches(config: TrainConfig) -> None:
     if each > devices and family_of(config.model, config.loss).learn:
         raise UsageError("optim.accumulate: this family makes minibatches of its own; leave it at 1")
     for frames, steps in config.data.buckets:
+        if parts > 1:
+            _check_windows(config.model, frames // parts, steps // parts)
         if parts > 1 and (frames % (2 * STEP_FRAMES * parts) or steps % parts):
             raise UsageError(
                 f"a bucket of {frames} frames and {steps} steps does not split over {parts} devices: change "
@@ -228,6 +231,23 @@ def _check_batches(config: TrainConfig) -> None:
                 f"batches of {size} with {frames} frames do not divide over {devices} devices{of}: "
                 f"add --data.batch-multiple {each}"
             )
+
+
+def _check_windows(model: Any, frames: int, steps: int) -> None:
+    """Refuses attention that reaches further than a neighbour, from a part of so many frames and steps.
+
+    It would be right, but every device would hold the whole.
+    """
+    if not isinstance(model, PointerSettings):
+        return
+    if model.attention == "cudnn":
+        raise UsageError("attention cudnn cannot be split over time: use another, or --mesh.seq 1")
+    wide = max(model.landmark_window * model.landmark_frames, model.frame_window)
+    if wide > frames or model.decoder_window > steps:
+        raise UsageError(
+            f"windows of {wide} frames and {model.decoder_window} steps reach further than a device's part, "
+            f"{frames} frames and {steps} steps: use a smaller --mesh.seq or larger --data.buckets"
+        )
 
 
 @contextlib.contextmanager
