@@ -6,7 +6,7 @@ renamed and deleted after that. So a process killed at any moment leaves the las
 and what the medium changes later is found: nothing is read before all files of a checkpoint were verified.
 
 Of several processes each writes its part; the first does all else (it seals, hashes, renames, deletes) and
-tells the others. What one cannot do fails at all of them, and all go back to the same step.
+tells the others. What one cannot do ends all of them, and all go back to the same step.
 """
 
 import contextlib
@@ -126,7 +126,9 @@ class Checkpoints:
             to_disk(self.folder)
 
         cluster.together(self._guard)
-        cluster.together(lambda: self._attempt(write, step))
+        # An error here is not told to the others: they may be in Orbax, waiting for this process, and cannot
+        # listen. It ends, and by that they know.
+        self._attempt(write, step)
         cluster.from_first(lambda: self._attempt(put_in_place, step))
         cluster.from_first(self._replace_old)
         self._verified.add(step)

@@ -172,6 +172,16 @@ def test_what_one_process_cannot_read_is_said_by_it_and_the_other_ends_too(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_at_one_process_ends_both_and_the_same_command_goes_on(tmp_path, whole, rank):
+    with Job(tmp_path, EDITJAX_TEST_FULL=str(rank)) as job:
+        codes, _, errs = job.ended()
+    assert codes[rank] == 74 and codes[1 - rank] in (74, 75), errs
+    assert "too large" in errs[rank].splitlines()[-1], errs
+    assert finish(tmp_path) == whole[1]
+
+
+@pytest.mark.slow
 def test_batches_that_are_not_finite_are_skipped_by_both_and_named_whole(tmp_path):
     one, two = (finish(tmp_path / str(count), count, EDITJAX_TEST_POISON="5") for count in (1, 2))
     assert one == two

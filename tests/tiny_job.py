@@ -1,10 +1,11 @@
 """One process of a job that trains the stand-in family: `tiny_job.py RUN HANG_AFTER_S JOIN_WITHIN_S PAUSE_S`.
 
 At the step that EDITJAX_TEST_POISON names the batches hold NaN; EDITJAX_TEST_UNREADABLE is where the second
-process cannot read its batch.
+process cannot read its batch; at step 10 of the rank EDITJAX_TEST_FULL no file may grow beyond 600 bytes.
 """
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def train() -> int:
                 os.environ.get("EDITJAX_TEST_UNREADABLE", -1)
             ):
                 raise DataError("shards/0: damaged")
+            if self.position == 10 and os.environ.get("EDITJAX_TEST_FULL") == str(jax.process_index()):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
             return super().__next__()
 
     first = int(os.environ.get("EDITJAX_TEST_POISON", -1))
