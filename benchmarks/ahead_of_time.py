@@ -2,11 +2,11 @@
 
 The train step of `configs/pointer_base.py` for its longest bucket, an example or a part of one on every chip,
 and the decoder are compiled ahead of time with `libtpu` (`pip install libtpu`; Google's licence, so no
-dependency of anything here), each in a process of its own that is ended after half an hour. GB are what one
-chip holds at most of its memory: arguments, results, and what the program needs between; MB are what one chip
-receives a step, by the collective; `activations gathered` are the megabytes of the largest all-gather that is
-no parameter's. TFLOP are model FLOPs a chip (`editjax/flops.py`), which XLA's own count is not. The same step
-and decoder are lowered for NVIDIA GPUs, which needs no more than JAX: `kernels` are those of `mosaic`.
+dependency of anything here), each in a process of its own that is ended after an hour. GB are what one chip
+holds at most of its memory: arguments, results, and what the program needs between; MB are what collectives
+of each kind yield on a chip, those within a loop once; `activations gathered` are the largest all-gather that
+is no parameter's. TFLOP are model FLOPs a chip (`editjax/flops.py`), which XLA's own count is not. The same
+step and decoder are lowered for NVIDIA GPUs, which needs no more than JAX: `kernels` are those of `mosaic`.
 
 Nothing here says how fast anything is.
 """
@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 from report import finish, installed, options
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-LIMIT_S, AT_ONCE = 1800, 2
+LIMIT_S, AT_ONCE = 3600, 2
 H100 = "NVIDIA H100 80GB HBM3"
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 KINDS = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"
-COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+ARRAY = re.compile(r"(\w+)\[([\d,]+)\]")  # scalars are no matter
 
 
 class Case(NamedTuple):
@@ -44,12 +44,13 @@ class Case(NamedTuple):
     bucket: int = -1
 
 
-def on(topology: str, program: str, **mesh: int) -> Case:
+def on(topology: str, program: str, *overrides: str, **mesh: int) -> Case:
     """A case with an example, or a part of one, on every chip."""
     chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
     examples = chips // mesh.get("seq", 1) // mesh.get("tensor", 1)
     settings = {"--data.batch-multiple": examples, **{f"--mesh.{axis}": n for axis, n in mesh.items()}}
-    return Case(topology, program, overrides=tuple(f"{name}={value}" for name, value in settings.items()))
+    asked = tuple(f"{name}={value}" for name, value in settings.items())
+    return Case(topology, program, overrides=(*asked, *overrides))
 
 
 STEP, DECODER = "train step", "decoder"
@@ -60,11 +61,11 @@ CASES = (
     on("v6e:16x16", DECODER),
     on("v5e:16x16", STEP, fsdp=8, seq=4),
     on("v5e:2x2", STEP, fsdp=4),
-    on("gpu:8", STEP),
-    on("gpu:8", STEP)._replace(overrides=("--model.attention=mosaic",)),
+    on("gpu:8", STEP, fsdp=8),
+    on("gpu:8", STEP, "--model.attention=mosaic", fsdp=8),
     on("gpu:8", DECODER),
 )
-QUICK = (on("gpu:2", STEP)._replace(config="pointer_tiny", bucket=0),)
+QUICK = (on("gpu:2", STEP, fsdp=2)._replace(config="pointer_tiny", bucket=0),)
 
 
 def main() -> None:
@@ -96,7 +97,8 @@ def row_of(case: Case) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {**about, "problem": f"not compiled within {LIMIT_S} s"}
     if done.returncode:
-        return {**about, "problem": done.stderr.strip().splitlines()[-1][:300]}
+        said = done.stderr.strip().splitlines() or [""]
+        return {**about, "problem": f"ended with {done.returncode}: {said[-1][:280]}"}
     row = {**about, **json.loads(done.stdout.splitlines()[-1])}
     if row.get("activations gathered MB") and "seq" not in row["mesh"]:
         row["problem"] = "gathers activations"
@@ -114,7 +116,7 @@ def compiled(case: Case) -> dict[str, Any]:
     config = override(load_config(CONFIGS / f"{case.config}.py"), case.overrides)
     kind, count = case.topology.split(":")
     gpus = kind == "gpu"
-    mesh = h100s(int(count)) if gpus else make_mesh(config.mesh, tpus(case.topology))
+    mesh = h100s(int(count), config.mesh) if gpus else make_mesh(config.mesh, tpus(case.topology))
     bucket = config.data.buckets[case.bucket]
     about = {
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1),
@@ -138,14 +140,16 @@ def tpus(topology: str) -> Any:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
-def h100s(count: int) -> Any:
-    """As many H100s along `fsdp`, of which nothing but the kind is known."""
+def h100s(count: int, settings: Any) -> Any:
+    """As many H100s, of which nothing but the kind is known."""
     from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
     from editjax.mesh import AXES
 
     one = AbstractDevice(device_kind=H100, num_cores=132, platform="gpu")
-    return AbstractMesh((1, count, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=one)
+    others = settings.fsdp, settings.tensor, settings.seq
+    sizes = count // math.prod(others), *others
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=one)
 
 
 def laid(shapes: Any, shardings: Any) -> Any:
@@ -226,7 +230,7 @@ def figures(program: Any, traced: Any, params: Any, devices: int) -> dict[str, A
 
     memory, flops = program.memory_analysis(), model_flops(traced.jaxpr.jaxpr)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    known = {dims(leaf.shape) for leaf in jax.tree.leaves(params)}
+    known = {math.prod(leaf.shape[n:]) for leaf in jax.tree.leaves(params) for n in (0, 1)}
     moved, gathered = traffic(program.as_text(), known)
     return {
         "arguments and results GB": held / 1e9,
@@ -237,25 +241,23 @@ def figures(program: Any, traced: Any, params: Any, devices: int) -> dict[str, A
     }
 
 
-def traffic(text: str, parameters: set[tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Bytes that collectives of each kind yield, and those of the largest all-gather of no parameter."""
+def traffic(text: str, parameters: set[int]) -> tuple[dict[str, int], int]:
+    """Bytes that collectives of each kind yield, and those of the largest all-gather of no parameter.
+
+    `parameters` are the numbers of elements of each, and of its layers where it holds several.
+    """
     moved: dict[str, int] = {}
     gathered = 0
-    for results, kind in COLLECTIVE.findall(text):
-        for dtype, shape in ARRAY.findall(results):
-            sizes = tuple(int(n) for n in shape.split(",") if n)
-            size = BYTES[dtype] * math.prod(sizes)
+    for results, kind, started in COLLECTIVE.findall(text):
+        arrays = [(dtype, [int(n) for n in shape.split(",")]) for dtype, shape in ARRAY.findall(results)]
+        if started and kind != "all-reduce":  # what goes in is told too
+            arrays = arrays[len(arrays) // 2 :]
+        for dtype, shape in arrays:
+            size = BYTES[dtype] * math.prod(shape)
             moved[kind] = moved.get(kind, 0) + size
-            if kind == "all-gather" and not any(
-                dims(sizes) == one[-len(dims(sizes)) :] for one in parameters
-            ):
+            if kind == "all-gather" and math.prod(shape) not in parameters:
                 gathered = max(gathered, size)
     return moved, gathered
-
-
-def dims(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the axes of one."""
-    return tuple(n for n in shape if n > 1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from editjax.data import DataSettings
 from editjax.losses import LossSettings
 from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 
 def config() -> TrainConfig:

@@ -11,7 +11,7 @@ from editjax.augment import AugmentSettings
 from editjax.data import DataSettings
 from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 from editjax.tune import TuneSettings
 
 

@@ -17,7 +17,7 @@ from editjax.optim import OptimSettings
 from editjax.policy_loss import PolicyPpoSettings
 from editjax.ppo import PpoSettings
 from editjax.reward import RewardSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 HEARD_AS_IT_IS = AugmentSettings(noise_probability=0.0, mix_probability=0.0, time_masks=0, mel_masks=0)
 """The judge compares what labels make of the recording with the edit: noise would be the policy's fault."""

@@ -14,7 +14,7 @@ from editjax.models.pointer import PointerSettings
 from editjax.models.policy import PolicySettings
 from editjax.optim import OptimSettings
 from editjax.policy_loss import PolicyLossSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 
 def config() -> TrainConfig:

@@ -10,7 +10,7 @@ from editjax.data import DataSettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.optim import OptimSettings
 from editjax.reconstruct_loss import ReconstructLossSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 
 def config() -> TrainConfig:

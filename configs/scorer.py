@@ -12,7 +12,7 @@ from editjax.data import DataSettings
 from editjax.models.autoencoder import ScorerSettings
 from editjax.optim import OptimSettings
 from editjax.scorer_loss import ScorerLossSettings
-from editjax.train import TrainConfig
+from editjax.step import TrainConfig
 
 
 def config() -> TrainConfig:

@@ -108,7 +108,8 @@ class Checkpoints:
     def save(self, step: int, parts: Parts, notes: dict[str, Any]) -> None:
         """Write `parts` and `notes` (JSON) as checkpoint `step`, and wait until it is whole and verified.
 
-        InputOutputError when it cannot be written; the checkpoints before it then still stand.
+        InputOutputError when it cannot be written; the checkpoints before it then still stand. Where one of
+        several processes cannot write its part, the others lose it: TryAgainError.
         """
         new, final = self.folder / f"{NEW}{step}", self.folder / str(step)
 
@@ -148,6 +149,8 @@ class Checkpoints:
         try:
             do()
         except (*FAILURES, DataError, NoInputError) as error:
+            if cluster.is_lost(error):
+                raise
             self._guard()  # files that went with the folder say less than where it went
             for path in self.folder.glob(f"{NEW}{step}*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -164,7 +167,15 @@ class Checkpoints:
 
         DataError when it is damaged, or a part, a name or a shape is not what was saved.
         """
-        return cluster.together(lambda: self._restored(step, abstract_parts))
+        cluster.together(lambda: self._refuse_misfit(step, abstract_parts))
+        try:  # not told to the others either, see `save`
+            return ocp.load_checkpointables(self.folder / str(step), abstract_parts)
+        except FAILURES as error:
+            if cluster.is_lost(error):
+                raise
+            raise DataError(
+                f"{self.folder}/{step}: damaged ({_reason(error)}); delete it to use an older one"
+            ) from error
 
     def _notes(self, step: int) -> dict[str, Any]:
         self._verify(step)
@@ -173,18 +184,12 @@ class Checkpoints:
             raise DataError(f"{self.folder}/{step}: has no settings; delete it to use an older one")
         return {name: value for name, value in notes.items() if name != SEALED}
 
-    def _restored(self, step: int, abstract_parts: Parts) -> Parts:
+    def _refuse_misfit(self, step: int, abstract_parts: Parts) -> None:
         self._verify(step)
         saved = self._metadata(step).metadata
         for name, part in abstract_parts.items():
             if problem := _misfit(saved.get(name), part):
                 raise DataError(f"{self.folder}/{step}: {name}/{problem}: made by another version or config")
-        try:
-            return ocp.load_checkpointables(self.folder / str(step), abstract_parts)
-        except FAILURES as error:
-            raise DataError(
-                f"{self.folder}/{step}: damaged ({_reason(error)}); delete it to use an older one"
-            ) from error
 
     def drop_after(self, step: int) -> None:
         """Set the checkpoints of later steps aside: a run resumed at `step` will make them again.

@@ -1,8 +1,8 @@
 """One process, or one of several that train together: joining the others, agreeing with them, leaving.
 
 What several processes decide they must decide alike, or each waits for the other in another place: so what
-only one of them knows (a signal, a full disk, which checkpoint is whole) is told to all. JAX is imported when
-there are others; a process alone does everything at once and by itself.
+only one of them knows (a signal, a damaged shard, which checkpoint is whole) is told to all. JAX is imported
+when there are others; a process alone does everything at once and by itself.
 """
 
 import json
@@ -153,6 +153,11 @@ def alone() -> bool:
     return jax.process_count() == 1
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether this is how XLA, Gloo, NCCL or Orbax say that another process of the job has gone."""
+    return not alone() and LOST.search(str(error)) is not None
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once."""
     import jax
@@ -220,7 +225,7 @@ def _lost_is_try_again() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if alone() or not LOST.search(str(error)):
+        if not is_lost(error):
             raise
         reason = str(error).splitlines()[0][:200]
         raise TryAgainError(

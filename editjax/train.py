@@ -36,6 +36,8 @@ from editjax.lock import RunLock, read_record
 from editjax.mesh import REPLICATED, make_mesh, place_batch, share_of_examples, state_shardings
 from editjax.models.match import STEP_FRAMES
 from editjax.models.pointer import PointerSettings
+from editjax.models.policy import PolicySettings
+from editjax.models.reconstruct import ReconstructSettings
 from editjax.ppo import Frozen
 from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.step import TrainConfig, TrainState, compiled_update, init_state
@@ -85,7 +87,8 @@ def train(
     away) or it was moved; DataError when none of its checkpoints is whole. `wandb` is a project of
     Weights & Biases that is told too.
 
-    Several processes (`cluster`) each call this with their share of the batches, and all end alike.
+    Several processes (`cluster`) each call this with their share of the batches, and all end alike, but where
+    one cannot read or write its part of a checkpoint: InputOutputError there, TryAgainError at the others.
     """
     spent = Badput()
     family = family or family_of(config.model, config.loss)
@@ -214,16 +217,20 @@ def _check_batches(config: TrainConfig) -> None:
     """Refuses batches that the mesh's devices cannot share evenly: examples, and time where that is split."""
     mesh = make_mesh(config.mesh)
     devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["seq"]
-    each = devices * config.optim.accumulate
+    each, (wide, long) = devices * config.optim.accumulate, _windows(config.model)
     if each > devices and family_of(config.model, config.loss).learn:
         raise UsageError("optim.accumulate: this family makes minibatches of its own; leave it at 1")
     for frames, steps in config.data.buckets:
-        if parts > 1:
-            _check_windows(config.model, frames // parts, steps // parts)
         if parts > 1 and (frames % (2 * STEP_FRAMES * parts) or steps % parts):
             raise UsageError(
                 f"a bucket of {frames} frames and {steps} steps does not split over {parts} devices: change "
                 f"--mesh.seq, or --data.buckets to multiples of {2 * STEP_FRAMES * parts} and {parts}"
+            )
+        # Attention over more than a neighbour's part would be right, but every device would hold the whole.
+        if parts > 1 and (wide * parts > frames or long * parts > steps):
+            raise UsageError(
+                f"windows of {wide} frames and {long} steps reach over a device's part of a bucket "
+                f"of {frames} and {steps}: use a smaller --mesh.seq or larger --data.buckets"
             )
         if (size := config.data.batch_size(frames)) % each:
             of = f" in {config.optim.accumulate} parts" if each > devices else ""
@@ -233,21 +240,17 @@ def _check_batches(config: TrainConfig) -> None:
             )
 
 
-def _check_windows(model: Any, frames: int, steps: int) -> None:
-    """Refuses attention that reaches further than a neighbour, from a part of so many frames and steps.
-
-    It would be right, but every device would hold the whole.
-    """
-    if not isinstance(model, PointerSettings):
-        return
-    if model.attention == "cudnn":
-        raise UsageError("attention cudnn cannot be split over time: use another, or --mesh.seq 1")
-    wide = max(model.landmark_window * model.landmark_frames, model.frame_window)
-    if wide > frames or model.decoder_window > steps:
-        raise UsageError(
-            f"windows of {wide} frames and {model.decoder_window} steps reach further than a device's part, "
-            f"{frames} frames and {steps} steps: use a smaller --mesh.seq or larger --data.buckets"
-        )
+def _windows(model: Any) -> tuple[int, int]:
+    """How many frames and steps a model's attention reaches over, where time may be split."""
+    match model:
+        case PointerSettings():
+            frames = max(model.landmark_window * model.landmark_frames, model.frame_window)
+            return frames, model.decoder_window - 1
+        case PolicySettings():
+            return _windows(model.hears)[0], 0
+        case ReconstructSettings():
+            return model.window, 0
+    return 0, 0
 
 
 @contextlib.contextmanager

@@ -111,8 +111,9 @@ def test_rows_are_read_whichever_device_holds_them(mesh, dtype):
             np.testing.assert_allclose(d_x, wanted, atol=1e-5)
 
 
-def test_attention_over_split_heads_moves_sums_and_weights():
+def test_attention_over_split_heads_moves_sums_and_weights(monkeypatch):
     """Each device projects for its own heads; of examples nothing but the sums of their products moves."""
+    monkeypatch.setattr("editjax.mesh.SMALLEST_SPLIT", 1)
     layer = WindowAttention(width=64, heads=4, window=Window(8, 8))
     x, frames = jax.ShapeDtypeStruct((4, 512, 64), np.float32), jax.ShapeDtypeStruct((4,), np.int32)
     params = {"window": jax.eval_shape(layer.init, jax.random.key(0), x, frames)["params"]}
@@ -126,6 +127,7 @@ def test_attention_over_split_heads_moves_sums_and_weights():
         with jax.set_mesh(mesh):
             step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(shardings, NamedSharding(mesh, P())))
             found.append(step.lower(params, x, frames).compile())
+    assert shardings["window"]["out"]["kernel"].spec == P("tensor")
     whole, split = found
     assert split.cost_analysis()["flops"] < 0.3 * whole.cost_analysis()["flops"]
     moved = traffic(split)

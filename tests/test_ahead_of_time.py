@@ -9,7 +9,8 @@ import pytest
 
 PROGRAM = """
   %a = f32[256,768]{1,0} all-gather(f32[32,768] %p), replica_groups={{0,1}}, dimensions={0}
-  %b = (bf16[32,768], bf16[1,256,768]{2,1,0}) all-gather-start(bf16[32,768] %q), dimensions={1}
+  %b = (bf16[32,768], bf16[256,3,4,64]{3,2,1,0}) all-gather-start(bf16[32,768] %q), dimensions={1}
+  %g = (bf16[2,64], bf16[2,64], u32[], u32[]) collective-permute-start(%r)
   %c = f32[] all-reduce(f32[] %loss), to_apply=%add
   %d = (f32[8,16]{1,0}, s32[4]{0}) all-reduce-start(f32[8,16] %x, s32[4] %y), to_apply=%add
   %e = f32[256,768]{1,0} fusion(%a), calls=%all-gather-free
@@ -23,17 +24,15 @@ def ahead_of_time(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_bytes_are_counted_by_collective(ahead_of_time):
-    moved, gathered = ahead_of_time.traffic(PROGRAM, {(4, 256, 768), (32, 768)})
-    assert moved == {
-        "all-gather": 4 * 256 * 768 + 2 * 32 * 768 + 2 * 256 * 768,
-        "all-reduce": 4 + 4 * 128 + 16,
-    }
+    moved, gathered = ahead_of_time.traffic(PROGRAM, {4 * 256 * 768, 256 * 768})
+    gathers = (4 + 2) * 256 * 768
+    assert moved == {"all-gather": gathers, "all-reduce": 4 * 128 + 16, "collective-permute": 2 * 128}
     assert gathered == 0
 
 
 def test_a_gather_of_no_parameter_is_told(ahead_of_time):
     _, gathered = ahead_of_time.traffic(
-        PROGRAM + "%f = bf16[2,4096,64] all-gather(%z)", {(4, 256, 768), (32, 768)}
+        PROGRAM + "%f = bf16[2,4096,64] all-gather(%z)", {4 * 256 * 768, 256 * 768}
     )
     assert gathered == 2 * 2 * 4096 * 64
 

@@ -57,6 +57,15 @@ def test_devices_find_together_what_one_finds(settings, steps):
         jax.tree.map(np.testing.assert_array_equal, find(*arguments), alone)
 
 
+def test_more_examples_are_no_larger_program():
+    """Compiling takes as long for one as for a hundred."""
+    found = [
+        str(jax.make_jaxpr(find_matches, static_argnums=2)(np.zeros((n, 64, 32)), np.zeros(n, int), COUNT))
+        for n in (2, 8)
+    ]
+    assert len(found[0].splitlines()) == len(found[1].splitlines())
+
+
 @pytest.mark.parametrize("row", [0, 40, 100, 298])
 def test_the_best_places_are_those_of_all_pairs(row):
     u_MG = directions(301)

@@ -318,12 +318,11 @@ def test_batches_that_the_devices_cannot_share_are_refused():
         UsageError, match=r"2064 frames and 1024 steps does not split over 4 .* multiples of 64 and 4"
     ):
         _check_batches(replace(split, data=replace(config.data, buckets=((2064, 1024),))))
-    with pytest.raises(
-        UsageError, match=r"windows of 192 frames and 64 steps reach further .* 128 frames and 64"
-    ):
+    with pytest.raises(UsageError, match=r"windows of 192 frames and 63 steps reach over .* of 512 and 256"):
         _check_batches(replace(split, data=replace(config.data, buckets=((512, 256),))))
-    with pytest.raises(UsageError, match="cudnn cannot be split over time"):
-        _check_batches(replace(split, model=replace(config.model, attention="cudnn")))
+    policy = load_config(CONFIGS / "policy_tiny.py")
+    with pytest.raises(UsageError, match="frames and 0 steps reach over"):
+        _check_batches(replace(policy, mesh=split.mesh, data=replace(policy.data, buckets=((512, 256),))))
 
 
 @pytest.mark.parametrize("parts", [2, 8])

@@ -1,11 +1,13 @@
 """One process of a job that trains the stand-in family: `tiny_job.py RUN HANG_AFTER_S JOIN_WITHIN_S PAUSE_S`.
 
 At the step that EDITJAX_TEST_POISON names the batches hold NaN; EDITJAX_TEST_UNREADABLE is where the second
-process cannot read its batch; at step 10 of the rank EDITJAX_TEST_FULL no file may grow beyond 600 bytes.
+process cannot read its batch; in the save of step 12 the disk of process EDITJAX_TEST_FULL fills up, and
+process EDITJAX_TEST_DIES is killed.
 """
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from editjax.cli.train import in_job
 def train() -> int:
     import jax
     import numpy as np
+    from orbax.checkpoint import v1 as ocp
     from tiny_family import FAMILY, TinyBatches, TinyData, digest, tiny_config, validate
 
     from editjax.errors import DataError
@@ -29,10 +32,17 @@ def train() -> int:
                 os.environ.get("EDITJAX_TEST_UNREADABLE", -1)
             ):
                 raise DataError("shards/0: damaged")
-            if self.position == 10 and os.environ.get("EDITJAX_TEST_FULL") == str(jax.process_index()):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
             return super().__next__()
 
+    def save(path: Path, *parts: object, **options: object) -> object:
+        if path.name.endswith("-12"):
+            if os.environ.get("EDITJAX_TEST_FULL") == str(jax.process_index()):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
+            if os.environ.get("EDITJAX_TEST_DIES") == str(jax.process_index()):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return whole_save(path, *parts, **options)
+
+    whole_save, ocp.save_checkpointables = ocp.save_checkpointables, save
     first = int(os.environ.get("EDITJAX_TEST_POISON", -1))
     data = TinyData(poison_from=first, poison_until=first + 1 if first >= 0 else -1)
     config = tiny_config(steps=24, data=data, checkpoint_every=3, validate_every=7)
