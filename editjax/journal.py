@@ -5,6 +5,7 @@ are cut off first, so that no step occurs twice. Every start keeps its lines of 
 of several processes writes it.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -58,10 +59,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        # An error on its way says more than the disk that is full for the last rows too.
+        with contextlib.suppress(*([OSError] if kind else [])):
+            if self._file is not None:
+                self._file.close()
+            if self._board is not None:
+                self._board.close()
         if self._wandb is not None:
             stopped = isinstance(error, (TryAgainError, KeyboardInterrupt))
             self._wandb.finish(failed=kind is not None and not stopped)
