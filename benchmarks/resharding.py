@@ -38,7 +38,8 @@ from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings, 
 from editjax.models.pointer import PointerSettings
 from editjax.optim import OptimSettings
 from editjax.records import Edit, Recording, encode
-from editjax.train import Batches, TrainConfig, TrainState, compiled_update, init_state
+from editjax.step import TrainConfig, TrainState, compiled_update, init_state
+from editjax.train import Batches
 
 DEVICES, BEFORE, AFTER = 8, 20, 200
 FIRST_TOLERANCE, TOLERANCE = 1e-6, 1e-4
