@@ -15,7 +15,7 @@ from editjax.events import UNKNOWN
 from editjax.models import style
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import encode, kinds
-from editjax.models.layers import frame_mask
+from editjax.models.layers import frame_mask, over_window
 from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
 from editjax.models.rows import pick, take
 from editjax.models.stems import Stems
@@ -214,8 +214,7 @@ def structure_loss(logits_BTS, structure_BT):
     """
     before_BT, labelled = structure_BT[:, :-1], structure_BT >= 0
     change_BT = labelled & jnp.pad(structure_BT[:, 1:] != before_BT, ((0, 0), (1, 0)))
-    span, reach = 2 * BOUNDARY_FRAMES, ((0, 0), (BOUNDARY_FRAMES - 1, BOUNDARY_FRAMES))
-    near_BT = jax.lax.reduce_window(change_BT, False, jnp.logical_or, (1, span), (1, 1), reach)
+    near_BT = over_window(jnp.logical_or, change_BT, BOUNDARY_FRAMES - 1, BOUNDARY_FRAMES, False)
     weight_BT = jnp.where(labelled, jnp.where(near_BT, BOUNDARY_WEIGHT, 1.0), 0.0)
     nll_BT = _nll(logits_BTS, jnp.maximum(structure_BT, 0))
     return (weight_BT * nll_BT).sum() / jnp.maximum(weight_BT.sum(), 1.0)

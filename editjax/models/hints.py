@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask
+from editjax.models.layers import frame_mask, over_window
 
 HINT_LIMIT = 8.0
 HINT_NEVER = -30.0
@@ -106,11 +106,11 @@ def _kept_onwards(p_BT, steady_BT):
 
 
 def _most_around(x_BT, size: int):
-    return jax.lax.reduce_window(x_BT, -jnp.inf, jax.lax.max, (1, size), (1, 1), "SAME")
+    return over_window(jnp.maximum, x_BT, (size - 1) // 2, size // 2, -jnp.inf)
 
 
 def _least_around(x_BT, size: int):
-    return jax.lax.reduce_window(x_BT, jnp.inf, jax.lax.min, (1, size), (1, 1), "SAME")
+    return over_window(jnp.minimum, x_BT, (size - 1) // 2, size // 2, jnp.inf)
 
 
 def _places(announced_BT, weight_BT, frames_per_bar: int):
@@ -118,8 +118,8 @@ def _places(announced_BT, weight_BT, frames_per_bar: int):
 
     A number is counted: what is heard of announcements within a second, the most of it in the last few.
     """
-    count_BT = _over_past(announced_BT, COUNTED_FRAMES, 0.0, jax.lax.add) / BEEP_FRAMES
-    number_BT = _over_past(count_BT, ANNOUNCED_FRAMES, -jnp.inf, jax.lax.max)
+    count_BT = over_window(jnp.add, announced_BT, COUNTED_FRAMES - 1, 0, 0.0) / BEEP_FRAMES
+    number_BT = over_window(jnp.maximum, count_BT, ANNOUNCED_FRAMES - 1, 0, -jnp.inf)
     recorded_BT = jnp.arange(number_BT.shape[1], dtype=jnp.float32)[None] / (PLACE_BARS * frames_per_bar)
     place_BT = recorded_BT * jax.nn.sigmoid(AS_RECORDED_BIAS - number_BT) + number_BT
     total_BV = jnp.maximum(_sums(weight_BT, frames_per_bar), START_FLOOR)
@@ -132,12 +132,6 @@ def _before_in_order(count_BV, place_BV):
     sorted_BV = jnp.take_along_axis(count_BV, order_BV, axis=1)
     before_BV = jnp.cumsum(sorted_BV, axis=1) - sorted_BV
     return jnp.take_along_axis(before_BV, jnp.argsort(order_BV, axis=1), axis=1)
-
-
-def _over_past(x_BT, length: int, nothing: float, reduce):
-    """Each number reduced with the `length` − 1 before it."""
-    padding = ((0, 0), (length - 1, 0))
-    return jax.lax.reduce_window(x_BT, nothing, reduce, (1, length), (1, 1), padding)
 
 
 def _sums(x_BT, size: int):

@@ -4,10 +4,9 @@ A gain adds a constant to every value of a mel spectrogram in decibels. Subtract
 around each frame removes it; how that level compares with a minute around it tells dead air from music.
 """
 
-import jax
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask
+from editjax.models.layers import frame_mask, over_window
 
 NEAR_FRAMES = 257  # about 6 s
 FAR_BLOCK = 43
@@ -45,8 +44,7 @@ def _decibel(power):
 
 def running_sum(x_BT, width: int):
     """Sum over `width` (odd) neighbours centred on each position; outside counts zero."""
-    half = width // 2
-    return jax.lax.reduce_window(x_BT, 0.0, jax.lax.add, (1, width), (1, 1), ((0, 0), (half, half)))
+    return over_window(jnp.add, x_BT, width // 2, width // 2, 0.0)
 
 
 def _running_mean(x_BT, mask_BT, width: int):

@@ -60,7 +60,7 @@ def shapes(x_BTF, frames_B, step_frames: int):
     x_BMG = x_BTF.reshape(batch, n_steps, step_frames, BANDS, n_bins // BANDS).mean((2, 4))
     mask_BM = frame_mask(-(-frames_B // step_frames), n_steps)
     count_BM = jnp.maximum(running_sum(mask_BM.astype(jnp.float32), mean_steps), 1.0)
-    total_BMG = jnp.moveaxis(jax.vmap(lambda a: running_sum(a, mean_steps), 2)(x_BMG), 0, 2)
+    total_BMG = running_sum(x_BMG, mean_steps)
     return jnp.where(mask_BM[..., None], x_BMG - total_BMG / count_BM[..., None], 0.0)
 
 
@@ -92,9 +92,7 @@ def refine(shape_BLG, landmarks_B, place_BLJ, valid_BLJ, reach: int):
 
     alike_BLJR = in_chunks(likeness, LANDMARK_CHUNK, u_BLG, near_BLJR)
     alike_BLJR = jnp.where(inside_BLJR, alike_BLJR, 0.0)
-    around = ((0, 0), (SMOOTH // 2, SMOOTH // 2), (0, 0), (0, 0))
-    window = (1, SMOOTH, 1, 1)
-    steady_BLJR = jax.lax.reduce_window(alike_BLJR, 0.0, jax.lax.add, window, (1, 1, 1, 1), around)
+    steady_BLJR = running_sum(alike_BLJR, SMOOTH)
     best_BLJ1 = jnp.argmax(jnp.where(inside_BLJR, steady_BLJR, NOT_A_MATCH * SMOOTH), axis=-1, keepdims=True)
     place_BLJ = jnp.take_along_axis(near_BLJR, best_BLJ1, axis=-1)[..., 0]
     louder_BLJG = shape_BLG[:, :, None] - rows(shape_BLG, place_BLJ)

@@ -54,5 +54,4 @@ def relations(x_BTF, frames_B):
 
 def _settled(x_BM2):
     """The mean over SETTLED_STEPS around every step."""
-    sides = [running_sum(x_BM2[..., k], SETTLED_STEPS) for k in range(x_BM2.shape[-1])]
-    return jnp.stack(sides, -1) / SETTLED_STEPS
+    return running_sum(x_BM2, SETTLED_STEPS) / SETTLED_STEPS
