@@ -8,7 +8,7 @@ of each kind yield on a chip, those within a loop once; `activations gathered` a
 is no parameter's. TFLOP are model FLOPs a chip (`editjax/flops.py`), which XLA's own count is not. The same
 step and decoder are lowered for NVIDIA GPUs, which needs no more than JAX: `kernels` are those of `mosaic`.
 
-Nothing here says how fast anything is.
+Nothing here says how fast anything is. No whole program was seen compiled yet.
 """
 
 import functools

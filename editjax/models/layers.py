@@ -111,7 +111,7 @@ def over_window(combine, x_BT, before: int, after: int, outside: float):
     beyond the ends all is `outside`.
 
     By doubling: `combine` is associative and called about log₂ of the window's width times. A `reduce_window`
-    over hundreds keeps the compiler of TPUs busy for half an hour.
+    over hundreds keeps the compiler of TPUs busy for minutes.
     """
     n_frames, width = x_BT.shape[1], before + 1 + after
     around = ((0, 0), (before, after), *((0, 0) for _ in x_BT.shape[2:]))
