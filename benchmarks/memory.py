@@ -24,7 +24,7 @@ from editjax import losses
 from editjax.config import load_config
 from editjax.data import Batch
 from editjax.losses import LossSettings, pointer_loss
-from editjax.models import encoder, pointer
+from editjax.models import decoder_attention, encoder, pointer
 from editjax.models.pointer import PointerSettings, decoder_call
 from editjax.models.style import Asked
 
@@ -108,14 +108,14 @@ def sequence(settings: PointerSettings, weights: LossSettings, known: Any, batch
 
 def prove_chunks(settings: PointerSettings) -> None:
     """The loss by chunks of steps against that of all steps at once."""
-    n_frames, known = 2064, pointer.STEP_CHUNK
+    n_frames, known = 2064, decoder_attention.STEP_CHUNK
     batch, weights = batch_of(settings, n_frames), weights_of(n_frames)
     params = jax.jit(pointer.init, static_argnums=0)(settings, jax.random.key(0))
     found = []
     for size in (known, 256):
-        pointer.STEP_CHUNK = size
+        decoder_attention.STEP_CHUNK = size
         found.append(float(jax.jit(functools.partial(loss, settings, weights))(params, batch)))
-    pointer.STEP_CHUNK = known
+    decoder_attention.STEP_CHUNK = known
     require_agreement("loss in chunks", abs(found[1] / found[0] - 1), TOLERANCE)
 
 

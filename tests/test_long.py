@@ -21,7 +21,7 @@ from editjax import losses, network
 from editjax.attention import Window
 from editjax.beam import beam_search
 from editjax.edits import PAD, STOP
-from editjax.models import encoder, layers, match, pointer
+from editjax.models import decoder_attention, encoder, layers, match, pointer
 from editjax.models.encoder import ALIGN_FRAMES, Encoded
 from editjax.models.layers import WindowAttention, in_chunks, turned, turns
 from editjax.models.pointer import PointerSettings, Step, decoder_call
@@ -149,7 +149,7 @@ def test_the_loss_of_a_long_recording_is_computed_the_same(params, monkeypatch):
         return -forced_log_p(settings, params, keys, pointers).sum()
 
     whole = jax.jit(jax.value_and_grad(nll))(params)
-    monkeypatch.setattr(pointer, "STEP_CHUNK", 16)
+    monkeypatch.setattr(decoder_attention, "STEP_CHUNK", 16)
     monkeypatch.setattr(match, "LANDMARK_CHUNK", 7)
     monkeypatch.setattr(layers, "LONG", 100)
     parts = jax.jit(jax.value_and_grad(lambda params: nll(params)))(params)
