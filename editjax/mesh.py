@@ -53,7 +53,38 @@ def make_mesh(settings: MeshSettings = MeshSettings(), devices: Sequence[jax.Dev
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         wanted = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise UsageError(f"mesh {wanted} does not use {len(devices)} devices: change --mesh.* or the devices")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(ordered(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def ordered(devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices, those of a slice and of a process side by side.
+
+    What the mesh splits finest stays in a process, then in a slice (TPUs, or GPUs that NVLink connects), and
+    every process gets examples that lie side by side. `jax.make_mesh` refuses several slices, which GPUs of
+    two machines are, and splits the examples of a TPU's processes up.
+    """
+    processes: dict[tuple, list[jax.Device]] = {}
+    for device in sorted(devices, key=_place):
+        processes.setdefault((getattr(device, "slice_index", 0), device.process_index), []).append(device)
+    first = sorted(processes, key=lambda process: (process[0], _corner(processes[process])))
+    found = np.empty(len(devices), object)
+    found[:] = [device for process in first for device in processes[process]]
+    return found
+
+
+def _place(device: jax.Device) -> tuple[int, ...]:
+    """Along a path through the chips of a TPU, from neighbour to neighbour; else the device's number."""
+    coords = getattr(device, "coords", None)
+    if coords is None:
+        return (device.id,)
+    x, y, z = coords
+    y = -y if z % 2 else y
+    return z, y, -x if (y + z) % 2 else x, device.core_on_chip
+
+
+def _corner(devices: list[Any]) -> tuple[int, ...]:
+    """Where a process is among those of its slice."""
+    return min(tuple(getattr(device, "coords", None) or [device.id]) for device in devices)
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules = ()) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from editjax import cluster
 from editjax.cluster import ADDRESS, PROCESS, PROCESSES, Job, job
 from editjax.errors import DataError, TryAgainError, UsageError
-from editjax.mesh import AXES, MeshSettings, make_mesh, share_of_examples
+from editjax.mesh import AXES, MeshSettings, make_mesh, ordered, share_of_examples
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_PROCID": "2"}
 
@@ -178,3 +178,38 @@ def test_examples_that_do_not_lie_side_by_side_are_no_share():
     with pytest.raises(UsageError, match=r"process 0 would train on rows \[0, 2\] of 4"):
         share_of_examples(devices_of([[[[0]]], [[[1]]], [[[0]]], [[[1]]]]), 0)
     assert share_of_examples(make_mesh(MeshSettings(fsdp=2))) == (0, 1)
+
+
+def tpus(across, high, deep=1):
+    """The chips of a slice, four of every process, in no order."""
+    chips = [
+        SimpleNamespace(coords=[x, y, z], core_on_chip=0, process_index=(z * high + y) // 2 * across + x // 2)
+        for x, y, z in np.ndindex(across, high, deep)
+    ]
+    return list(np.random.default_rng(0).permutation(chips))
+
+
+def gpus(machines, each):
+    """Those of several machines, where NVLink ends; each has its process, which were started in turns."""
+    return [SimpleNamespace(id=k, process_index=k, slice_index=k % machines) for k in range(machines * each)]
+
+
+@pytest.mark.parametrize(
+    "devices", [tpus(16, 16), tpus(4, 4, 4), gpus(4, 8)], ids=["TPU 2D", "TPU 3D", "GPU"]
+)
+@pytest.mark.parametrize(
+    "inner", [(1, 1, 1), (8, 1, 1), (8, 1, 4), (4, 2, 1), (1, 4, 4), (1, 1, 8), (16, 2, 1)]
+)
+def test_every_mesh_gives_each_process_a_share(devices, inner):
+    laid = ordered(devices).reshape(-1, *inner)
+    mesh = SimpleNamespace(devices=laid, shape=dict(zip(AXES, laid.shape, strict=True)))
+    found = {share_of_examples(mesh, device.process_index) for device in devices}
+    assert found == {(k, len(found)) for k in range(len(found))}
+
+
+def test_neighbours_are_near():
+    """Chips of a process in a ring; GPUs of a machine side by side, however their processes are numbered."""
+    for four in ordered(tpus(8, 4)).reshape(-1, 4):
+        places = np.array([chip.coords for chip in four])
+        assert (np.abs(places - np.roll(places, 1, axis=0)).sum(1) == 1).all()
+    assert [gpu.slice_index for gpu in ordered(gpus(4, 8))] == sorted([0, 1, 2, 3] * 8)
