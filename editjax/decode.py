@@ -225,7 +225,6 @@ def _state_after(carry: Carry, step: Step, next_B):
 
 def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B1, next_B, p_B2):
     """What was played, the pointers and their probabilities, with the steps of this pass."""
-    row_B1 = jnp.arange(len(next_B))[:, None]
     ahead_1S = jnp.arange(fixed.draft + 1)[None, :]
     is_decided_BS = ahead_1S == decided_B1
     next_BS = jnp.where(is_decided_BS, next_B[:, None], drafted.pointer_BN + 1)
@@ -236,10 +235,19 @@ def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B
     place_BS = jnp.where(written_BS, drafted.index_BN, fixed.max_steps)
     frame_BS = jnp.where(written_BS & (next_BS >= 0), next_BS, carry.played_BT.shape[1])
     return (
-        carry.played_BT.at[row_B1, frame_BS].add(1, mode="drop"),
-        carry.pointers_BN.at[row_B1, place_BS].set(next_BS, mode="drop"),
-        carry.p_BN2.at[row_B1, place_BS].set(p_BS2, mode="drop"),
+        jax.vmap(lambda played_T, at_S: played_T.at[at_S].add(1, mode="drop"))(carry.played_BT, frame_BS),
+        _put(carry.pointers_BN, place_BS, next_BS),
+        _put(carry.p_BN2, place_BS, p_BS2),
     )
+
+
+def _put(x_BNX, place_BS, new_BSX):
+    """Entries set at their places, row by row: one scatter over all rows is computed by every device."""
+
+    def put(x_NX, at_S, new_SX):
+        return x_NX.at[at_S].set(new_SX, mode="drop")
+
+    return jax.vmap(put)(x_BNX, place_BS, new_BSX)
 
 
 def choose(fixed: Fixed, turn: Turn, mode_logits_B13, played: Callable):
