@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,11 +14,16 @@ from jax.sharding import PartitionSpec as P
 from pointer_cases import TINY, Batch, batch_of
 
 from editjax.attention import Window
+from editjax.decode import decode, encode
 from editjax.edits import PAD, STOP
 from editjax.family import family_of
+from editjax.losses import LossSettings
 from editjax.mesh import MeshSettings, make_mesh, place_batch, state_shardings
+from editjax.models import pointer
 from editjax.models.layers import WindowAttention
 from editjax.models.rows import take
+from editjax.models.spans import over_spans, pool, spread
+from editjax.models.style import Asked
 from editjax.step import TrainConfig, compiled_update, init_state
 
 FRAMES = 128
@@ -111,6 +117,50 @@ def test_rows_are_read_whichever_device_holds_them(mesh, dtype):
             np.testing.assert_allclose(d_x, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [3, 5, 12, 31, 32, 33, FRAMES])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_spans_are_those_of_the_whole(mesh, size):
+    """Beats that begin on one device and end on another, pooled and spread again, with their gradients."""
+    rng = np.random.default_rng(3)
+    x_BTD, d_out = rng.normal(size=(2, 2, FRAMES, 3)).astype(np.float32)
+    frames_B = np.array([FRAMES, 70], np.int32)
+
+    def there_and_back(x_BTD, d_out):
+        def forth(x_BTD):
+            return spread(pool(x_BTD, frames_B, size)[..., :3], size, FRAMES)
+
+        largest = over_spans(lambda x: x.argmax(2), size, x_BTD)
+        out, pull = jax.vjp(forth, x_BTD)
+        return largest, out, pull(d_out)
+
+    wanted = jax.jit(there_and_back)(x_BTD, d_out)
+    with jax.set_mesh(make_mesh(MESHES[mesh])):
+        found = jax.jit(there_and_back)(x_BTD, d_out)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    for a, b in zip(found[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_of_spans_nothing_moves_but_their_edges_and_results():
+    size, frames = 12, 4096
+    mesh = make_mesh(MESHES["seq"])
+    split = NamedSharding(mesh, P(None, "seq"))
+    x = jax.ShapeDtypeStruct((2, frames, 8), np.float32, sharding=split)
+
+    def both(x_BTD, d_BTD):
+        def forth(x_BTD):
+            return spread(over_spans(lambda x: x.max(2), size, x_BTD), size, frames)
+
+        out, pull = jax.vjp(forth, x_BTD)
+        return out, pull(d_BTD)[0]
+
+    with jax.set_mesh(mesh):
+        moved = traffic(jax.jit(both, out_shardings=(split, split)).lower(x, x).compile())
+    assert moved.keys() == {"collective-permute", "all-reduce"}
+    assert moved["collective-permute"] == 2 * (size - 1) * 8
+    assert moved["all-reduce"] <= 2 * 8 * (frames // size + frames // 4 // size + 3)
+
+
 def test_attention_over_split_heads_moves_sums_and_weights(monkeypatch):
     """Each device projects for its own heads; of examples nothing but the sums of their products moves."""
     monkeypatch.setattr("editjax.mesh.SMALLEST_SPLIT", 1)
@@ -142,9 +192,9 @@ def eight_examples():
     return Batch(*map(np.concatenate, zip(*examples, strict=True)))
 
 
-def program_on(mesh, batch):
+def program_on(mesh, batch, settings=TINY):
     """A training step of the small pointer network, and its arguments, laid out over a mesh."""
-    config, family, key = TrainConfig(model=TINY), family_of(TINY), jax.random.key(0)
+    config, family, key = TrainConfig(model=settings), family_of(settings), jax.random.key(0)
     init = partial(init_state, config, family)
     layout = state_shardings(jax.eval_shape(init, key), mesh, family.rules)
     state = jax.jit(init, out_shardings=layout)(key)
@@ -175,3 +225,34 @@ def test_split_examples_move_nothing_but_gradients():
         moved = traffic(program.lower(*arguments).compile())
     counts = moved.pop("all-reduce of s32", 0)
     assert moved == {"all-reduce": largest} and counts <= 1
+
+
+@pytest.mark.slow
+def test_split_time_is_not_gathered():
+    """But for spectral shapes and the states that jump; no beat of these ends where a device's part does."""
+    frames, settings = 256, replace(TINY, frames_per_beat=6, frames_per_bar=18)
+    ends = [*range(60), *range(30, 91), STOP, PAD, PAD]
+    examples = [batch_of(ends, frames - k, frames) for k in range(8)]
+    with jax.set_mesh(mesh := make_mesh(MeshSettings(seq=4))):
+        batch = Batch(*map(np.concatenate, zip(*examples, strict=True)))
+        program, arguments = program_on(mesh, batch, settings)
+        moved = traffic(program.lower(*arguments).compile())
+    assert (
+        moved["all-gather"]
+        <= 8 * LossSettings().max_jumps * settings.width
+        < 8 * frames * settings.frame_width
+    )
+
+
+@pytest.mark.slow
+def test_decoding_split_examples_moves_nothing_but_whether_one_goes_on():
+    with jax.set_mesh(mesh := make_mesh()):
+        batch, key = place_batch(eight_examples(), mesh), jax.eval_shape(lambda: jax.random.key(0))
+        params = jax.eval_shape(partial(pointer.init, TINY), key)
+
+        def edit(params, batch, key):
+            asked = Asked(batch.target_B, np.zeros((8, TINY.style_width), np.float32))
+            _, keys = encode(TINY, params, batch.mel_BTF, batch.frames_B, batch.phase_BT3, asked)
+            return decode(TINY, params, keys, batch.target_B, 60, 0.0, key)
+
+        assert traffic(jax.jit(edit).lower(params, batch, key).compile()) == {"all-reduce of pred": 1}

@@ -33,8 +33,8 @@ from editjax.models.scales import (
     Levels,
     landmark_matches,
     target_features,
-    upsample,
 )
+from editjax.models.spans import spread
 from editjax.models.stems import Stems, init_stems, told_by_stems
 from editjax.models.style import Asked
 
@@ -153,7 +153,7 @@ def relate(settings, params, x_BTD, shape_BMG, shape_BLG, frames_B, asked_BE, st
     )
     if settings.stem_width and stems is not None and stems.mel_BIMF.shape[1]:
         told = told_by_stems(settings, params["stems"], stems, frames_B)
-        told = upsample(told, STEM_FRAMES // settings.landmark_frames, n_landmarks)
+        told = spread(told, STEM_FRAMES // settings.landmark_frames, n_landmarks)
         entry = masked(entry + told, frame_mask(landmarks_B, n_landmarks))
 
     def layer(landmarks, one):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from editjax.models.layers import frame_mask, over_window
+from editjax.models.spans import over_spans
 
 HINT_LIMIT = 8.0
 HINT_NEVER = -30.0
@@ -135,16 +136,10 @@ def _before_in_order(count_BV, place_BV):
 
 
 def _sums(x_BT, size: int):
-    return _spans(x_BT, size).sum(-1)
+    return over_spans(lambda x_BVS: x_BVS.sum(-1), size, x_BT)
 
 
 def _likeliest(x_BT, size: int):
     """Of each span the frame with the largest number, counted from the first of all."""
-    spans_BVC = _spans(x_BT, size)
-    return jnp.arange(spans_BVC.shape[1])[None] * size + jnp.argmax(spans_BVC, -1)
-
-
-def _spans(x_BT, size: int):
-    batch, length = x_BT.shape
-    n_spans = -(-length // size)
-    return jnp.pad(x_BT, ((0, 0), (0, n_spans * size - length))).reshape(batch, n_spans, size)
+    in_span_BV = over_spans(lambda x_BVS: jnp.argmax(x_BVS, -1), size, x_BT)
+    return jnp.arange(in_span_BV.shape[1])[None] * size + in_span_BV

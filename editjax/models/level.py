@@ -7,6 +7,7 @@ around each frame removes it; how that level compares with a minute around it te
 import jax.numpy as jnp
 
 from editjax.models.layers import frame_mask, over_window
+from editjax.models.spans import over_spans, spread
 
 NEAR_FRAMES = 257  # about 6 s
 FAR_BLOCK = 43
@@ -54,13 +55,9 @@ def _running_mean(x_BT, mask_BT, width: int):
 
 def _far_mean(x_BT, mask_BT, block: int):
     """Mean over about a minute, on blocks of a second to stay cheap."""
-    n_frames = x_BT.shape[1]
-    n_blocks = -(-n_frames // block)
 
-    def blocks(a_BT):
-        padded = jnp.pad(a_BT, ((0, 0), (0, n_blocks * block - n_frames)))
-        return padded.reshape(a_BT.shape[0], n_blocks, block).sum(-1)
+    def around(a_BT):
+        return running_sum(over_spans(lambda a_BVS: a_BVS.sum(-1), block, a_BT), FAR_BLOCKS)
 
-    total = running_sum(blocks(x_BT), FAR_BLOCKS)
-    count = running_sum(blocks(mask_BT.astype(jnp.float32)), FAR_BLOCKS)
-    return jnp.repeat(total / jnp.maximum(count, 1.0), block, axis=1)[:, :n_frames]
+    mean_BV = around(x_BT) / jnp.maximum(around(mask_BT.astype(jnp.float32)), 1.0)
+    return spread(mean_BV, block, x_BT.shape[1])

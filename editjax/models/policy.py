@@ -21,7 +21,7 @@ from editjax.models.encoder import Encoded, encode, init_encoder
 from editjax.models.layers import RUNNING, Norm, anew_if_long, frame_mask, masked, places_in_runs
 from editjax.models.pointer import PointerSettings
 from editjax.models.reconstruct import Layer
-from editjax.models.scales import upsample
+from editjax.models.spans import spread
 from editjax.models.style import Asked, prior
 from editjax.styles import STYLES
 
@@ -154,7 +154,7 @@ def beats_of(settings: PolicySettings, encoded: Encoded, beat_BT) -> Beats:
     logarithm of its length; and where in a stretch that the encoder would keep (`stretches`).
     """
     s, n_frames, frames_B = settings.hears, beat_BT.shape[1], encoded.n_frames_B
-    landmarks = upsample(encoded.landmarks_BLD, s.landmark_frames, n_frames)
+    landmarks = spread(encoded.landmarks_BLD, s.landmark_frames, n_frames)
     parts = encoded.frames_BTD, landmarks, jax.nn.softmax(encoded.structure_BTS)
     sound_BTC = jnp.concatenate([part.astype(jnp.float32) for part in parts], -1)
     there_BT = frame_mask(frames_B, n_frames)

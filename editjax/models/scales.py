@@ -11,30 +11,13 @@ from editjax.events import KINDS
 from editjax.models.layers import Mlp, Norm, TimeConv, WindowAttention, frame_mask, masked
 from editjax.models.match import DETAIL_CHANNELS, STEP_FRAMES, Matches, refine
 from editjax.models.rows import take, time_parts
+from editjax.models.spans import pool, spread
 
 MATCH_CHANNELS = 6 + DETAIL_CHANNELS
 TARGET_FEATURES = 3
 ANNOUNCE_WIDTH = 32
 ANNOUNCE_BIAS = -1.0
 ANNOUNCE_SPREAD = 0.02  # with signs that begin far below zero, learning begins late, or never
-
-
-def pool(x_BTD, frames_B, size: int):
-    """Mean and maximum over spans of `size` frames, (B, ceil(T / size), 2D); empty spans are zero."""
-    batch, n_frames, width = x_BTD.shape
-    n_spans = -(-n_frames // size)
-    padding = ((0, 0), (0, n_spans * size - n_frames), (0, 0))
-    mask_BVS = frame_mask(frames_B, n_spans * size).reshape(batch, n_spans, size, 1)
-    x_BVSD = jnp.pad(x_BTD, padding).reshape(batch, n_spans, size, width)
-    count_BV1 = mask_BVS.sum(2).astype(x_BTD.dtype)
-    mean = jnp.where(mask_BVS, x_BVSD, 0.0).sum(2) / jnp.maximum(count_BV1, 1.0)
-    top = jnp.where(count_BV1 > 0, jnp.where(mask_BVS, x_BVSD, -jnp.inf).max(2), 0.0)
-    return jnp.concatenate([mean, top], axis=-1)
-
-
-def upsample(x_BVD, size: int, n_frames: int):
-    """Repeat each span's vector for its frames."""
-    return jnp.repeat(x_BVD, size, axis=1)[:, :n_frames]
 
 
 class MatchAttention(nn.Module):
@@ -144,10 +127,7 @@ def landmark_matches(matches: Matches, shape_BLG, landmarks_B, landmark_frames: 
     n_landmarks = shape_BLG.shape[1]
     ratio = STEP_FRAMES // landmark_frames
 
-    def spread(a):
-        return jnp.repeat(a, ratio, axis=1)[:, :n_landmarks]
-
-    place, score, here, valid = (spread(a) for a in matches)
+    place, score, here, valid = (spread(a, ratio, n_landmarks) for a in matches)
     landmark_1L1 = jnp.arange(n_landmarks)[None, :, None]
     place_BLJ = place * ratio + landmark_1L1 % ratio
     last_B11 = landmarks_B[:, None, None] - 1  # a step may end beyond the recording
@@ -219,9 +199,9 @@ class Fusion(nn.Module):
         dtype, n_frames = jnp.dtype(s.dtype), x_BTD.shape[1]
         mask_BT = frame_mask(frames_B, n_frames)
         above = nn.Dense(s.frame_width, dtype=dtype, name="landmarks")(landmarks_BLD)
-        x = masked(x_BTD + upsample(above, s.landmark_frames, n_frames), mask_BT)
+        x = masked(x_BTD + spread(above, s.landmark_frames, n_frames), mask_BT)
         bars = nn.Dense(s.frame_width, dtype=dtype, name="bars")(pool(x, frames_B, s.frames_per_bar))
-        return masked(x + upsample(bars, s.frames_per_bar, n_frames), mask_BT)
+        return masked(x + spread(bars, s.frames_per_bar, n_frames), mask_BT)
 
 
 class FrameLayer(nn.Module):

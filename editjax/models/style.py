@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from editjax.models.layers import TimeConv, frame_mask, masked
 from editjax.models.level import LEVEL_CHANNELS, level_normalise
-from editjax.models.scales import pool
+from editjax.models.spans import pool
 
 LISTEN_WIDTH, POSTERIOR_WIDTH = 32, 64
 SPAN_FRAMES = 8
