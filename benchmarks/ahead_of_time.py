@@ -4,11 +4,13 @@ The train step of `configs/pointer_base.py` for its longest bucket, an example o
 and the decoder are compiled ahead of time with `libtpu` (`pip install libtpu`; Google's licence, so no
 dependency of anything here), each in a process of its own that is ended after an hour. GB are what one chip
 holds at most of its memory: arguments, results, and what the program needs between; MB are what collectives
-of each kind yield on a chip, those within a loop once; `activations gathered` are the largest all-gather that
-is no parameter's. TFLOP are model FLOPs a chip (`editjax/flops.py`), which XLA's own count is not. The same
-step and decoder are lowered for NVIDIA GPUs, which needs no more than JAX: `kernels` are those of `mosaic`.
+of each kind yield on a chip, those within a loop once; `sequence gathered` is the largest all-gather that is
+no parameter's and has a number for every frame at least. TFLOP are model FLOPs a chip (`editjax/flops.py`),
+which XLA's own count is not; `shares` are the parts into which the processes of the slice split a batch. The
+same step and decoder are lowered for NVIDIA GPUs, which needs no more than JAX: `kernels` are those of
+`mosaic`.
 
-Nothing here says how fast anything is. No whole program was seen compiled yet.
+Nothing here says how fast anything is.
 """
 
 import functools
@@ -98,8 +100,8 @@ def row_of(case: Case) -> dict[str, Any]:
         said = done.stderr.strip().splitlines() or [""]
         return {**about, "problem": f"ended with {done.returncode}: {said[-1][:280]}"}
     row = {**about, **json.loads(done.stdout.splitlines()[-1])}
-    if row.get("activations gathered MB") and "seq" not in row["mesh"]:
-        row["problem"] = "gathers activations"
+    if row.get("sequence gathered MB") and "seq" not in row["mesh"]:
+        row["problem"] = "gathers a sequence"
     print({**row, "s": round(time.perf_counter() - began)}, file=sys.stderr, flush=True)
     return row
 
@@ -109,18 +111,20 @@ def compiled(case: Case) -> dict[str, Any]:
     import jax
 
     from editjax.config import load_config, override
-    from editjax.mesh import make_mesh
+    from editjax.mesh import make_mesh, share_of_examples
 
     config = override(load_config(CONFIGS / f"{case.config}.py"), case.overrides)
     kind, count = case.topology.split(":")
     gpus = kind == "gpu"
     mesh = h100s(int(count), config.mesh) if gpus else make_mesh(config.mesh, tpus(case.topology))
     bucket = config.data.buckets[case.bucket]
+    shares = {} if gpus else {"shares": len({share_of_examples(mesh, n) for n in processes(mesh)})}
     about = {
         "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1),
         "frames": bucket[0],
         "steps": bucket[1],
         "batch": config.data.batch_size(bucket[0]),
+        **shares,
     }
     with jax.sharding.use_abstract_mesh(mesh) if gpus else jax.set_mesh(mesh):
         traced, params = (train_step if case.program == STEP else decoder)(config, mesh, bucket)
@@ -128,7 +132,7 @@ def compiled(case: Case) -> dict[str, Any]:
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             return {**about, "attention": config.model.attention, "kernels": text.count("mosaic_gpu")}
         program = traced.lower().compile()
-    return {**about, **figures(program, traced, params, mesh.size)}
+    return {**about, **figures(program, traced, params, bucket[0], mesh.size)}
 
 
 def tpus(topology: str) -> Any:
@@ -136,6 +140,11 @@ def tpus(topology: str) -> Any:
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def processes(mesh: Any) -> set[int]:
+    """Those that run on the chips of a mesh."""
+    return {chip.process_index for chip in mesh.devices.flat}
 
 
 def h100s(count: int, settings: Any) -> Any:
@@ -220,7 +229,7 @@ def decoder(config: Any, mesh: Any, bucket: tuple[int, int]) -> tuple[Any, Any]:
     return jax.jit(edit).trace(laid(params, copied), *inputs, laid(key, whole)), params
 
 
-def figures(program: Any, traced: Any, params: Any, devices: int) -> dict[str, Any]:
+def figures(program: Any, traced: Any, params: Any, frames: int, devices: int) -> dict[str, Any]:
     """Memory, traffic and work of a compiled program, of one device."""
     import jax
 
@@ -229,20 +238,21 @@ def figures(program: Any, traced: Any, params: Any, devices: int) -> dict[str, A
     memory, flops = program.memory_analysis(), model_flops(traced.jaxpr.jaxpr)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     known = {math.prod(leaf.shape[n:]) for leaf in jax.tree.leaves(params) for n in (0, 1)}
-    moved, gathered = traffic(program.as_text(), known)
+    moved, gathered = traffic(program.as_text(), known, frames)
     return {
         "arguments and results GB": held / 1e9,
         "GB": (held + memory.temp_size_in_bytes) / 1e9,
         **{f"{kind} MB": moved.get(kind, 0) / 1e6 for kind in KINDS},
-        "activations gathered MB": gathered / 1e6,
+        "sequence gathered MB": gathered / 1e6,
         "TFLOP": None if flops is None else flops / devices / 1e12,
     }
 
 
-def traffic(text: str, parameters: set[int]) -> tuple[dict[str, int], int]:
-    """Bytes that collectives of each kind yield, and those of the largest all-gather of no parameter.
+def traffic(text: str, parameters: set[int], frames: int) -> tuple[dict[str, int], int]:
+    """Bytes that collectives of each kind yield, and those of the largest all-gather of a sequence.
 
-    `parameters` are the numbers of elements of each, and of its layers where it holds several.
+    `parameters` are the numbers of elements of each, and of its layers where it holds several; of a sequence
+    is what has no such number, and one for every frame at least.
     """
     moved: dict[str, int] = {}
     gathered = 0
@@ -253,7 +263,7 @@ def traffic(text: str, parameters: set[int]) -> tuple[dict[str, int], int]:
         for dtype, shape in arrays:
             size = BYTES[dtype] * math.prod(shape)
             moved[kind] = moved.get(kind, 0) + size
-            if kind == "all-gather" and math.prod(shape) not in parameters:
+            if kind == "all-gather" and math.prod(shape) >= frames and math.prod(shape) not in parameters:
                 gathered = max(gathered, size)
     return moved, gathered
 
