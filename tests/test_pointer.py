@@ -412,3 +412,9 @@ def test_a_few_steps_of_gradient_descent_learn_one_edit(params):
         fresh, loss = descend(fresh)
         losses.append(float(loss))
     assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("size", ["matches", "decoder_window", "heads", "landmark_frames"])
+def test_settings_no_model_has_are_refused(size):
+    with pytest.raises(ValueError, match=f"{size} 0: give at least 1"):
+        PointerSettings(**{size: 0})
