@@ -60,6 +60,7 @@ def played(out):
     return row_N[row_N >= 0].tolist(), (row_N == STOP).any()
 
 
+@pytest.mark.slow
 def test_what_is_surely_kept_is_played_before_the_end(stopping):
     one, other = (list(range(*stretch)) for stretch in STRETCHES)
     for sure, wanted in (((), [[]]), ((36,), [other]), ((16, 36), [one + other, other + one])):

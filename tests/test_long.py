@@ -83,6 +83,7 @@ def test_many_frames_in_bfloat16_are_counted_and_summed_in_full():
     np.testing.assert_array_equal(tokens, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [75, 110])
 def test_up_to_the_limit_pooling_changes_no_bit(params, length):
     """Five bars, with room for more tokens and for just as many, though the padding has seven bars."""
@@ -99,6 +100,7 @@ def test_up_to_the_limit_pooling_changes_no_bit(params, length):
         np.testing.assert_allclose(outs[0][1], outs[1][1], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_teacher_forcing_decoding_and_beam_agree_on_pooled_bars(params, seed):
     settings = replace(TINY, max_globals=3)

@@ -64,6 +64,7 @@ def heard(settings, params, stems=None):
     return np.asarray(ENCODE(settings, params["encoder"], *inputs).structure_BTS)
 
 
+@pytest.mark.slow
 def test_without_stems_or_freshly_made_the_model_is_the_one_without_the_part():
     plain, with_part = fresh(TINY), fresh(HEARS)
     before = heard(TINY, plain)
@@ -91,6 +92,7 @@ def test_a_stem_s_gain_changes_nothing(params):
     )
 
 
+@pytest.mark.slow
 def test_what_is_not_there_says_nothing_and_gets_no_gradient(params):
     """Rows that are not there hold NaN or numbers, and with none there are, it is as without stems."""
     stems, nothing = stems_of(ROWS), np.zeros(ROWS, bool)
