@@ -105,6 +105,15 @@ def test_two_processes_train_as_one_does_bit_for_bit(tmp_path, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
+def test_two_processes_that_share_parameters_train_as_one_does(tmp_path, whole, axis):
+    """Split over both with `fsdp`; with `tensor` both make every example."""
+    finish(tmp_path, EDITJAX_TEST_MESH=axis)
+    for found, wanted in zip(rows_of(tmp_path), rows_of(whole[0]), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("then", [1, 2])
 def test_sigterm_to_one_process_saves_and_ends_both_and_any_number_goes_on(tmp_path, whole, rank, then):

@@ -2,13 +2,14 @@
 
 At the step that EDITJAX_TEST_POISON names the batches hold NaN; EDITJAX_TEST_UNREADABLE is where the second
 process cannot read its batch; in the save of step 12 the disk of process EDITJAX_TEST_FULL fills up, and
-process EDITJAX_TEST_DIES is killed.
+process EDITJAX_TEST_DIES is killed. EDITJAX_TEST_MESH is the axis over which the two devices lie.
 """
 
 import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import editjax.lock
@@ -18,12 +19,12 @@ from editjax.cli.train import in_job
 
 def train() -> int:
     import jax
-    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
     from orbax.checkpoint import v1 as ocp
     from tiny_family import FAMILY, TinyBatches, TinyData, digest, tiny_config, validate
 
+    from editjax import mesh
     from editjax.errors import DataError
-    from editjax.mesh import make_mesh, share_of_examples
     from editjax.train import train
 
     class Batches(TinyBatches):
@@ -45,10 +46,13 @@ def train() -> int:
     whole_save, ocp.save_checkpointables = ocp.save_checkpointables, save
     first = int(os.environ.get("EDITJAX_TEST_POISON", -1))
     data = TinyData(poison_from=first, poison_until=first + 1 if first >= 0 else -1)
-    config = tiny_config(steps=24, data=data, checkpoint_every=3, validate_every=7)
-    batches = Batches(data, pause_s=float(sys.argv[4]), share=share_of_examples(make_mesh()))
+    mesh.SMALLEST_SPLIT = 1
+    settings = mesh.MeshSettings(**{os.environ.get("EDITJAX_TEST_MESH", "data"): 2})
+    config = tiny_config(steps=24, data=data, checkpoint_every=3, validate_every=7, mesh=settings)
+    share = mesh.share_of_examples(mesh.make_mesh(settings))
+    batches = Batches(data, pause_s=float(sys.argv[4]), share=share)
     state = train(config, batches, sys.argv[1], validate=validate, family=FAMILY)
-    print(digest(jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), state)), flush=True)
+    print(digest(jax.tree.map(partial(process_allgather, tiled=True), state)), flush=True)
     return 0
 
 
