@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.nn.functional import gelu, linear, relu, rms_norm, scaled_dot_product_attention
 
+from editjax.models.decoder_attention import NEVER
 from editjax.models.layers import ROTARY_BASE
 from editjax.models.pointer import (
     ADVANCE,
     AFTER_FLOOR,
     JUMP,
-    NEVER,
     STOP_MODE,
     PointerSettings,
     distance_bucket,

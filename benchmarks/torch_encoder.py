@@ -26,6 +26,7 @@ from torch_match import find_matches, fingerprints, level_normalise, refine, sha
 
 from editjax.attention import Window
 from editjax.events import KINDS
+from editjax.models.decoder_attention import NEVER
 from editjax.models.level import (
     LEVEL_CHANNELS,
 )
@@ -33,7 +34,6 @@ from editjax.models.match import (
     STEP_FRAMES,
 )
 from editjax.models.pointer import (
-    NEVER,
     PointerSettings,
 )
 from editjax.models.scales import ANNOUNCE_WIDTH, MATCH_CHANNELS, TARGET_FEATURES

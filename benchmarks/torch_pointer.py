@@ -23,6 +23,7 @@ from torch_layers import (
 )
 
 from editjax.attention import Window
+from editjax.models.decoder_attention import NEVER
 from editjax.models.hints import (
     ANNOUNCED_FRAMES,
     AS_RECORDED_BIAS,
@@ -41,7 +42,6 @@ from editjax.models.hints import (
 from editjax.models.pointer import (
     AFTER_FLOOR,
     DISTANCE_BUCKETS,
-    NEVER,
     PointerSettings,
 )
 

@@ -26,11 +26,11 @@ from editjax.data import Batch
 from editjax.edits import STOP, UNALIGNED
 from editjax.events import UNKNOWN
 from editjax.losses import BOUNDARY_FRAMES, BOUNDARY_WEIGHT, LossSettings
+from editjax.models.decoder_attention import NEVER
 from editjax.models.hints import LOOP, LOOPED_SHARE
 from editjax.models.pointer import (
     ADVANCE,
     JUMP,
-    NEVER,
     STOP_MODE,
     PointerSettings,
 )

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from editjax.edits import PAD, STOP
 from editjax.models import encoder
 from editjax.models.coverage import left_out, was_played
+from editjax.models.decoder_attention import NEVER
 from editjax.models.pointer import (
     ADVANCE,
     JUMP,
-    NEVER,
     STOP_MODE,
     Keys,
     PointerSettings,
@@ -224,7 +224,10 @@ def _state_after(carry: Carry, step: Step, next_B):
 
 
 def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B1, next_B, p_B2):
-    """What was played, the pointers and their probabilities, with the steps of this pass."""
+    """What was played, the pointers and their probabilities, with the steps of this pass.
+
+    Each example's apart: one scatter to all of them would be computed whole on every device.
+    """
     ahead_1S = jnp.arange(fixed.draft + 1)[None, :]
     is_decided_BS = ahead_1S == decided_B1
     next_BS = jnp.where(is_decided_BS, next_B[:, None], drafted.pointer_BN + 1)
@@ -235,19 +238,18 @@ def _write(fixed: Fixed, carry: Carry, drafted: Step, mode_logits_BS3, decided_B
     place_BS = jnp.where(written_BS, drafted.index_BN, fixed.max_steps)
     frame_BS = jnp.where(written_BS & (next_BS >= 0), next_BS, carry.played_BT.shape[1])
     return (
-        jax.vmap(lambda played_T, at_S: played_T.at[at_S].add(1, mode="drop"))(carry.played_BT, frame_BS),
-        _put(carry.pointers_BN, place_BS, next_BS),
-        _put(carry.p_BN2, place_BS, p_BS2),
+        jax.vmap(_count)(carry.played_BT, frame_BS),
+        jax.vmap(_put)(carry.pointers_BN, place_BS, next_BS),
+        jax.vmap(_put)(carry.p_BN2, place_BS, p_BS2),
     )
 
 
-def _put(x_BNX, place_BS, new_BSX):
-    """Entries set at their places, row by row: one scatter over all rows is computed by every device."""
+def _count(played_T, at_S):
+    return played_T.at[at_S].add(1, mode="drop")
 
-    def put(x_NX, at_S, new_SX):
-        return x_NX.at[at_S].set(new_SX, mode="drop")
 
-    return jax.vmap(put)(x_BNX, place_BS, new_BSX)
+def _put(x_NX, at_S, new_SX):
+    return x_NX.at[at_S].set(new_SX, mode="drop")
 
 
 def choose(fixed: Fixed, turn: Turn, mode_logits_B13, played: Callable):

@@ -57,34 +57,30 @@ def make_mesh(settings: MeshSettings = MeshSettings(), devices: Sequence[jax.Dev
 
 
 def ordered(devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices, those of a slice and of a process side by side.
+    """The devices, those of a slice and of a process side by side, whatever their order was.
 
-    What the mesh splits finest stays in a process, then in a slice (TPUs, or GPUs that NVLink connects), and
-    every process gets examples that lie side by side. `jax.make_mesh` refuses several slices, which GPUs of
-    two machines are, and splits the examples of a TPU's processes up.
+    So what the mesh splits finest stays in a process, then in a slice (of TPUs, or of GPUs that NVLink
+    connects), where their numbers allow it, and the examples of a process lie side by side. `jax.make_mesh`
+    refuses several slices, which GPUs of two machines are, and deals out the chips of a TPU's processes.
     """
-    processes: dict[tuple, list[jax.Device]] = {}
-    for device in sorted(devices, key=_place):
+    processes: dict[tuple[int, int], list[jax.Device]] = {}
+    for device in sorted(devices, key=_on_path):
         processes.setdefault((getattr(device, "slice_index", 0), device.process_index), []).append(device)
-    first = sorted(processes, key=lambda process: (process[0], _corner(processes[process])))
-    found = np.empty(len(devices), object)
-    found[:] = [device for process in first for device in processes[process]]
-    return found
+    corners = {process: min(map(_place, own)) for process, own in processes.items()}
+    first = sorted(processes, key=lambda process: (process[0], corners[process]))
+    return np.array([device for process in first for device in processes[process]], dtype=object)
 
 
 def _place(device: jax.Device) -> tuple[int, ...]:
-    """Along a path through the chips of a TPU, from neighbour to neighbour; else the device's number."""
-    coords = getattr(device, "coords", None)
-    if coords is None:
-        return (device.id,)
-    x, y, z = coords
+    """A TPU's coordinates and core, else the device's number: the `coords` of GPUs are something else."""
+    return (*device.coords, device.core_on_chip) if device.platform == "tpu" else (device.id, 0, 0, 0)
+
+
+def _on_path(device: jax.Device) -> tuple[int, ...]:
+    """Where a device is on a path through those of a process that goes from neighbour to neighbour."""
+    x, y, z, core = _place(device)
     y = -y if z % 2 else y
-    return z, y, -x if (y + z) % 2 else x, device.core_on_chip
-
-
-def _corner(devices: list[Any]) -> tuple[int, ...]:
-    """Where a process is among those of its slice."""
-    return min(tuple(getattr(device, "coords", None) or [device.id]) for device in devices)
+    return z, y, -x if (y + z) % 2 else x, core
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules = ()) -> Any:

@@ -122,12 +122,12 @@ def test_rows_are_read_whichever_device_holds_them(mesh, dtype):
 def test_spans_are_those_of_the_whole(mesh, size):
     """Beats that begin on one device and end on another, pooled and spread again, with their gradients."""
     rng = np.random.default_rng(3)
-    x_BTD, d_out = rng.normal(size=(2, 2, FRAMES, 3)).astype(np.float32)
+    x_BTD, d_out = (rng.normal(size=(2, FRAMES, width)).astype(np.float32) for width in (3, 6))
     frames_B = np.array([FRAMES, 70], np.int32)
 
     def there_and_back(x_BTD, d_out):
         def forth(x_BTD):
-            return spread(pool(x_BTD, frames_B, size)[..., :3], size, FRAMES)
+            return spread(pool(x_BTD, frames_B, size), size, FRAMES)
 
         largest = over_spans(lambda x: x.argmax(2), size, x_BTD)
         out, pull = jax.vjp(forth, x_BTD)
@@ -156,9 +156,7 @@ def test_of_spans_nothing_moves_but_their_edges_and_results():
 
     with jax.set_mesh(mesh):
         moved = traffic(jax.jit(both, out_shardings=(split, split)).lower(x, x).compile())
-    assert moved.keys() == {"collective-permute", "all-reduce"}
-    assert moved["collective-permute"] == 2 * (size - 1) * 8
-    assert moved["all-reduce"] <= 2 * 8 * (frames // size + frames // 4 // size + 3)
+    assert moved == {"collective-permute": 2 * (size - 1) * 8, "all-reduce": 2 * -(-frames // size) * 8}
 
 
 def test_attention_over_split_heads_moves_sums_and_weights(monkeypatch):
@@ -229,7 +227,7 @@ def test_split_examples_move_nothing_but_gradients():
 
 @pytest.mark.slow
 def test_split_time_is_not_gathered():
-    """But for spectral shapes and the states that jump; no beat of these ends where a device's part does."""
+    """But for spectral shapes and the states that jump; parts of these are no multiples of a beat."""
     frames, settings = 256, replace(TINY, frames_per_beat=6, frames_per_bar=18)
     ends = [*range(60), *range(30, 91), STOP, PAD, PAD]
     examples = [batch_of(ends, frames - k, frames) for k in range(8)]
@@ -238,7 +236,8 @@ def test_split_time_is_not_gathered():
         program, arguments = program_on(mesh, batch, settings)
         moved = traffic(program.lower(*arguments).compile())
     states = 8 * LossSettings().max_jumps * settings.width
-    assert moved["all-gather"] <= states < 8 * frames * settings.frame_width
+    gathered = max(count for kind, count in moved.items() if kind.startswith("all-gather"))
+    assert gathered <= states < 8 * frames * settings.frame_width
 
 
 @pytest.mark.slow

@@ -183,7 +183,12 @@ def test_examples_that_do_not_lie_side_by_side_are_no_share():
 def tpus(across, high, deep=1):
     """The chips of a slice, four of every process, in no order."""
     chips = [
-        SimpleNamespace(coords=[x, y, z], core_on_chip=0, process_index=(z * high + y) // 2 * across + x // 2)
+        SimpleNamespace(
+            platform="tpu",
+            coords=[x, y, z],
+            core_on_chip=0,
+            process_index=(z * high + y) // 2 * across + x // 2,
+        )
         for x, y, z in np.ndindex(across, high, deep)
     ]
     return list(np.random.default_rng(0).permutation(chips))
@@ -191,7 +196,10 @@ def tpus(across, high, deep=1):
 
 def gpus(machines, each):
     """Those of several machines, where NVLink ends; each has its process, which were started in turns."""
-    return [SimpleNamespace(id=k, process_index=k, slice_index=k % machines) for k in range(machines * each)]
+    return [
+        SimpleNamespace(platform="gpu", id=k, coords=[0], process_index=k, slice_index=k % machines)
+        for k in range(machines * each)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Spans of equal length, as beats and bars are: from their frames to them, and back.
 
-Where a mesh splits time, most spans begin on one device and end on another or in the midst of it, and XLA
-would gather the sequence on every device. Here each device reduces the spans that begin in its part, of which
-it needs no more of its neighbour's frames than a span has; every device gets the results.
+Where a mesh splits time into parts that are no multiples of a span, XLA would gather the sequence on every
+device. Here each device reduces the spans that begin in its part, for which it needs less than a span of its
+neighbour's frames, and every device gets the results. Only spans that are longer than a part are left to XLA.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,9 @@ from editjax.models.layers import frame_mask
 from editjax.models.rows import time_parts
 
 
-def over_spans(reduce: Callable, size: int, *arrays) -> Any:
-    """`reduce` of arrays (B, T, …) by spans, (B, V, size, …) each, the last filled up with zeros.
-
-    What it returns must begin with (B, V); so does the result, V = ceil(T / size).
-    """
+def over_spans(reduce: Callable, size: int, *arrays) -> jax.Array:
+    """`reduce` of arrays (B, T, …) by spans, (B, V, size, …) each with V = ceil(T / size), the last filled up
+    with zeros: one array of numbers, (B, V, …)."""
     n_frames = arrays[0].shape[1]
     if not _are_cut(size, n_frames):
         return reduce(*(_spans(x, size) for x in arrays))
@@ -45,7 +43,7 @@ def pool(x_BTD, frames_B, size: int):
 
 
 def spread(x_BVX, size: int, n_frames: int):
-    """Each span's entry for all its frames, (B, T, …)."""
+    """The entry of each of ceil(T / size) spans for all its frames, (B, T, …)."""
     if not _are_cut(size, n_frames):
         return jnp.repeat(x_BVX, size, axis=1)[:, :n_frames]
     examples = _examples(len(x_BVX))
@@ -88,12 +86,13 @@ def _reduce_own(reduce: Callable, size: int, n_spans: int, *arrays):
     found = jnp.where(begins_V.reshape(1, -1, *[1] * (found.ndim - 2)), found, 0)
     whole = jnp.zeros((len(found), n_spans + most, *found.shape[2:]), found.dtype)
     whole = jax.lax.dynamic_update_slice_in_dim(whole, found, first, 1)
-    return jax.lax.psum(whole, TIME)[:, :n_spans]
+    return jax.lax.psum(whole[:, :n_spans], TIME)
 
 
 def _spread_own(size: int, n_frames: int, x_BVX):
     length = n_frames // jax.lax.axis_size(TIME)
     start, most = jax.lax.axis_index(TIME) * length, -(-length // size) + 1
-    longer = jnp.pad(x_BVX, ((0, 0), (0, most), *[(0, 0)] * (x_BVX.ndim - 2)))
+    own_BVX = jax.lax.pcast(x_BVX, TIME, to="varying")  # here, so that no padding's gradient is summed
+    longer = jnp.pad(own_BVX, ((0, 0), (0, most), *[(0, 0)] * (x_BVX.ndim - 2)))
     seen = jnp.repeat(jax.lax.dynamic_slice_in_dim(longer, start // size, most, 1), size, axis=1)
     return jax.lax.dynamic_slice_in_dim(seen, start % size, length, 1)
