@@ -1,0 +1,4 @@
+"""A mixing console that gradients pass through: its filters, dynamics and meters, of one sound (C, S) each.
+
+Settings are scalars; several sounds or settings go through `jax.vmap`.
+"""

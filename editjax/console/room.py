@@ -1,0 +1,55 @@
+"""What the sends of a console go to: a room, and echoes."""
+
+import jax
+import jax.numpy as jnp
+import scipy.fft
+
+LONGEST_ROOM_S = 3.0
+FIRST_S = 0.02
+"""From the sound to its reverberation."""
+BANDS_HZ = 500.0, 4000.0
+DECAYS = 1.0, 0.8, 0.4
+"""How long each band takes to decay, of what the lowest takes: air and walls swallow what is high."""
+SIXTY_DB = 6.9078
+"""The natural logarithm of 60 dB, of which a decay time speaks."""
+ECHOES, LONGEST_ECHO_S = 6, 1.0
+
+
+def reverberated(x_CS, decay_s, rate_hz: float):
+    """The room's answer to sound (2, S): noise of unit energy that decays by 60 dB in `decay_s`."""
+    answer_CR = _answer(decay_s, rate_hz)
+    first, n_samples = round(FIRST_S * rate_hz), x_CS.shape[1]
+    length = scipy.fft.next_fast_len(n_samples + answer_CR.shape[1], real=True)
+    heard_CS = jnp.fft.irfft(jnp.fft.rfft(x_CS, length) * jnp.fft.rfft(answer_CR, length), length)
+    return jnp.pad(heard_CS, ((0, 0), (first, 0)))[:, :n_samples]
+
+
+def echoed(x_CS, delay_s, feedback, rate_hz: float):
+    """`ECHOES` of sound (C, S), `delay_s` apart, each but the first `feedback` of that before it."""
+    longest, n_samples = ECHOES * round(LONGEST_ECHO_S * rate_hz), x_CS.shape[1]
+    padded_CS = jnp.pad(x_CS, ((0, 0), (longest + 1, 0)))
+
+    def echo(k):
+        late = jnp.clip(k * delay_s * rate_hz, 0.0, longest)
+        whole = jnp.floor(late)
+        start = longest - whole.astype(jnp.int32)
+        one_CS = jax.lax.dynamic_slice_in_dim(padded_CS, start, n_samples + 1, 1)
+        part = late - whole  # a straight line between samples: gradients flow to the delay
+        return feedback ** (k - 1.0) * (part * one_CS[:, :-1] + (1.0 - part) * one_CS[:, 1:])
+
+    return sum(echo(float(k)) for k in range(1, ECHOES + 1))
+
+
+def _answer(decay_s, rate_hz: float):
+    """Noise (2, R), always the same, each of its bands with its decay."""
+    n_samples = round(LONGEST_ROOM_S * rate_hz)
+    noise_CR = jax.random.normal(jax.random.key(0), (2, n_samples))
+    hz_F = jnp.linspace(0.0, rate_hz / 2, n_samples // 2 + 1)
+    below, above = (jax.nn.sigmoid(8.0 * jnp.log2(jnp.maximum(hz_F, 1.0) / hz)) for hz in BANDS_HZ)
+    bands_3F = jnp.stack([1.0 - below, below * (1.0 - above), below * above]).astype(jnp.complex64)
+    spectrum_CF = jnp.fft.rfft(noise_CR)
+    bands_3CR = jnp.fft.irfft(spectrum_CF[None] * bands_3F[:, None], n_samples)
+    time_R = jnp.arange(n_samples) / rate_hz
+    decay_3R = jnp.exp(-SIXTY_DB * time_R[None] / (decay_s * jnp.array(DECAYS)[:, None]))
+    answer_CR = (bands_3CR * decay_3R[:, None]).sum(0)
+    return answer_CR / jnp.sqrt((answer_CR**2).sum(1, keepdims=True))

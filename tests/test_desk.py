@@ -1,0 +1,131 @@
+"""The whole console: what each setting does to a mix, and that all of them can be learned."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from editjax.console.desk import Master, Strip, mix, of_ten
+from editjax.console.loudness import true_peak
+from editjax.console.room import ECHOES, LONGEST_ROOM_S, echoed, reverberated
+
+RATE_HZ = 16_000
+TIME_S = np.arange(2 * RATE_HZ, dtype=np.float32) / RATE_HZ
+MIDDLE = slice(RATE_HZ // 2, -RATE_HZ // 2)  # of two seconds, where filters and gains have settled
+
+
+def tone(hz: float = 1000.0, amplitude: float = 0.1) -> np.ndarray:
+    """Mono, (1, S)."""
+    return amplitude * np.sin(2 * np.pi * np.float32(hz) * TIME_S)[None]
+
+
+def strips(*given: dict[str, float]) -> Strip:
+    """One for each stem."""
+    each = [Strip(**one) for one in given]
+    return Strip(*(jnp.array(values, jnp.float32) for values in zip(*each, strict=True)))
+
+
+mixed = jax.jit(functools.partial(mix, rate_hz=RATE_HZ))
+
+
+def heard(x_CS: np.ndarray, **settings: float) -> np.ndarray:
+    """One stem's mix, where it has settled."""
+    return np.asarray(mixed(x_CS[None], strips(settings), Master()))[:, MIDDLE]
+
+
+def level(x_S: np.ndarray) -> float:
+    return 10 * np.log10((x_S.astype(np.float64) ** 2).mean())
+
+
+def test_as_it_stands_it_is_the_sum():
+    stems = np.stack([tone(300), tone(2000)])
+    found = np.asarray(mixed(stems, strips({}, {}), Master()))
+    np.testing.assert_allclose(found[:, MIDDLE], np.tile(stems.sum(0), (2, 1))[:, MIDDLE], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "hz, settings, change_db",
+    [
+        (1000, {"gain_db": -6.0}, -6),
+        (1000, {"makeup_db": 3.0}, 3),
+        (50, {"low_cut_hz": 200.0}, -24),
+        (40, {"low_db": 6.0}, 6),
+        (400, {"low_mid_db": -9.0, "low_mid_q": 2.0}, -9),
+        (2500, {"high_mid_db": 4.0}, 4),
+        (7800, {"high_db": 5.0, "high_hz": 3000.0}, 5),
+        (1000, {"threshold_db": -40.0, "ratio": 4.0, "knee_db": 0.0, "release_s": 1.0}, -15),
+    ],
+)
+def test_each_setting_does_what_it_says(hz, settings, change_db):
+    assert level(heard(tone(hz), **settings)) - level(heard(tone(hz))) == pytest.approx(change_db, abs=0.35)
+
+
+def test_pan_and_width():
+    wide = np.concatenate([tone(300), tone(900)])
+    left, right = heard(wide, pan=-1.0)
+    assert level(left) - level(wide[0, MIDDLE]) == pytest.approx(3, abs=0.05) and np.abs(right).max() < 1e-6
+    left, right = heard(wide, width=0.0)
+    np.testing.assert_allclose(left, right, atol=1e-7)
+    left, right = heard(wide, width=2.0)
+    np.testing.assert_allclose(left - right, 2 * (wide[0] - wide[1])[MIDDLE], atol=2e-4)
+
+
+def test_echoes_come_when_they_should():
+    x_CS = np.zeros((1, 2 * RATE_HZ), np.float32)
+    x_CS[0, 100] = 1.0
+    found = np.asarray(echoed(x_CS, 0.1 + 0.5 / RATE_HZ, 0.5, RATE_HZ))[0]
+    wanted = np.zeros_like(found)
+    for k in range(1, ECHOES + 1):
+        late = k * (0.1 * RATE_HZ + 0.5)
+        wanted[100 + int(late) : 102 + int(late)] = 0.5 ** (k - 1) * np.array([1 - late % 1, late % 1])
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize("decay_s", [0.4, 1.2])
+def test_a_room_takes_as_long_to_decay_as_it_is_told(decay_s):
+    x_CS = np.zeros((2, round(LONGEST_ROOM_S * RATE_HZ)), np.float32)
+    x_CS[:, 0] = 1.0
+    answer_CS = np.asarray(reverberated(x_CS, decay_s, RATE_HZ)).astype(np.float64)
+    assert (answer_CS**2).sum() == pytest.approx(2.0, rel=0.01)
+    low = scipy.signal.butter(
+        8, 250, fs=RATE_HZ, output="sos"
+    )  # where it is told; what is higher decays faster
+    power_S = (scipy.signal.sosfilt(low, answer_CS) ** 2).sum(0)
+    left_db = 10 * np.log10(np.cumsum(power_S[::-1])[::-1] / power_S.sum())  # Schroeder 1965
+    after_s = [np.argmax(left_db < db) / RATE_HZ for db in (-5, -35)]
+    assert 2 * (after_s[1] - after_s[0]) == pytest.approx(decay_s, rel=0.15)
+
+
+def test_every_setting_can_be_learned():
+    rng = np.random.default_rng(0)
+    stems = (0.3 * rng.normal(size=(2, 2, RATE_HZ // 2))).astype(np.float32)
+    asked = {
+        "threshold_db": -20.0,
+        "ratio": 3.0,
+        "room_db": -20.0,
+        "echo_db": -20.0,
+        "pan": 0.3,
+        "width": 0.8,
+    }
+    bands = {"low_db": 2.0, "low_mid_db": 2.0, "high_mid_db": 2.0, "high_db": 2.0, "low_cut_hz": 60.0}
+    ear_S = rng.normal(size=RATE_HZ // 2).astype(np.float32)
+
+    def said(strips, master):
+        return (mixed(stems, strips, master) * ear_S[None]).sum()
+
+    gradients = jax.jit(jax.grad(said, (0, 1)))(strips(asked | bands, asked | bands), Master(echo_s=0.1))
+    for settings in gradients:
+        for name, d in settings._asdict().items():
+            assert np.isfinite(d).all() and np.all(d != 0), name
+
+
+def test_ten_numbers_of_any_size_are_a_mix_that_does_not_clip():
+    loud = np.concatenate([tone(300, 1.0), tone(901, 1.0)])
+    rng = np.random.default_rng(1)
+    for p_10 in (np.zeros(10), np.ones(10), *rng.integers(0, 2, (6, 10)), *rng.random((4, 10))):
+        strip, master = of_ten(p_10.astype(np.float32))
+        found = mixed(loud[None], strip, master)
+        assert np.isfinite(found).all() and float(true_peak(found)) <= 0.9501
