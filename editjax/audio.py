@@ -397,18 +397,22 @@ def to_mono_float(samples_SC: np.ndarray) -> np.ndarray:
     return samples_SC if samples_SC.ndim == 1 else samples_SC.mean(axis=1, dtype=np.float32)
 
 
-def resample_stream(blocks: Iterable[np.ndarray], rate_in_hz: int, rate_out_hz: int) -> Iterator[np.ndarray]:
-    """Blocks (S, C) or (S,) of any type, mixed to mono and resampled (soxr HQ) as float32 (S,) blocks."""
-    monos = (to_mono_float(block) for block in blocks)
+def resample_stream(
+    blocks: Iterable[np.ndarray], rate_in_hz: int, rate_out_hz: int, channels: int = 1
+) -> Iterator[np.ndarray]:
+    """Blocks (S, C) or (S,) of any type, resampled (soxr HQ), as float32: mixed to mono (S,), or with all
+    `channels` (S, C)."""
+    parts = (to_mono_float(block) if channels == 1 else to_float(block) for block in blocks)
     if rate_in_hz == rate_out_hz:
-        yield from monos
+        yield from parts
         return
-    stream = soxr.ResampleStream(rate_in_hz, rate_out_hz, 1, dtype="float32", quality="HQ")
-    for mono_S in monos:
-        if len(resampled_S := stream.resample_chunk(mono_S)):
-            yield resampled_S
-    if len(resampled_S := stream.resample_chunk(np.empty(0, np.float32), last=True)):
-        yield resampled_S
+    stream = soxr.ResampleStream(rate_in_hz, rate_out_hz, channels, dtype="float32", quality="HQ")
+    for part in parts:
+        if len(resampled := stream.resample_chunk(part)):
+            yield resampled
+    nothing = np.empty((0,) if channels == 1 else (0, channels), np.float32)
+    if len(resampled := stream.resample_chunk(nothing, last=True)):
+        yield resampled
 
 
 def _uncount_pad_byte(aiff_path: Path, frames: int, frame_bytes: int) -> None:

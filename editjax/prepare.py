@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from editjax import __version__, pipeline, shards
+from editjax.array_records import FILE_BYTES, MANIFEST, write_json
 from editjax.audio import Reader
 from editjax.beats import BeatSettings, beat_phases, track_beats
 from editjax.cached_mels import cached_recording
@@ -77,7 +78,7 @@ class PrepareSettings:
     validation: float = 0.0
     least_aligned: float = 0.5
     check_alignment: bool = False
-    shard_bytes: int = shards.SHARD_BYTES
+    shard_bytes: int = FILE_BYTES
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation < 1.0:
@@ -138,8 +139,8 @@ def prepare(
         )
     report = _report(build, found.skipped, [outcomes[keys[files.id]] for files in found.recordings])
     if report["good"]:  # a report never stands beside shards of another build as if they were its own
-        (folder / shards.MANIFEST).unlink(missing_ok=True)
-    shards.write_json(folder / REPORT, report)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    write_json(folder / REPORT, report)
     if not report["good"]:
         remove_tree(staging)
         name, reason = report["skipped"][0]["pair"], report["skipped"][0]["reason"]
@@ -426,7 +427,7 @@ def _stage(settings: PrepareSettings, staging: Path, job: Job) -> None:
     if recording is not None:
         with new_file(record_path) as temporary:
             temporary.write_bytes(encode(recording))
-    shards.write_json(outcome_path, outcome)
+    write_json(outcome_path, outcome)
 
 
 def _prepare_anywhere(files: RawFiles, settings: PrepareSettings) -> tuple[Recording | None, dict[str, Any]]:
@@ -485,7 +486,7 @@ def _make_staging(folder: Path) -> Path:
 
 def _finished(folder: Path, build: str, overwrite: bool) -> dict[str, Any] | None:
     """The report of shards that are already complete for this build."""
-    if overwrite or not (folder / shards.MANIFEST).exists():
+    if overwrite or not (folder / MANIFEST).exists():
         return None
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -519,7 +520,7 @@ def _fingerprint(files: RawFiles, settings: PrepareSettings) -> str:
     ]:
         stamps.append([str(path), *stamp(path)])
     names = [[edit.id, edit.style] for edit in files.edits]
-    return _digest([__version__, shards.VERSION, asdict(settings), files.id, names, stamps])
+    return _digest([__version__, shards.SHARDS.version, asdict(settings), files.id, names, stamps])
 
 
 def _digest(content: Any) -> str:

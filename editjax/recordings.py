@@ -9,7 +9,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +74,12 @@ def family_of(name: str) -> str:
 
 def split_of(name: str) -> str:
     """`train` (70 %), `valid` (10 %) or `test` (20 % of families), by a hash of the family's name."""
-    digest = hashlib.sha256(f"{SPLIT_SALT}:{family_of(name)}".encode()).digest()
+    return split_of_family(family_of(name))
+
+
+def split_of_family(family: str) -> str:
+    """The split of all files of a family."""
+    digest = hashlib.sha256(f"{SPLIT_SALT}:{family}".encode()).digest()
     percent = int.from_bytes(digest[:4], "big") % 100
     for split, edge in zip(SPLITS, np.cumsum(SPLIT_PERCENT), strict=True):
         if percent < edge:
@@ -92,13 +97,13 @@ def scan(folder: Path, split: str = "") -> Library:
         raise UsageError(f"split {split!r} is unknown: choose from {', '.join(SPLITS)}")
     if not folder.is_dir():
         raise NoInputError(f"{folder}: no such folder of recordings; check --recordings")
-    kinds = _manifest_kinds(folder)
+    rows = manifest_rows(folder)
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in CONTAINER_OF_SUFFIX and p.is_file())
     if not paths:
         raise NoInputError(f"{folder}: holds no audio file; give a folder of recordings")
     names = [path.relative_to(folder).as_posix() for path in paths]
     found = [
-        Recording(path, name, kinds.get(name) or _kind_by_folder(name), _seconds(path))
+        Recording(path, name, kind_of(name, rows), _seconds(path))
         for path, name in zip(paths, names, strict=True)
         if not split or split_of(name) == split
     ]
@@ -216,28 +221,30 @@ def _first(blocks: Iterable[np.ndarray], most: int) -> Iterator[np.ndarray]:
             return
 
 
-def _manifest_kinds(folder: Path) -> dict[str, str]:
+def manifest_rows(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of a folder's manifest.csv by file; none where there is none. DataError for no table."""
     path = folder / "manifest.csv"
     if not path.is_file():
         return {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is not a table of text in UTF-8 ({error}); save it as one") from None
-    return {row["file"]: _kind(row.get("kind") or "") for row in rows if row.get("file")}
+
+
+def kind_of(name: str, rows: Mapping[str, Mapping[str, str]]) -> str:
+    """One of music, speech, noise: from what the manifest calls a file, or else from its folder's name."""
+    if name in rows:
+        return _kind(rows[name].get("kind") or "")
+    return _kind(name.rsplit("/", 2)[-2] if "/" in name else "")
 
 
 def _kind(word: str) -> str:
-    """One of music, speech, noise from what a manifest or a folder calls it."""
     for kind, words in _KIND_WORDS.items():
         if word.lower() in words:
             return kind
     return "music"
-
-
-def _kind_by_folder(name: str) -> str:
-    return _kind(name.rsplit("/", 2)[-2] if "/" in name else "")
 
 
 def _seconds(path: Path) -> float:

@@ -23,6 +23,7 @@ from editjax.policy_loss import PolicyLossSettings, PolicyPpoSettings
 from editjax.ppo import Frozen, Learner
 from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
+from editjax.sounds import SoundSettings
 from editjax.tune import TuneSettings
 
 
@@ -45,7 +46,7 @@ class TrainConfig:
         | PolicyPpoSettings
         | TuneSettings
     ) = field(default_factory=LossSettings)
-    data: DataSettings = field(default_factory=DataSettings)
+    data: DataSettings | SoundSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     seed: int = 0

@@ -20,28 +20,23 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from editjax import cluster
+from editjax.array_records import MANIFEST, write_json
 from editjax.badput import Badput
 from editjax.bundle import find_bundle, read_config
 from editjax.checkpoint import Checkpoints, abstract
 from editjax.config import first_difference, load_config, override, to_json
-from editjax.data import batches as read_batches
 from editjax.errors import CannotCreateError, DataError, UsageError
 from editjax.export import load_bundle
 from editjax.family import Family, family_of
+from editjax.feed import feed_of
 from editjax.files import sha256_of
 from editjax.flops import Counted
 from editjax.interruption import Interruption
 from editjax.journal import Journal, Rows
 from editjax.lock import RunLock, read_record
 from editjax.mesh import REPLICATED, make_mesh, place_batch, share_of_examples, state_shardings
-from editjax.models.match import STEP_FRAMES
-from editjax.models.pointer import PointerSettings
-from editjax.models.policy import PolicySettings
-from editjax.models.reconstruct import ReconstructSettings
 from editjax.ppo import Frozen
-from editjax.shards import MANIFEST, read_manifest, write_json
 from editjax.step import TrainConfig, TrainState, compiled_update, init_state
-from editjax.styles import STYLES
 from editjax.warm_start import begin_from
 
 MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
@@ -178,28 +173,21 @@ def train_command(
     family = family_of(config.model, config.loss)
     if family.goes_on and not start_from:
         raise UsageError(f"{config_path}: goes on from a trained model; add --start-from MODEL")
-    manifest = read_manifest(data)
-    for name, value in to_json(config.model).items():
-        if manifest["mel"].get(name, value) != value:
-            raise UsageError(
-                f"{data}: mels with {name} {manifest['mel'][name]}, but {config_path} wants {value}"
-            )
-    _check_batches(config)
+    feed = feed_of(config, data)
+    feed.check(config, str(config_path))
     first_params, began = begin_from(start_from, config) if start_from else (None, {})
     origin = {
         "command": shlex.join(["editjax", "train", *command]),
         **began,
         "shards": str(data),
         "shards_sha256": sha256_of(data / MANIFEST),
-        "mel": manifest["mel"],
-        "settings": manifest["settings"],
-        "styles": [s for s in STYLES if s in (config.data.styles or manifest["counts"]["styles"])],
+        **feed.facts,
     }
     if family.frozen:
         origin["frozen_model_sha256"] = read_config(find_bundle(family.frozen(config)))["sha256"]
     validate = make_validate(config, data) if make_validate else None
     share, shares = share_of_examples(make_mesh(config.mesh))
-    stream = read_batches(data, config.data, process_index=share, process_count=shares)
+    stream = feed.batches(data, config.data, process_index=share, process_count=shares)
     with contextlib.closing(stream):
         return train(
             config,
@@ -211,46 +199,6 @@ def train_command(
             takeover=takeover,
             wandb=wandb,
         )
-
-
-def _check_batches(config: TrainConfig) -> None:
-    """Refuses batches that the mesh's devices cannot share evenly: examples, and time where that is split."""
-    mesh = make_mesh(config.mesh)
-    devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["seq"]
-    each, (wide, long) = devices * config.optim.accumulate, _windows(config.model)
-    if each > devices and family_of(config.model, config.loss).learn:
-        raise UsageError("optim.accumulate: this family makes minibatches of its own; leave it at 1")
-    for frames, steps in config.data.buckets:
-        if parts > 1 and (frames % (2 * STEP_FRAMES * parts) or steps % parts):
-            raise UsageError(
-                f"a bucket of {frames} frames and {steps} steps does not split over {parts} devices: change "
-                f"--mesh.seq, or --data.buckets to multiples of {2 * STEP_FRAMES * parts} and {parts}"
-            )
-        # Attention over more than a neighbour's part would be right, but every device would hold the whole.
-        if parts > 1 and (wide * parts > frames or long * parts > steps):
-            raise UsageError(
-                f"windows of {wide} frames and {long} steps reach over a device's part of a bucket "
-                f"of {frames} and {steps}: use a smaller --mesh.seq or larger --data.buckets"
-            )
-        if (size := config.data.batch_size(frames)) % each:
-            of = f" in {config.optim.accumulate} parts" if each > devices else ""
-            raise UsageError(
-                f"batches of {size} with {frames} frames do not divide over {devices} devices{of}: "
-                f"add --data.batch-multiple {each}"
-            )
-
-
-def _windows(model: Any) -> tuple[int, int]:
-    """How many frames and steps a model's attention reaches over, where time may be split."""
-    match model:
-        case PointerSettings():
-            frames = max(model.landmark_window * model.landmark_frames, model.frame_window)
-            return frames, model.decoder_window - 1
-        case PolicySettings():
-            return _windows(model.hears)[0], 0
-        case ReconstructSettings():
-            return model.window, 0
-    return 0, 0
 
 
 @contextlib.contextmanager

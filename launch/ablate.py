@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editjax.array_records import write_json
 from editjax.cli import complain
 from editjax.config import load_config, override, to_json
 from editjax.data import batches
@@ -35,7 +36,6 @@ from editjax.models.match import DETAIL_CHANNELS
 from editjax.models.pointer import PointerSettings
 from editjax.models.scales import MATCH_CHANNELS, TARGET_FEATURES
 from editjax.scoreboard import plain
-from editjax.shards import write_json
 from editjax.step import TrainConfig
 from editjax.train import train
 from editjax.warm_start import begin_from

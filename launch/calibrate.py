@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from editjax.array_records import MANIFEST
 from editjax.bundle import flatten
 from editjax.cli import complain
 from editjax.config import Json
@@ -22,7 +23,6 @@ from editjax.export import Bundle, cast, load_bundle, write_bundle
 from editjax.files import sha256_of
 from editjax.score_quality import known_pairs, validation_figures
 from editjax.scorer import load_scorer
-from editjax.shards import MANIFEST
 from editjax.styles import STYLES
 
 CARRIED = ("family", "model", "mel", "training", "licence")

@@ -15,6 +15,7 @@ import soundfile
 import editjax.align
 from editjax import prepare as module
 from editjax import shards, workers
+from editjax.array_records import MANIFEST
 from editjax.audio import Reader
 from editjax.edits import UNALIGNED, EditList, Segment, Source, from_pointers, to_pointers, write_edits
 from editjax.errors import CannotCreateError, DataError, EditjaxError, TryAgainError, UsageError
@@ -228,7 +229,7 @@ def test_finished_shards_are_left_alone_and_others_not_overwritten_unasked(pairs
 @pytest.mark.parametrize("report", ["[" * 200_000, "[]", "{}", "no"])
 def test_shards_whose_report_cannot_be_read_are_others(pairs, tmp_path, report):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / shards.MANIFEST).touch()
+    (tmp_path / "out" / MANIFEST).touch()
     (tmp_path / "out" / "report.json").write_text(report)
     with pytest.raises(CannotCreateError, match="holds other shards"):
         prepare(pairs, tmp_path / "out", workers=1)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from editjax import shards
+from editjax.array_records import MANIFEST
 from editjax.edits import UNALIGNED
 from editjax.errors import DataError, InputOutputError, NoInputError
 from editjax.records import Edit, Recording, decode, encode, example
@@ -274,15 +275,15 @@ def test_stems_are_read_as_written_and_shards_from_before_there_were_any_still_a
         assert source[1].stems_IMF is None
     assert encode(recordings[1]) == encode(recordings[0]._replace(id="b", edits=recordings[1].edits,
         mel_TF=recordings[1].mel_TF, meta=recordings[1].meta, stems_IMF=None))  # fmt: skip
-    manifest = json.loads((tmp_path / shards.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
     del manifest["digest"]
     for stems in (None, 2):
         manifest["examples"][0]["stems"] = stems
-        (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest))
         with pytest.raises(DataError, match="example a differs"):
             shards.verify(tmp_path)
     for fields in manifest["examples"]:
         del fields["stems"]
-    (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with shards.read(tmp_path) as source:
         assert [entry.stems for entry in source.entries] == [0, 0]

@@ -11,6 +11,7 @@ from test_prepare import fingerprints, write_pair, write_stems
 
 from editjax import prepare as module
 from editjax import shards, stores
+from editjax.array_records import write_json
 from editjax.cli import main
 from editjax.errors import CannotCreateError, InputOutputError, NoInputError, UsageError
 from editjax.pairs import find_pairs
@@ -165,7 +166,7 @@ def test_a_missing_bucket_and_an_object_that_has_gone_are_one_line(store, tmp_pa
     for method in ("put_file", "get_file"):
         monkeypatch.setattr(type(store), method, gone)
     with pytest.raises(CannotCreateError, match="memory://bucket/a: there is no such bucket"):
-        shards.write_json(place("memory://bucket/a"), {})
+        write_json(place("memory://bucket/a"), {})
     with pytest.raises(NoInputError, match="memory://bucket/a: is there no longer"):
         StorePath("memory://bucket/a").download(tmp_path / "a")
 

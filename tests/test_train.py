@@ -25,12 +25,13 @@ from editjax.data import Batch
 from editjax.decode import decode, encode
 from editjax.errors import CannotCreateError, DataError, InputOutputError, TryAgainError, UsageError
 from editjax.family import family_of
+from editjax.feed import check_buckets
 from editjax.journal import read_journal
 from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings, make_mesh, place_batch
 from editjax.models.style import Asked
 from editjax.step import TrainConfig, TrainState, compiled_update, init_state, update
-from editjax.train import _check_batches, _locked, train, train_command
+from editjax.train import _locked, train, train_command
 from editjax.warm_start import begin_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -310,19 +311,19 @@ def test_every_pointer_config_has_an_edit(path):
 def test_batches_that_the_devices_cannot_share_are_refused():
     config = load_config(CONFIGS / "pointer_tiny.py")
     with pytest.raises(UsageError, match=r"do not divide over 4 devices: add --data\.batch-multiple 4"):
-        _check_batches(config)
-    _check_batches(replace(config, data=replace(config.data, batch_multiple=4)))
+        check_buckets(config)
+    check_buckets(replace(config, data=replace(config.data, batch_multiple=4)))
     split = replace(config, mesh=MeshSettings(data=1, seq=4))
-    _check_batches(split)
+    check_buckets(split)
     with pytest.raises(
         UsageError, match=r"2064 frames and 1024 steps does not split over 4 .* multiples of 64 and 4"
     ):
-        _check_batches(replace(split, data=replace(config.data, buckets=((2064, 1024),))))
+        check_buckets(replace(split, data=replace(config.data, buckets=((2064, 1024),))))
     with pytest.raises(UsageError, match=r"windows of 192 frames and 63 steps reach over .* of 512 and 256"):
-        _check_batches(replace(split, data=replace(config.data, buckets=((512, 256),))))
+        check_buckets(replace(split, data=replace(config.data, buckets=((512, 256),))))
     policy = load_config(CONFIGS / "policy_tiny.py")
     with pytest.raises(UsageError, match="frames and 0 steps reach over"):
-        _check_batches(replace(policy, mesh=split.mesh, data=replace(policy.data, buckets=((512, 256),))))
+        check_buckets(replace(policy, mesh=split.mesh, data=replace(policy.data, buckets=((512, 256),))))
 
 
 @pytest.mark.parametrize("parts", [2, 8])
@@ -359,11 +360,11 @@ def test_parts_that_batches_do_not_have_are_refused():
         config, data=replace(config.data, batch_multiple=4), optim=replace(config.optim, accumulate=4)
     )
     with pytest.raises(UsageError, match=r"over 4 devices in 4 parts: add --data\.batch-multiple 16"):
-        _check_batches(config)
-    _check_batches(replace(config, data=replace(config.data, batch_multiple=16)))
+        check_buckets(config)
+    check_buckets(replace(config, data=replace(config.data, batch_multiple=16)))
     tuned = load_config(CONFIGS / "policy_ppo.py")
     with pytest.raises(UsageError, match="makes minibatches of its own"):
-        _check_batches(replace(tuned, optim=replace(tuned.optim, accumulate=2)))
+        check_buckets(replace(tuned, optim=replace(tuned.optim, accumulate=2)))
 
 
 def test_how_often_to_save_and_how_to_read_may_change(whole):

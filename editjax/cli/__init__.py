@@ -30,6 +30,7 @@ COMMANDS = {
     "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",
     "prepare": "turn pairs of raw and edited recordings into mel shards",
+    "sounds": "turn recordings into sound shards",
     "shards": "check shards against their manifest",
     "train": "train a model on shards, or go on training it",
     "evaluate": "score a model on pairs, beside editors that need none",
