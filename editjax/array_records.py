@@ -14,6 +14,8 @@ closed, and renamed, because an ArrayRecord file that was never closed cannot be
 """
 
 import json
+import math
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -50,6 +52,27 @@ class Kind(NamedTuple):
     make: str
     again: str
     first_fields: frozenset[str] = frozenset()
+
+
+def pack(facts: dict[str, Any], **arrays: np.ndarray) -> bytes:
+    """Facts (JSON) and arrays as a record: `u32 header length · header · arrays`, little-endian."""
+    stored = {name: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for name, a in arrays.items()}
+    header = {"facts": facts, "arrays": [[name, a.dtype.str, list(a.shape)] for name, a in stored.items()]}
+    head = json.dumps(header, sort_keys=True, allow_nan=False).encode()
+    return b"".join([struct.pack("<I", len(head)), head, *(a.tobytes() for a in stored.values())])
+
+
+def unpack(record: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The inverse of `pack`; arrays share the record's memory. ValueError where it is none."""
+    try:
+        (length,) = struct.unpack_from("<I", record)
+        header, offset, arrays = json.loads(record[4 : 4 + length]), 4 + length, {}
+        for name, dtype, shape in header["arrays"]:
+            arrays[name] = np.frombuffer(record, dtype, math.prod(shape), offset).reshape(shape)
+            offset += arrays[name].nbytes
+        return header["facts"], arrays
+    except (ValueError, LookupError, TypeError, RecursionError, struct.error) as error:
+        raise ValueError(f"no record ({error})") from error
 
 
 def write_folder(

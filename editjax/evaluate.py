@@ -37,8 +37,10 @@ from editjax.metrics import (
     spans_found,
     stop_precision,
 )
+from editjax.mixer import mixer_validate
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.coverage import played_before
+from editjax.models.mixer import MixerSettings
 from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
@@ -57,6 +59,7 @@ from editjax.tune import TuneSettings
 from editjax.tune_quality import beside_reference, earned
 
 MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
+MIXES = 512  # that a regressor is watched on
 MAX_JUMPS = 256  # of an edit, that its likelihood counts; a static bound
 STEPS_AT_ONCE = 128  # whose choices are computed side by side
 SHORT_S = 60.0  # edits up to here have a length error of their own
@@ -166,6 +169,8 @@ def make_validate(
         return reconstruct_validate(config, shards_dir, settings.split, settings.examples)
     if isinstance(config.model, PolicySettings):
         return policy_validate(config, shards_dir, settings.split, settings.examples)
+    if isinstance(config.model, MixerSettings):
+        return mixer_validate(config, shards_dir, MIXES)
     examples = shards.watched(shards_dir, settings.split, [settings.style], settings.examples)
     if not examples:
         return lambda params: {"score": float("nan")}

@@ -33,6 +33,7 @@ def family_of(settings: Any, loss: Any = None) -> Family:
     """The family whose settings these are; the loss's settings say how it learns, where there are ways."""
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.hifigan import HifiGanSettings
+    from editjax.models.mixer import MixerSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
@@ -49,6 +50,8 @@ def family_of(settings: Any, loss: Any = None) -> Family:
             return _reconstruct()
         case PolicySettings():
             return _policy(loss)
+        case MixerSettings():
+            return _mixer()
         case HifiGanSettings():
             return _hifigan()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
@@ -58,6 +61,7 @@ def settings_type(name: str) -> type:
     """The settings' type of the family a model file names; DataError for one this version does not know."""
     from editjax.models.autoencoder import ScorerSettings
     from editjax.models.hifigan import HifiGanSettings
+    from editjax.models.mixer import MixerSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
@@ -71,6 +75,8 @@ def settings_type(name: str) -> type:
             return ReconstructSettings
         case "policy":
             return PolicySettings
+        case "mixer":
+            return MixerSettings
         case "hifigan":
             return HifiGanSettings
     raise DataError(f"model family {shown(name)} is unknown to this version of editjax: upgrade it")
@@ -124,6 +130,16 @@ def _policy(weights: Any) -> Family:
         learn = policy_loss.learn_from_rewards
         return family._replace(learn=learn, frozen=lambda config: config.loss.reconstruction)
     return family
+
+
+def _mixer() -> Family:
+    from editjax.mixer_loss import mixer_loss
+    from editjax.models.mixer import init
+
+    def loss(params, batch, key, settings, weights):
+        return mixer_loss(params, batch, settings, weights, key)
+
+    return Family("mixer", init, loss)
 
 
 def _hifigan() -> Family:

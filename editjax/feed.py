@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from editjax import data, shards, sounds
+from editjax import data, mixes, shards, sounds
 from editjax.array_records import read_manifest
 from editjax.config import to_json
 from editjax.errors import UsageError
 from editjax.family import family_of
 from editjax.mesh import make_mesh
+from editjax.mixer_loss import MixerLossSettings
+from editjax.mixes import MixSettings
 from editjax.models.match import STEP_FRAMES
+from editjax.models.mixer import MixerSettings
 from editjax.models.pointer import PointerSettings
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
@@ -34,16 +37,9 @@ def feed_of(config: TrainConfig, folder: Path) -> Feed:
     """The feed of a folder of shards, of the kind that the config's data settings are for."""
     settings = config.data
     if isinstance(settings, SoundSettings):
-        manifest = read_manifest(folder, sounds.SOUNDS)
-        rate_hz, batch_size = manifest["rate_hz"], settings.batch_size
-
-        def check(config: TrainConfig, name: str) -> None:
-            wanted = getattr(config.model, "sample_rate_hz", rate_hz)
-            if wanted != rate_hz:
-                raise UsageError(f"{folder}: sounds at {rate_hz} Hz, but {name} wants {wanted}")
-            _check_division(config, batch_size)
-
-        return Feed(sounds.batches, {"rate_hz": rate_hz, "counts": manifest["counts"]}, check)
+        return _sounds(folder, settings.batch_size)
+    if isinstance(settings, MixSettings):
+        return _mixes(folder, settings.batch_size)
     manifest = shards.read_manifest(folder)
     mel, styles = manifest["mel"], settings.styles or manifest["counts"]["styles"]
 
@@ -55,6 +51,34 @@ def feed_of(config: TrainConfig, folder: Path) -> Feed:
 
     facts = {"mel": mel, "settings": manifest["settings"], "styles": [s for s in STYLES if s in styles]}
     return Feed(data.batches, facts, check_mels)
+
+
+def _sounds(folder: Path, batch_size: int) -> Feed:
+    manifest = read_manifest(folder, sounds.SOUNDS)
+    rate_hz = manifest["rate_hz"]
+
+    def check(config: TrainConfig, name: str) -> None:
+        wanted = getattr(config.model, "sample_rate_hz", rate_hz)
+        if wanted != rate_hz:
+            raise UsageError(f"{folder}: sounds at {rate_hz} Hz, but {name} wants {wanted}")
+        _check_division(config, batch_size)
+
+    return Feed(sounds.batches, {"rate_hz": rate_hz, "counts": manifest["counts"]}, check)
+
+
+def _mixes(folder: Path, batch_size: int) -> Feed:
+    manifest = read_manifest(folder, mixes.MIXES)
+    made = manifest["settings"]
+
+    def check(config: TrainConfig, name: str) -> None:
+        model, loss = config.model, config.loss
+        if isinstance(model, MixerSettings) and made["picture"] != to_json(model.picture):
+            raise UsageError(f"{folder}: mixes with other pictures than {name} wants")
+        if isinstance(loss, MixerLossSettings) and (loss.spectral or loss.loudness) and not made["sound"]:
+            raise UsageError(f"{folder}: holds no sound to hear; editjax mixes --sound, or loss.spectral 0")
+        _check_division(config, batch_size)
+
+    return Feed(mixes.batches, {"settings": made, "counts": manifest["counts"]}, check)
 
 
 def _check_division(config: TrainConfig, size: int) -> None:

@@ -15,10 +15,11 @@ from editjax.events import UNKNOWN
 from editjax.models import style
 from editjax.models.coverage import played_before, was_played
 from editjax.models.encoder import encode, kinds
-from editjax.models.layers import frame_mask, over_window
+from editjax.models.layers import frame_mask
 from editjax.models.pointer import ADVANCE, JUMP, STOP_MODE, PointerSettings, Step, decoder_call
 from editjax.models.rows import pick, take
 from editjax.models.stems import Stems
+from editjax.sliding import over_window
 
 BOUNDARY_FRAMES, BOUNDARY_WEIGHT = 3, 10.0
 

@@ -6,17 +6,24 @@ where in them, is drawn from a generator seeded by (seed, i, row).
 """
 
 import hashlib
-import json
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from editjax.array_records import MANIFEST, Kind, Lines, RecordFiles, read_manifest, write_folder
+from editjax.array_records import (
+    MANIFEST,
+    Kind,
+    Lines,
+    RecordFiles,
+    pack,
+    read_manifest,
+    unpack,
+    write_folder,
+)
 from editjax.audio import Reader, resample_stream
 from editjax.errors import DataError, EditjaxError, UsageError
 from editjax.layouts import Found
@@ -150,7 +157,7 @@ def _pieces(job: tuple[Found, int, int]) -> tuple[str, list[bytes] | str]:
     del facts["path"]
     size = round(PIECE_S * rate_hz)
     return found.name, [
-        _encode(facts if not start else {}, sound_SC[start : start + size])
+        pack(facts if not start else {}, sound=sound_SC[start : start + size])
         for start in range(0, len(sound_SC), size)
     ]
 
@@ -159,17 +166,10 @@ def _sixteen_bits(sound: np.ndarray) -> np.ndarray:
     return np.round(np.clip(sound, -1.0, 1.0) * FULL).astype("<i2")
 
 
-def _encode(facts: dict[str, Any], piece_SC: np.ndarray) -> bytes:
-    """`u32 header length · header JSON · samples`; the first piece of a recording has its facts."""
-    head = json.dumps(facts, sort_keys=True).encode() if facts else b""
-    return b"".join([struct.pack("<I", len(head)), head, np.ascontiguousarray(piece_SC).tobytes()])
-
-
 def _lines(record: bytes, number: int) -> Iterator[dict[str, Any]]:
     """The manifest's line of a recording, of its first piece."""
-    (length,) = struct.unpack_from("<I", record)
-    if length:
-        facts = json.loads(record[4 : 4 + length])
+    facts, _ = unpack(record)
+    if facts:
         yield {**facts, "id": facts.pop("name"), "first": number}
 
 
@@ -207,11 +207,9 @@ class Sounds:
         return np.repeat(sound_CS, 2, 0) if channels == 2 and sound.channels == 1 else sound_CS
 
     def _piece(self, number: int, channels: int) -> np.ndarray:
-        record = self.files.read(number)
         try:
-            (length,) = struct.unpack_from("<I", record)
-            return np.frombuffer(record, "<i2", offset=4 + length).reshape(-1, channels)
-        except (ValueError, struct.error) as error:
+            return unpack(self.files.read(number))[1]["sound"].reshape(-1, channels)
+        except (ValueError, KeyError) as error:
             raise DataError(f"{self.folder}: damaged record {number} ({error}); {SOUNDS.again}") from error
 
     def close(self) -> None:
@@ -234,23 +232,38 @@ def verify(sounds_dir: str | Path) -> dict[str, Any]:
         return sounds.manifest["counts"]
 
 
-def chosen(sounds: Sounds, settings: SoundSettings, held_out: bool = False) -> np.ndarray:
-    """The numbers of the recordings that settings train on, or, `held_out`, are validated on."""
-    return np.array(
-        [
-            k
-            for k, sound in enumerate(sounds.entries)
-            if _is_chosen(sound, settings, held_out)
-            and (not settings.kinds or sound.labels.get("kind") in settings.kinds)
-        ],
-        int,
-    )
+class Grouped(Protocol):
+    """What can be chosen: an entry of a manifest."""
+
+    @property
+    def group(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def labels(self) -> dict[str, str]: ...
 
 
-def _is_chosen(sound: Sound, settings: SoundSettings, held_out: bool) -> bool:
-    if not settings.folds:
-        return sound.split == ("valid" if held_out else settings.split)
-    return sound.split != "test" and (fold_of(sound.group, settings.folds) == settings.fold) == held_out
+class Choice(Protocol):
+    """Which entries: see `SoundSettings`."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def folds(self) -> int: ...
+    @property
+    def fold(self) -> int: ...
+    @property
+    def balance(self) -> str: ...
+
+
+def chosen(entries: Sequence[Grouped], choice: Choice, held_out: bool = False) -> np.ndarray:
+    """The numbers of the entries that a choice trains on, or, `held_out`, is validated on."""
+    if not choice.folds:
+        wanted = "valid" if held_out else choice.split
+        return np.array([k for k, entry in enumerate(entries) if entry.split == wanted], int)
+    rest = [(k, entry) for k, entry in enumerate(entries) if entry.split != "test"]
+    out = [(fold_of(entry.group, choice.folds) == choice.fold) == held_out for _, entry in rest]
+    return np.array([k for (k, _), is_wanted in zip(rest, out, strict=True) if is_wanted], int)
 
 
 def fold_of(group: str, folds: int) -> int:
@@ -273,57 +286,66 @@ def batches(
     """
     import grain
 
-    sounds = Sounds(sounds_dir)
-    numbers = chosen(sounds, settings)
-    if not len(numbers):
-        raise DataError(f"{sounds_dir}: none of its {len(sounds.entries)} recordings is of the wanted split")
     if settings.batch_size % process_count:
         raise UsageError(f"batches of {settings.batch_size} do not divide over {process_count} processes")
-    weight_K = weights(sounds, numbers, settings)
+    excerpts = Excerpts(Sounds(sounds_dir), settings)
     share = settings.batch_size // process_count
     rows = range(process_index * share, (process_index + 1) * share)
 
     def make(index: int) -> SoundBatch:
-        drawn = [draw(sounds, numbers, weight_K, settings, index, row) for row in rows]
+        drawn = [excerpts.draw(index, row) for row in rows]
         return SoundBatch(np.stack([sound for _, sound in drawn]), np.array([k for k, _ in drawn], np.int32))
 
     options = grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=settings.prefetch_batches)
     return iter(grain.MapDataset.range(_FOREVER).map(make).to_iter_dataset(options))
 
 
-def weights(sounds: Sounds, numbers: np.ndarray, settings: SoundSettings) -> np.ndarray:
-    """How likely each recording is drawn."""
-    weight_K = np.array([sounds.entries[k].samples for k in numbers], float)
-    if settings.balance:
-        label_K = np.array([sounds.entries[k].labels.get(settings.balance, "") for k in numbers])
+def weights(entries: Sequence[Grouped], size_K: np.ndarray, balance: str) -> np.ndarray:
+    """How likely each entry is drawn: by its size, or every label of the kind `balance` as often."""
+    weight_K = np.asarray(size_K, float)
+    if balance:
+        label_K = np.array([entry.labels.get(balance, "") for entry in entries])
         for label in np.unique(label_K):
             weight_K[label_K == label] /= weight_K[label_K == label].sum()
     return weight_K / weight_K.sum()
 
 
-def draw(
-    sounds: Sounds, numbers: np.ndarray, weight_K: np.ndarray, settings: SoundSettings, index: int, row: int
-) -> tuple[int, np.ndarray]:
-    """The number of a recording and an excerpt (C, S) of it, not silent where there is sound."""
-    rng, length = np.random.default_rng([settings.seed, index, row]), round(settings.seconds * sounds.rate_hz)
-    for _ in range(LOOKS):
-        number = int(rng.choice(numbers, p=weight_K))
-        start = int(rng.integers(max(sounds.entries[number].samples - length, 0) + 1))
-        sound_CS = sounds.read(number, start, start + length, settings.channels)
-        if np.sqrt((sound_CS**2).mean()) > QUIET:
-            break
-    return number, sound_CS
+class Excerpts:
+    """The recordings that settings choose, to draw excerpts from; DataError where they choose none."""
+
+    def __init__(self, sounds: Sounds, settings: SoundSettings, held_out: bool = False):
+        self.sounds, self.settings = sounds, settings
+        numbers, kinds = chosen(sounds.entries, settings, held_out), settings.kinds
+        self.numbers = [k for k in numbers if not kinds or sounds.entries[k].labels.get("kind") in kinds]
+        if not self.numbers:
+            count = len(sounds.entries)
+            raise DataError(
+                f"{sounds.folder}: none of its {count} recordings is of the wanted split and kind"
+            )
+        entries = [sounds.entries[k] for k in self.numbers]
+        self.weight_K = weights(entries, np.array([sound.samples for sound in entries]), settings.balance)
+
+    def draw(self, index: int, row: int) -> tuple[int, np.ndarray]:
+        """The number of a recording and an excerpt (C, S) of it, not silent where there is sound."""
+        rng = np.random.default_rng([self.settings.seed, index, row])
+        length = round(self.settings.seconds * self.sounds.rate_hz)
+        for _ in range(LOOKS):
+            number = int(rng.choice(self.numbers, p=self.weight_K))
+            start = int(rng.integers(max(self.sounds.entries[number].samples - length, 0) + 1))
+            sound_CS = self.sounds.read(number, start, start + length, self.settings.channels)
+            if np.sqrt((sound_CS**2).mean()) > QUIET:
+                break
+        return number, sound_CS
 
 
-def watched(sounds_dir: str | Path, settings: SoundSettings, most: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The excerpts that training is watched on: `most` of the recordings held out, always the same.
+def watched(sounds_dir: str | Path, settings: SoundSettings, most: int) -> list[tuple[int, np.ndarray]]:
+    """The excerpts that training is watched on: `most` of what is held out, always the same; none without.
 
     Each is the number of its recording and (C, S).
     """
     with Sounds(sounds_dir) as sounds:
-        numbers = chosen(sounds, settings, held_out=True)
-        if not len(numbers):
-            return
-        weight_K = weights(sounds, numbers, settings)
-        for row in range(most):
-            yield draw(sounds, numbers, weight_K, settings, 0, row)
+        try:
+            excerpts = Excerpts(sounds, settings, held_out=True)
+        except DataError:
+            return []
+        return [excerpts.draw(0, row) for row in range(most)]

@@ -13,8 +13,11 @@ from editjax.data import DataSettings
 from editjax.family import Family
 from editjax.losses import LossSettings
 from editjax.mesh import MeshSettings
+from editjax.mixer_loss import MixerLossSettings
+from editjax.mixes import MixSettings
 from editjax.models.autoencoder import ScorerSettings
 from editjax.models.layers import RUNNING
+from editjax.models.mixer import MixerSettings
 from editjax.models.pointer import PointerSettings
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
@@ -35,7 +38,7 @@ class TrainConfig:
     `max_skipped` updates in a row without a finite loss and gradient the run stops.
     """
 
-    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings = field(
+    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings | MixerSettings = field(
         default_factory=PointerSettings
     )
     loss: (
@@ -45,8 +48,9 @@ class TrainConfig:
         | PolicyLossSettings
         | PolicyPpoSettings
         | TuneSettings
+        | MixerLossSettings
     ) = field(default_factory=LossSettings)
-    data: DataSettings | SoundSettings = field(default_factory=DataSettings)
+    data: DataSettings | SoundSettings | MixSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     seed: int = 0

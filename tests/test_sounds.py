@@ -94,7 +94,7 @@ def test_no_group_is_trained_on_and_held_out(folder):
         for fold in range(3):
             settings = SoundSettings(folds=3, fold=fold)
             ours, theirs = (
-                {read.entries[k].group for k in chosen(read, settings, held_out)}
+                {read.entries[k].group for k in chosen(read.entries, settings, held_out)}
                 for held_out in (False, True)
             )
             assert not ours & theirs
@@ -106,12 +106,11 @@ def test_no_group_is_trained_on_and_held_out(folder):
 
 def test_a_recording_is_drawn_as_often_as_it_is_long_or_its_label_asks(folder):
     with Sounds(folder) as read:
-        numbers = np.arange(len(read.entries))
         samples = np.array([sound.samples for sound in read.entries])
-        np.testing.assert_allclose(weights(read, numbers, SoundSettings()), samples / samples.sum())
+        np.testing.assert_allclose(weights(read.entries, samples, ""), samples / samples.sum())
         for k, sound in enumerate(read.entries):
             sound.labels["genre"] = "rare" if k == 0 else "common"
-        weight_K = weights(read, numbers, SoundSettings(balance="genre"))
+        weight_K = weights(read.entries, samples, "genre")
         assert weight_K[0] == pytest.approx(0.5) and weight_K.sum() == pytest.approx(1.0)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from editjax.console.dynamics import decibel, gain_of, held, left_after
 from editjax.console.filters import Prototype, filtered, high_pass, response
-from editjax.models.layers import over_window
+from editjax.sliding import over_window
 
 SHELF_HZ, SHELF_Q, SHELF_DB, SHELF_BEND = 1681.97445, 0.707175237, 3.99984385, 0.499666774
 LOW_HZ, LOW_Q, LOW_GAIN = 38.1354709, 0.500327037, 1.00499487

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask, over_window
+from editjax.models.layers import frame_mask
 from editjax.models.spans import over_spans
+from editjax.sliding import over_window
 
 HINT_LIMIT = 8.0
 HINT_NEVER = -30.0

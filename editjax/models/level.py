@@ -6,8 +6,9 @@ around each frame removes it; how that level compares with a minute around it te
 
 import jax.numpy as jnp
 
-from editjax.models.layers import frame_mask, over_window
+from editjax.models.layers import frame_mask
 from editjax.models.spans import over_spans, spread
+from editjax.sliding import over_window
 
 NEAR_FRAMES = 257  # about 6 s
 FAR_BLOCK = 43

@@ -1,10 +1,10 @@
-"""Layers that the models share."""
+"""What lies in windows that slide is combined."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from editjax.models.layers import over_window
+from editjax.sliding import over_window
 
 
 @pytest.mark.parametrize("before, after", [(0, 0), (3, 0), (0, 6), (2, 2), (128, 128), (6, 7), (40, 3)])

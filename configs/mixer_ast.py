@@ -1,0 +1,19 @@
+"""A spectrogram transformer that hears a stem and its mix, and says how the console was set."""
+
+from editjax.mixer_loss import MixerLossSettings
+from editjax.mixes import MixSettings
+from editjax.models.mixer import MixerSettings
+from editjax.optim import OptimSettings
+from editjax.step import TrainConfig
+
+
+def config() -> TrainConfig:
+    return TrainConfig(
+        model=MixerSettings(kind="ast", width=128, heads=4, n_layers=4),
+        loss=MixerLossSettings(),
+        data=MixSettings(batch_size=32),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=100, steps=3000),
+        ema_decay=0.99,
+        validate_every=250,
+        checkpoint_every=250,
+    )

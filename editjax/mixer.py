@@ -1,0 +1,112 @@
+"""Trained regressors of mixes to call: sounds in, the console's knobs out; and how far off they are."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editjax.console.heard import figures, picture
+from editjax.console.knobs import NAMES
+from editjax.errors import DataError
+from editjax.mixes import Mixes
+from editjax.models.mixer import MixerSettings, predict
+from editjax.sounds import chosen
+
+SCALES_S = (4.0, 15.0, 60.0)
+"""Excerpts of these lengths are heard, and the whole."""
+AT_ONCE = 64
+
+
+class Mixer:
+    """An ensemble of regressors: what they say of excerpts at several time scales, averaged."""
+
+    def __init__(self, members: Sequence[tuple[MixerSettings, Any]]):
+        self.members = tuple(members)
+        self.rate_hz = self.members[0][0].picture.rate_hz
+
+    def knobs(self, stem_2S: np.ndarray, mix_2S: np.ndarray) -> np.ndarray:
+        """The knobs (P,) that made the mix of the stem, both float32 (2, S) at `rate_hz` and of one length.
+
+        A blind regressor ignores the stem.
+        """
+        found = []
+        for settings, params in self.members:
+            for length in scales_in(mix_2S.shape[1], self.rate_hz):
+                starts = range(0, mix_2S.shape[1] - length + 1, length)
+                for start in starts:
+                    part = slice(start, start + length)
+                    found.append(_knobs(settings, params, stem_2S[:, part], mix_2S[:, part]))
+        return np.mean(found, axis=0)
+
+
+def scales_in(n_samples: int, rate_hz: int) -> list[int]:
+    """Lengths in samples of the excerpts that a sound is heard in: those shorter than it, and the whole up to
+    the longest."""
+    lengths = [round(seconds * rate_hz) for seconds in SCALES_S]
+    return [length for length in lengths if length < n_samples] + [min(n_samples, lengths[-1])]
+
+
+@partial(jax.jit, static_argnums=0)
+def _knobs(settings: MixerSettings, params: Any, stem_2S: Any, mix_2S: Any) -> jax.Array:
+    both = stem_2S, mix_2S
+    seen_TFC = jnp.concatenate([picture(settings.picture, x_2S) for x_2S in both], -1)
+    figures_K = jnp.concatenate([figures(settings.picture, x_2S) for x_2S in both])
+    return predict(settings, params, seen_TFC[None], figures_K[None]).knobs_BP[0]
+
+
+_predict = partial(jax.jit, static_argnums=0)(predict)
+
+
+def predicted(settings: MixerSettings, params: Any, mixes: Mixes, numbers: np.ndarray) -> np.ndarray:
+    """The knobs (N, P) of examples."""
+    found = []
+    for start in range(0, len(numbers), AT_ONCE):
+        batch = mixes.batch(np.resize(numbers[start : start + AT_ONCE], AT_ONCE))
+        found.append(np.asarray(_predict(settings, params, batch.picture_BTFC, batch.figures_BK).knobs_BP))
+    return np.concatenate(found)[: len(numbers)]
+
+
+def mixer_figures(knobs_NP: np.ndarray, true_NP: np.ndarray) -> dict[str, float]:
+    """Mean errors: of every knob, of all, and `constant`, of whoever always says 0.5."""
+    error_P = np.abs(knobs_NP - true_NP).mean(0)
+    constant = float(np.abs(true_NP - 0.5).mean())
+    by_knob = {f"error_{name}": float(error) for name, error in zip(NAMES, error_P, strict=True)}
+    return {"error": float(error_P.mean()), "constant": constant, **by_knob}
+
+
+def mixer_validate(config: Any, mixes_dir: str | Path, examples: int) -> Callable[[Any], dict[str, float]]:
+    """A function of parameters: mean errors on mixes of recordings that are held out; `score` is 1 less that
+    of all knobs."""
+    mixes = Mixes(mixes_dir)
+    numbers = chosen(mixes.entries, config.data, held_out=True)[:examples]
+    if not len(numbers):
+        return lambda params: {"score": float("nan")}
+    true_NP = np.stack([mixes[int(k)]["knobs"] for k in numbers])
+
+    def validate(params: Any) -> dict[str, float]:
+        found = mixer_figures(predicted(config.model, params, mixes, numbers), true_NP)
+        return {"score": 1.0 - found["error"], **found}
+
+    return validate
+
+
+def load_mixer(*models: str | Path) -> Mixer:
+    """The bundled regressors of these names, or folders written by `editjax export`, as one ensemble.
+
+    Raises NoInputError when there is none, DataError when one is damaged, no regressor, or of another rate.
+    """
+    from editjax.export import load_bundle
+
+    members = []
+    for bundle in map(load_bundle, models):
+        if not isinstance(bundle.settings, MixerSettings):
+            family = bundle.config["family"]
+            raise DataError(f"{bundle.path}: a model of the family {family!r}, not a regressor of mixes")
+        members.append((bundle.settings, bundle.params))
+    if len({settings.picture.rate_hz for settings, _ in members}) > 1:
+        raise DataError(f"{models[0]} and the others hear different sample rates: give those of one")
+    return Mixer(members)
