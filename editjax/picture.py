@@ -95,7 +95,7 @@ def draw_edit(
     spans = _spans(edit_list)
     input_s = edit_list.source.frames / edit_list.source.sample_rate
     output_s = duration_samples(edit_list) / edit_list.source.sample_rate
-    figure = _figure(*INCHES)
+    figure = new_figure(*INCHES)
     source_axes, flow_axes, output_axes = figure.subplots(3, 1, sharex=True, height_ratios=(5, 2.2, 4))
     figure.subplots_adjust(left=LEFT, right=RIGHT, top=0.86, bottom=0.075, hspace=0.0)
     _draw_source(source_axes, peaks_min, peaks_max, spans, input_s)
@@ -104,7 +104,7 @@ def draw_edit(
     _draw_heading(figure, edit_list)
     _draw_legend(figure, spans)
     _clock(output_axes, max(input_s, output_s, 1e-3))
-    _save(figure, path, overwrite)
+    save(figure, path, overwrite)
 
 
 def draw_alignment(
@@ -121,7 +121,7 @@ def draw_alignment(
     right.
     """
     pointers_N = np.asarray(pointers_N)
-    figure = _figure(*INCHES)
+    figure = new_figure(*INCHES)
     axes, margin = figure.subplots(1, 2, sharey=True, width_ratios=(40, 1))
     figure.subplots_adjust(left=0.078, right=0.985, top=0.88, bottom=0.115, wspace=0.012)
     last_s = None
@@ -142,11 +142,11 @@ def draw_alignment(
     axes.grid(color="#E4E4E4", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     share = float(np.mean(pointers_N >= 0)) if pointers_N.size else 0.0
-    figure.text(0.078, 0.93, _plain(title), fontsize=15, fontweight="bold", color=INK)
+    figure.text(0.078, 0.93, plain_text(title), fontsize=15, fontweight="bold", color=INK)
     figure.text(0.985, 0.93, f"{share:.1%} aligned".replace("%", " %"), fontsize=12, color=INK, ha="right")
     _clock(axes, max(pointers_N.size / frames_per_second, 1e-3))
     _clock(axes, max(n_frames / frames_per_second, 1e-3), vertical=True)
-    _save(figure, path, overwrite)
+    save(figure, path, overwrite)
 
 
 def draw_scores(
@@ -164,7 +164,7 @@ def draw_scores(
     if not metrics:
         raise UsageError(f"{path}: there are no scores to draw")
     bar = 0.8 / len(scores)
-    figure = _figure(INCHES[0], 1.3 + 0.32 * len(metrics) * (len(scores) + 0.6))
+    figure = new_figure(INCHES[0], 1.3 + 0.32 * len(metrics) * (len(scores) + 0.6))
     axes = figure.subplots()
     height = figure.get_figheight()
     figure.subplots_adjust(left=0.17, right=0.97, top=1 - 0.75 / height, bottom=0.35 / height)
@@ -172,11 +172,11 @@ def draw_scores(
         places = np.arange(len(metrics)) - 0.4 + bar * (row + 0.5)
         values = np.array([figures.get(metric, np.nan) for metric in metrics], float)
         colour = EDITOR_COLOURS[row % len(EDITOR_COLOURS)]
-        axes.barh(places, np.nan_to_num(values), bar * 0.88, color=colour, label=_plain(editor))
+        axes.barh(places, np.nan_to_num(values), bar * 0.88, color=colour, label=plain_text(editor))
         for place, value in zip(places, values, strict=True):
             text = "–" if np.isnan(value) else f"{value:.3f}"
             axes.text(max(0.0, np.nan_to_num(value)) + 0.006, place, text, va="center", fontsize=9, color=INK)
-    axes.set_yticks(range(len(metrics)), [_plain(metric) for metric in metrics], fontsize=11)
+    axes.set_yticks(range(len(metrics)), [plain_text(metric) for metric in metrics], fontsize=11)
     axes.set_xlim(0, max(1.06, np.nanmax([v for f in scores.values() for v in f.values()]) * 1.06))
     axes.invert_yaxis()
     axes.tick_params(length=0)
@@ -186,8 +186,8 @@ def draw_scores(
     figure.legend(
         loc="upper right", ncols=len(scores), frameon=False, fontsize=11, bbox_to_anchor=(0.975, 1.0)
     )
-    figure.text(0.012, 1 - 0.4 / height, _plain(title), fontsize=15, fontweight="bold", color=INK)
-    _save(figure, path, overwrite)
+    figure.text(0.012, 1 - 0.4 / height, plain_text(title), fontsize=15, fontweight="bold", color=INK)
+    save(figure, path, overwrite)
 
 
 def draw_anomaly(
@@ -200,7 +200,7 @@ def draw_anomaly(
     overwrite: bool = False,
 ) -> None:
     """Draws anomaly scores (T,) against time, with the threshold; what is kept (T,) is coloured as kept."""
-    figure = _figure(INCHES[0], 4.0)
+    figure = new_figure(INCHES[0], 4.0)
     axes = figure.subplots()
     figure.subplots_adjust(left=LEFT, right=RIGHT, top=0.86, bottom=0.11)
     time_T = np.arange(len(score_T)) / frames_per_second
@@ -217,11 +217,12 @@ def draw_anomaly(
     axes.spines[["top", "right"]].set_visible(False)
     _clock(axes, max(len(score_T) / frames_per_second, 1e-3))
     figure.legend(loc="upper right", ncols=3, frameon=False, fontsize=11, bbox_to_anchor=(0.985, 1.0))
-    figure.text(0.012, 0.92, _plain(title), fontsize=14, fontweight="bold", color=INK)
-    _save(figure, path, overwrite)
+    figure.text(0.012, 0.92, plain_text(title), fontsize=14, fontweight="bold", color=INK)
+    save(figure, path, overwrite)
 
 
-def _figure(width_in: float, height_in: float) -> Figure:
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """An empty picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -230,7 +231,8 @@ def _figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path, overwrite: bool) -> None:
+def save(figure: Figure, path: str | Path, overwrite: bool) -> None:
+    """Writes a picture, whole or not at all, in the kind that its name asks for."""
     kind = check_suffix(path)
     with atomic_path(path, overwrite) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box, not refused
@@ -353,7 +355,7 @@ def _frame(axes: Axes, name: str, low: np.ndarray, high: np.ndarray) -> None:
 def _draw_heading(figure: Figure, edit_list: EditList) -> None:
     figures = summary(edit_list)
     name = Path(edit_list.source.path).name
-    figure.text(LEFT, 0.945, _plain(name), fontsize=15, fontweight="bold", color=INK)
+    figure.text(LEFT, 0.945, plain_text(name), fontsize=15, fontweight="bold", color=INK)
     change = (figures.output_s / figures.input_s - 1) * 100 if figures.input_s else 0.0
     cuts = f"{figures.cuts} cut" + "s" * (figures.cuts != 1)
     line = f"{_time(figures.input_s)} → {_time(figures.output_s)}  ({change:+.0f} %),  {cuts}".replace(
@@ -382,7 +384,7 @@ def _draw_legend(figure: Figure, spans: Sequence[_Span]) -> None:
         )
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text whose dollar signs are not taken for formulas."""
     return text.replace("$", r"\$")
 

@@ -161,32 +161,42 @@ def write_rpp(edit_list: EditList, path: str | Path, overwrite: bool = False) ->
 
 def _rpp_track(edit_list: EditList, source: Source, folder: Path) -> list[str]:
     recording, rate = _absolute(source), source.sample_rate
-    inside = recording.is_relative_to(folder)
-    named = recording.relative_to(folder).as_posix() if inside else str(recording)
-    kind = REAPER_SOURCES.get(recording.suffix.lower(), "WAVE")
-    lines = ["  <TRACK", f"    NAME {_quoted(recording.stem)}"]
+    lines = ["  <TRACK", f"    NAME {reaper_name(recording.stem)}"]
     lines.append(f"    NCHAN {max(2, source.channels + source.channels % 2)}")
     at = 0
     for number, segment in enumerate(edit_list.segments, 1):
         length = segment.stop - segment.start
-        lines += [
-            "    <ITEM",
-            f"      POSITION {at / rate:.12f}",
-            f"      LENGTH {length / rate:.12f}",
-            "      LOOP 0",
-            f"      FADEIN 1 {segment.fade_in / rate:.12f} 0 1 0 0 0",
-            f"      FADEOUT 1 {segment.fade_out / rate:.12f} 0 1 0 0 0",
-            *([f"      GROUP {number}"] if edit_list.source.tracks else []),
-            f"      NAME {_quoted(_label(segment, number))}",
-            f"      VOLPAN {10 ** (segment.gain_db / 20):.12f} 0 1 -1",
-            f"      SOFFS {segment.start / rate:.12f}",
-            f"      <SOURCE {kind}",
-            f"        FILE {_quoted(named)}",
-            "      >",
-            "    >",
+        details = [
+            f"FADEIN 1 {segment.fade_in / rate:.12f} 0 1 0 0 0",
+            f"FADEOUT 1 {segment.fade_out / rate:.12f} 0 1 0 0 0",
+            *([f"GROUP {number}"] if edit_list.source.tracks else []),
+            f"NAME {reaper_name(_label(segment, number))}",
+            f"VOLPAN {10 ** (segment.gain_db / 20):.12f} 0 1 -1",
+            f"SOFFS {segment.start / rate:.12f}",
         ]
+        lines += reaper_item(recording, folder, at / rate, length / rate, details)
         at += length
     return [*lines, "  >"]
+
+
+def reaper_item(
+    recording: Path, folder: Path, at_s: float, length_s: float, details: Sequence[str] = ()
+) -> list[str]:
+    """The lines of an item that plays a recording; a project in `folder` names what lies below relatively."""
+    recording = Path(os.path.abspath(recording))
+    inside = recording.is_relative_to(folder)
+    named = recording.relative_to(folder).as_posix() if inside else str(recording)
+    return [
+        "    <ITEM",
+        f"      POSITION {at_s:.12f}",
+        f"      LENGTH {length_s:.12f}",
+        "      LOOP 0",
+        *(f"      {line}" for line in details),
+        f"      <SOURCE {REAPER_SOURCES.get(recording.suffix.lower(), 'WAVE')}",
+        f"        FILE {reaper_name(named)}",
+        "      >",
+        "    >",
+    ]
 
 
 def write_edl(edit_list: EditList, path: str | Path, overwrite: bool = False) -> None:
@@ -352,7 +362,7 @@ def _label(segment: Segment, number: int) -> str:
     return f"{number:03d} {reason}".strip()
 
 
-def _quoted(text: str) -> str:
+def reaper_name(text: str) -> str:
     """A Reaper string: it has three quotation marks and no escape, so a text with all three loses the last.
 
     Raises DataError for a text of several lines.
