@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from editjax.console.desk import Master, Strip, mix, of_ten
+from editjax.console.desk import Master, Strip, bands, channel, equaliser, mix, of_ten
+from editjax.console.filters import filtered, sections
 from editjax.console.loudness import true_peak
 from editjax.console.room import ECHOES, LONGEST_ROOM_S, echoed, reverberated
 
@@ -61,6 +62,81 @@ def test_as_it_stands_it_is_the_sum():
 )
 def test_each_setting_does_what_it_says(hz, settings, change_db):
     assert level(heard(tone(hz), **settings)) - level(heard(tone(hz))) == pytest.approx(change_db, abs=0.35)
+
+
+BUSY = {
+    "gain_db": 3.0,
+    "low_cut_hz": 40.0,
+    "low_db": 4.0,
+    "low_mid_db": -6.0,
+    "low_mid_q": 2.0,
+    "high_mid_db": 5.0,
+    "high_mid_q": 0.7,
+    "high_hz": 5000.0,
+    "high_db": -8.0,
+    "threshold_db": -24.0,
+    "ratio": 4.0,
+    "attack_s": 0.004,
+    "release_s": 0.08,
+    "makeup_db": 6.0,
+    "width": 1.4,
+    "pan": -0.3,
+}
+NOISE_2S = (0.2 * np.random.default_rng(4).normal(size=(2, RATE_HZ))).astype(np.float32)
+
+
+@pytest.mark.parametrize("low_cut_hz", [0.0, 40.0])
+def test_the_filters_of_a_strip_are_a_cascade_in_float64(low_cut_hz):
+    strip = Strip(**BUSY | {"low_cut_hz": low_cut_hz})
+    wanted = scipy.signal.sosfilt(sections(bands(strip), RATE_HZ), NOISE_2S.astype(np.float64))
+    found = filtered(NOISE_2S, lambda n_bins: equaliser(strip, RATE_HZ, n_bins), RATE_HZ)
+    np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
+
+
+def strip_in_a_loop(x_CS: np.ndarray, strip: Strip) -> np.ndarray:
+    """The whole strip, sample by sample in float64."""
+    x_CS = scipy.signal.sosfilt(sections(bands(strip), RATE_HZ), x_CS.astype(np.float64))
+    x_2S = np.broadcast_to(10 ** (strip.gain_db / 20) * x_CS, (2, x_CS.shape[1]))
+    attack, release = (np.exp(-1 / (s * RATE_HZ)) for s in (strip.attack_s, strip.release_s))
+    left, right = (2**0.5 * turn((strip.pan + 1) * np.pi / 4) for turn in (np.cos, np.sin))
+    slow = quick = 0.0
+    made = []
+    for one_2 in x_2S.T:
+        over = 20 * np.log10(max(np.abs(one_2).max(), 1e-6)) - strip.threshold_db
+        knee = strip.knee_db
+        bent = 0.0 if over < -knee / 2 else over if over > knee / 2 else (over + knee / 2) ** 2 / (2 * knee)
+        asked = (1 - 1 / strip.ratio) * bent
+        slow = max(asked, release * slow + (1 - release) * asked)
+        quick = attack * quick + (1 - attack) * slow
+        mid, side = (one_2[0] + one_2[1]) / 2, strip.width * (one_2[0] - one_2[1]) / 2
+        gain = 10 ** ((strip.makeup_db - quick) / 20)
+        made.append((gain * left * (mid + side), gain * right * (mid - side)))
+    return np.array(made).T
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_strip_is_the_loop_over_samples(channels):
+    strip = Strip(**BUSY)
+    wanted = strip_in_a_loop(NOISE_2S[:channels], strip)
+    found = np.asarray(channel(NOISE_2S[:channels], strip, RATE_HZ))
+    np.testing.assert_allclose(found, wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_gradients_of_a_strip_are_differences_of_the_loop():
+    """Central ones, in float64."""
+    strip = Strip(**BUSY)
+    ear_2S = np.random.default_rng(5).normal(size=(2, 4000))
+    x_2S = NOISE_2S[:, :4000]
+    found = jax.grad(lambda strip: (channel(x_2S, strip, RATE_HZ) ** 2 * ear_2S.astype(np.float32)).sum())(
+        Strip(*(jnp.float32(value) for value in strip))
+    )
+    for name in BUSY:
+        step = 1e-4 * abs(getattr(strip, name))
+        up, down = (
+            (strip_in_a_loop(x_2S, strip._replace(**{name: getattr(strip, name) + d})) ** 2 * ear_2S).sum()
+            for d in (step, -step)
+        )
+        assert float(getattr(found, name)) == pytest.approx((up - down) / (2 * step), rel=0.01), name
 
 
 def test_pan_and_width():

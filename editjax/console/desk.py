@@ -9,8 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from editjax.console.dynamics import decibel, gain_of, left_after, reduction, smooth
-from editjax.console.filters import filtered, high_pass, high_shelf, low_shelf, peak, response
+from editjax.console.dynamics import decibel, detected, gain_of, left_after, reduction
+from editjax.console.filters import (
+    Prototype,
+    cascade,
+    filtered,
+    high_pass_or_none,
+    high_shelf,
+    low_shelf,
+    peak,
+)
 from editjax.console.loudness import limited
 from editjax.console.room import echoed, reverberated
 
@@ -18,13 +26,14 @@ OFF_DB = -120.0
 
 
 class Strip(NamedTuple):
-    """Settings of a stem: levels in dB, `pan` −1 (left) to 1, `width` 0 (mono) to 2, `ratio` ≥ 1.
+    """Settings of a stem: levels in dB, `pan` −1 (left) to 1, `width` 0 (mono) to 2, `ratio` ≥ 1; a low cut
+    at 0 Hz is none.
 
     Those of several stems are arrays (I,). As it stands it changes nothing that is heard.
     """
 
     gain_db: Any = 0.0
-    low_cut_hz: Any = 0.1
+    low_cut_hz: Any = 0.0
     low_hz: Any = 100.0
     low_db: Any = 0.0
     low_mid_hz: Any = 400.0
@@ -72,31 +81,38 @@ def mix(stems_ICS, strips: Strip, master: Master, rate_hz: float):
 
 def channel(x_CS, strip: Strip, rate_hz: float):
     """One stem (C, S), one channel or two, after its strip: (2, S)."""
-    x_2S = jnp.broadcast_to(x_CS, (2, x_CS.shape[1]))
-    x_2S = filtered(gain_of(strip.gain_db) * x_2S, lambda n_bins: equaliser(strip, rate_hz, n_bins), rate_hz)
-    level_S = decibel(jnp.abs(x_2S).max(0))
-    asked_S = reduction(level_S, strip.threshold_db, strip.ratio, strip.knee_db)
+    x_CS = filtered(x_CS, lambda n_bins: equaliser(strip, rate_hz, n_bins), rate_hz)
+    return behind_filters(x_CS, strip, rate_hz)[0]
+
+
+def behind_filters(x_CS, strip: Strip, rate_hz: float, before=(0.0, 0.0)):
+    """What a strip's filters let through of a stem (C, S), after the rest of the strip: (2, S), and where its
+    detector has come to from `before`, which makes of two parts, one after the other, what the whole is."""
+    x_CS = gain_of(strip.gain_db) * x_CS
+    asked_S = reduction(decibel(jnp.abs(x_CS).max(0)), strip.threshold_db, strip.ratio, strip.knee_db)
     attack, release = left_after(strip.attack_s, rate_hz), left_after(strip.release_s, rate_hz)
-    x_2S = x_2S * gain_of(strip.makeup_db - smooth(asked_S, attack, release))[None]
+    slow_S, quick_S = detected(asked_S, attack, release, before)
+    x_2S = jnp.broadcast_to(x_CS * gain_of(strip.makeup_db - quick_S)[None], (2, x_CS.shape[1]))
     mid_S, side_S = (x_2S[0] + x_2S[1]) / 2.0, strip.width * (x_2S[0] - x_2S[1]) / 2.0
     angle = (strip.pan + 1.0) * jnp.pi / 4.0
     left, right = 2.0**0.5 * jnp.cos(angle), 2.0**0.5 * jnp.sin(angle)  # as loud in the middle as before
-    return jnp.stack([left * (mid_S + side_S), right * (mid_S - side_S)])
+    return jnp.stack([left * (mid_S + side_S), right * (mid_S - side_S)]), (slow_S[-1], quick_S[-1])
 
 
 def equaliser(strip: Strip, rate_hz: float, n_bins: int):
     """The answer (F,) of a strip's filters together."""
-    filters = (
-        (high_pass(), strip.low_cut_hz),
+    return cascade(bands(strip), rate_hz, n_bins)
+
+
+def bands(strip: Strip) -> list[tuple[Prototype, Any]]:
+    """A strip's filters, with their frequencies."""
+    return [
+        high_pass_or_none(strip.low_cut_hz),
         (low_shelf(strip.low_db), strip.low_hz),
         (peak(strip.low_mid_db, strip.low_mid_q), strip.low_mid_hz),
         (peak(strip.high_mid_db, strip.high_mid_q), strip.high_mid_hz),
         (high_shelf(strip.high_db), strip.high_hz),
-    )
-    answer_F = response(*filters[0], rate_hz, n_bins)
-    for prototype, hz in filters[1:]:
-        answer_F = answer_F * response(prototype, hz, rate_hz, n_bins)
-    return answer_F
+    ]
 
 
 def of_ten(p_10) -> tuple[Strip, Master]:

@@ -1,9 +1,14 @@
-"""Compression, differentiable, without a loop over samples.
+"""Compression, differentiable, and far from a loop over all samples.
 
 The release of a detector is the recursion r ← max(c, a r + b c): the larger of two affine maps of what was
-before. Such maps have the same form when one follows the other, so a parallel scan (Blelloch 1990) computes
-all of them, exactly; so it does with the one-pole filter of the attack, which is affine alone.
+before. Such maps have the same form when one follows the other; so have those of the one-pole filter of the
+attack, which are affine alone. So a recursion over S samples is cut into about √S blocks: the map of each as
+a whole, all blocks side by side; from these what was before each block; and then the recursion itself, again
+side by side, to the rounding of a loop but for what each block begins with. Its gradient is a recursion too,
+backwards and affine. An associative scan over all samples takes a minute to compile with its gradient.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,8 @@ import jax.numpy as jnp
 QUIETEST = 1e-6
 """−120 dB of full scale: silence is not quieter."""
 SHARPEST_DB = 1e-3
+LOWEST = 1e30
+"""Less it than any level is the floor of a map that has none; infinity times 0 would be no number."""
 
 
 def decibel(amplitude):
@@ -20,7 +27,7 @@ def decibel(amplitude):
 
 def gain_of(level_db):
     """The amplitude of a level."""
-    return 10.0 ** (level_db / 20.0)
+    return jnp.exp(level_db * (math.log(10.0) / 20.0))
 
 
 def reduction(level_db, threshold_db, ratio, knee_db):
@@ -39,25 +46,118 @@ def smooth(reduction_S, attack, release):
     The smooth decoupled peak detector (the same, equation 17); `attack` and `release` are how much is left a
     sample later: see `left_after`.
     """
-    slow_S = held(reduction_S, release, 1.0 - release)
+    return detected(reduction_S, attack, release)[1]
 
-    def then(first, second):
-        return second[0] * first[0], second[0] * first[1] + second[1]
 
+def detected(reduction_S, attack, release, before=(0.0, 0.0)):
+    """`smooth`, and what it makes of it: after the release alone, (S,), and after both; `before` is their
+    last of what was before."""
+    slow_S = held(reduction_S, release, 1.0 - release, before[0])
     left_S = jnp.full_like(slow_S, attack)
-    return jax.lax.associative_scan(then, (left_S, (1.0 - left_S) * slow_S))[1]
+    return slow_S, affine(left_S, (1.0 - left_S) * slow_S, before[1])
 
 
-def held(x_S, left, new):
-    """r ← max(x, left · r + new · x), from 0 on: up at once, down slowly."""
+def held(x_S, left, new, before=0.0):
+    """r ← max(x, left · r + new · x), from `before` on: up at once, down slowly."""
+    return _held(x_S, *(jnp.asarray(value, x_S.dtype) for value in (left, new, before)))
 
-    def then(first, second):
-        floor, slope, offset = second
-        return jnp.maximum(floor, slope * first[0] + offset), slope * first[1], slope * first[2] + offset
 
-    maps = x_S, jnp.full_like(x_S, left), new * x_S
-    floor_S, _, offset_S = jax.lax.associative_scan(then, maps)
-    return jnp.maximum(floor_S, offset_S)
+def affine(slope_S, x_S, before=0.0):
+    """r ← slope · r + x, from `before` on."""
+    return _affine(slope_S, x_S, jnp.asarray(before, x_S.dtype))
+
+
+@jax.custom_vjp
+def _held(x_S, left, new, before):
+    x_LJ = _in_blocks(x_S)
+    zero_J = jnp.zeros_like(x_LJ[0])
+
+    def along(maps, x_J):
+        floor_J, offset_J = maps
+        return (jnp.maximum(x_J, left * floor_J + new * x_J), left * offset_J + new * x_J), None
+
+    def across(r, one):
+        floor, offset = one
+        return jnp.maximum(floor, left ** len(x_LJ) * r + offset), r
+
+    def recursion(r_J, x_J):
+        r_J = jnp.maximum(x_J, left * r_J + new * x_J)
+        return r_J, r_J
+
+    maps, _ = jax.lax.scan(along, (zero_J - LOWEST, zero_J), x_LJ)
+    _, first_J = jax.lax.scan(across, before, maps)
+    return _in_a_row(jax.lax.scan(recursion, first_J, x_LJ)[1], len(x_S))
+
+
+def _held_forward(x_S, left, new, before):
+    r_S = _held(x_S, left, new, before)
+    return r_S, (x_S, left, new, before, r_S)
+
+
+def _held_backward(kept, d_S):
+    x_S, left, new, before, r_S = kept
+    last_S = jnp.concatenate([before[None], r_S[:-1]])
+    falls_S = (left * last_S + new * x_S > x_S).astype(x_S.dtype)
+    d_S = _backwards(left * falls_S, d_S)
+    down_S = d_S * falls_S
+    d_x_S = d_S - (1.0 - new) * down_S
+    return d_x_S, (down_S * last_S).sum(), (down_S * x_S).sum(), left * down_S[0]
+
+
+_held.defvjp(_held_forward, _held_backward)
+
+
+@jax.custom_vjp
+def _affine(slope_S, x_S, before):
+    slope_LJ, x_LJ = _in_blocks(slope_S), _in_blocks(x_S)
+    zero_J = jnp.zeros_like(x_LJ[0])
+
+    def along(maps, one):
+        (product_J, offset_J), (slope_J, x_J) = maps, one
+        return (slope_J * product_J, slope_J * offset_J + x_J), None
+
+    def across(r, one):
+        product, offset = one
+        return product * r + offset, r
+
+    def recursion(r_J, one):
+        slope_J, x_J = one
+        r_J = slope_J * r_J + x_J
+        return r_J, r_J
+
+    maps, _ = jax.lax.scan(along, (zero_J + 1.0, zero_J), (slope_LJ, x_LJ))
+    _, first_J = jax.lax.scan(across, before, maps)
+    return _in_a_row(jax.lax.scan(recursion, first_J, (slope_LJ, x_LJ))[1], len(x_S))
+
+
+def _affine_forward(slope_S, x_S, before):
+    r_S = _affine(slope_S, x_S, before)
+    return r_S, (slope_S, before, r_S)
+
+
+def _affine_backward(kept, d_S):
+    slope_S, before, r_S = kept
+    d_S = _backwards(slope_S, d_S)
+    return d_S * jnp.concatenate([before[None], r_S[:-1]]), d_S, slope_S[0] * d_S[0]
+
+
+_affine.defvjp(_affine_forward, _affine_backward)
+
+
+def _backwards(slope_S, d_S):
+    """The gradient with respect to each r of r ← slope · r + …, of which those of the results are `d_S`."""
+    next_S = jnp.concatenate([slope_S[1:], jnp.zeros_like(slope_S[:1])])
+    return _affine(next_S[::-1], d_S[::-1], jnp.zeros_like(d_S[0]))[::-1]
+
+
+def _in_blocks(x_S):
+    """(L, J): J blocks of L, zeros behind the last."""
+    length = 2 ** round(math.log2(max(len(x_S), 1)) / 2)
+    return jnp.pad(x_S, (0, -len(x_S) % length)).reshape(-1, length).T
+
+
+def _in_a_row(x_LJ, n_samples: int):
+    return x_LJ.T.reshape(-1)[:n_samples]
 
 
 def left_after(time_s, rate_hz: float):

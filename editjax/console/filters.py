@@ -6,11 +6,13 @@ little is left between large numbers where ω₀ is low, never appear. Prototype
 *Audio EQ Cookbook*. All filters of a strip are one product of answers and one pair of Fourier transforms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.fft
 
 TAIL_S = 1.0
@@ -32,6 +34,14 @@ class Prototype(NamedTuple):
 def high_pass(q=BUTTERWORTH) -> Prototype:
     """12 dB an octave below the frequency."""
     return Prototype(1.0, 0.0, 0.0, 1.0, 1.0 / q, 1.0)
+
+
+def high_pass_or_none(frequency_hz) -> tuple[Prototype, Any]:
+    """`high_pass` and its frequency; where that is 0, what changes nothing, exactly."""
+    on = frequency_hz > 0.0
+    same = Prototype(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    chosen = (jnp.where(on, a, b) for a, b in zip(high_pass(), same, strict=True))
+    return Prototype(*chosen), jnp.where(on, frequency_hz, 1000.0)
 
 
 def peak(gain_db, q) -> Prototype:
@@ -59,13 +69,88 @@ def response(prototype: Prototype, frequency_hz, rate_hz: float, n_bins: int):
 
     `frequency_hz` lies between them.
     """
+    return cascade([(prototype, frequency_hz)], rate_hz, n_bins)
+
+
+def cascade(filters: Sequence[tuple[Prototype, Any]], rate_hz: float, n_bins: int):
+    """The answer (F,) complex64 of prototypes at their frequencies, one after the other: see `response`.
+
+    With s = i sine / cosine, all times cosine², so that nothing is infinite at half the rate.
+    """
+    rows = []
+    for prototype, frequency_hz in filters:
+        t = jnp.tan(jnp.pi * frequency_hz / rate_hz)
+        n2, n1, n0, d2, d1, d0 = prototype
+        rows.append([n0 * t * t, n2, n1 * t, d0 * t * t, d2, d1 * t])
+    terms_K6 = jnp.stack([jnp.stack([jnp.asarray(term, jnp.float32) for term in row]) for row in rows])
+    return jax.lax.complex(*_product(terms_K6, n_bins))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _product(terms_K6, n_bins: int):
+    """Of all (a cosine² − b sine² + i c sine cosine) / (d … e … f …) the product: real and imaginary, (F,).
+
+    In real numbers, for XLA divides complex ones slowly on a CPU, and with a gradient of its own: of 30 sums
+    over all frequencies XLA makes 30 times the whole, or nearly.
+    """
+    waves_3F = _waves(n_bins)
+    found = None
+    for terms_6 in terms_K6:
+        one = _times(_terms(terms_6[:3], waves_3F), _inverse(_terms(terms_6[3:], waves_3F)))
+        found = one if found is None else _times(found, one)
+    return found
+
+
+def _product_forward(terms_K6, n_bins: int):
+    found = _product(terms_K6, n_bins)
+    return found, (terms_K6, found)
+
+
+def _product_backward(n_bins: int, kept, d):
+    """By the derivative of the logarithm: of the product divided by each polynomial."""
+    terms_K6, found = kept
+    waves_3F = _waves(n_bins)
+    whole_F, turned_F = jax.lax.optimization_barrier(_times((d[0], -d[1]), found))
+    terms_N31 = terms_K6.reshape(-1, 3)[:, :, None]
+    real_NF = terms_N31[:, 0] * waves_3F[:1] - terms_N31[:, 1] * waves_3F[1:2]
+    imaginary_NF = terms_N31[:, 2] * waves_3F[2:]
+    size_NF = real_NF**2 + imaginary_NF**2
+    inverse_NF = jnp.where(size_NF > 0.0, 1.0, 0.0) / jnp.where(
+        size_NF > 0.0, size_NF, 1.0
+    )  # 0 of a high-pass at 0 Hz
+    of_real_NF = (whole_F[None] * real_NF + turned_F[None] * imaginary_NF) * inverse_NF
+    of_imaginary_NF = (turned_F[None] * real_NF - whole_F[None] * imaginary_NF) * inverse_NF
+    a_N, b_N = jnp.einsum("nf,jf->jn", of_real_NF, waves_3F[:2], precision="highest")
+    c_N = jnp.einsum("nf,f->n", of_imaginary_NF, waves_3F[2], precision="highest")
+    return (
+        (jnp.stack([a_N, -b_N, -c_N], 1).reshape(-1, 2, 3) * jnp.array([1.0, -1.0])[None, :, None]).reshape(
+            -1, 6
+        ),
+    )
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _waves(n_bins: int):
+    """cosine², sine² and their product at half of each angle, (3, F)."""
     half_F = jnp.linspace(0.0, jnp.pi / 2, n_bins, dtype=jnp.float32)
-    s_F, one_F = jnp.sin(half_F), jnp.tan(jnp.pi * frequency_hz / rate_hz) * jnp.cos(half_F)
+    sine_F, cosine_F = jnp.sin(half_F), jnp.cos(half_F)
+    return jax.lax.optimization_barrier(jnp.stack([cosine_F**2, sine_F**2, sine_F * cosine_F]))
 
-    def polynomial(c2, c1, c0):  # times one², which is 0 at half the rate, where s is infinite
-        return jax.lax.complex(c0 * one_F**2 - c2 * s_F**2, c1 * s_F * one_F)
 
-    return polynomial(*prototype[:3]) / polynomial(*prototype[3:])
+def _terms(terms_3, waves_3F):
+    a, b, c = terms_3
+    return a * waves_3F[0] - b * waves_3F[1], c * waves_3F[2]
+
+
+def _times(a, b):
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+def _inverse(a):
+    size = a[0] ** 2 + a[1] ** 2
+    return a[0] / size, -a[1] / size
 
 
 def filtered(x_CS, answer_of: Callable[[int], jax.Array], rate_hz: float):
@@ -75,6 +160,18 @@ def filtered(x_CS, answer_of: Callable[[int], jax.Array], rate_hz: float):
     length += length % 2  # of odd ones half the rate is no bin
     y_CF = jnp.fft.rfft(x_CS, length) * answer_of(length // 2 + 1)[None]
     return jnp.fft.irfft(y_CF, length)[:, :n_samples]
+
+
+def sections(filters: Sequence[tuple[Prototype, Any]], rate_hz: float) -> np.ndarray:
+    """The same filters as second-order sections (N, 6) in float64, for `scipy.signal.sosfilt`."""
+    made = []
+    for prototype, frequency_hz in filters:
+        t = np.tan(np.pi * float(frequency_hz) / rate_hz)
+        n2, n1, n0, d2, d1, d0 = (float(value) for value in prototype)
+        above = np.array([n0 * t * t + n1 * t + n2, 2.0 * (n0 * t * t - n2), n0 * t * t - n1 * t + n2])
+        below = np.array([d0 * t * t + d1 * t + d2, 2.0 * (d0 * t * t - d2), d0 * t * t - d1 * t + d2])
+        made.append(np.concatenate([above, below]) / below[0])
+    return np.array(made)
 
 
 def _amplitude(gain_db):

@@ -1,8 +1,12 @@
 """What the sends of a console go to: a room, and echoes."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.fft
+import scipy.special
 
 LONGEST_ROOM_S = 3.0
 FIRST_S = 0.02
@@ -17,16 +21,31 @@ ECHOES, LONGEST_ECHO_S = 6, 1.0
 
 def reverberated(x_CS, decay_s, rate_hz: float):
     """The room's answer to sound (2, S): noise of unit energy that decays by 60 dB in `decay_s`."""
+    return sounding_on(x_CS, decay_s, rate_hz)[:, : x_CS.shape[1]]
+
+
+def sounding_on(x_CS, decay_s, rate_hz: float):
+    """The same, as long as it sounds: (2, S + `rings(rate_hz)`)."""
     answer_CR = _answer(decay_s, rate_hz)
-    first, n_samples = round(FIRST_S * rate_hz), x_CS.shape[1]
-    length = scipy.fft.next_fast_len(n_samples + answer_CR.shape[1], real=True)
+    first, n_samples = round(FIRST_S * rate_hz), x_CS.shape[1] + answer_CR.shape[1]
+    length = scipy.fft.next_fast_len(n_samples, real=True)
     heard_CS = jnp.fft.irfft(jnp.fft.rfft(x_CS, length) * jnp.fft.rfft(answer_CR, length), length)
-    return jnp.pad(heard_CS, ((0, 0), (first, 0)))[:, :n_samples]
+    return jnp.pad(heard_CS[:, :n_samples], ((0, 0), (first, 0)))
+
+
+def rings(rate_hz: float) -> int:
+    """Samples for which the room is heard after the sound."""
+    return round(LONGEST_ROOM_S * rate_hz) + round(FIRST_S * rate_hz)
+
+
+def echo_history(rate_hz: float) -> int:
+    """Samples that echoes may come from."""
+    return ECHOES * round(LONGEST_ECHO_S * rate_hz) + 1
 
 
 def echoed(x_CS, delay_s, feedback, rate_hz: float):
     """`ECHOES` of sound (C, S), `delay_s` apart, each but the first `feedback` of that before it."""
-    longest, n_samples = ECHOES * round(LONGEST_ECHO_S * rate_hz), x_CS.shape[1]
+    longest, n_samples = echo_history(rate_hz) - 1, x_CS.shape[1]
     padded_CS = jnp.pad(x_CS, ((0, 0), (longest + 1, 0)))
 
     def echo(k):
@@ -42,14 +61,20 @@ def echoed(x_CS, delay_s, feedback, rate_hz: float):
 
 def _answer(decay_s, rate_hz: float):
     """Noise (2, R), always the same, each of its bands with its decay."""
-    n_samples = round(LONGEST_ROOM_S * rate_hz)
-    noise_CR = jax.random.normal(jax.random.key(0), (2, n_samples))
-    hz_F = jnp.linspace(0.0, rate_hz / 2, n_samples // 2 + 1)
-    below, above = (jax.nn.sigmoid(8.0 * jnp.log2(jnp.maximum(hz_F, 1.0) / hz)) for hz in BANDS_HZ)
-    bands_3F = jnp.stack([1.0 - below, below * (1.0 - above), below * above]).astype(jnp.complex64)
-    spectrum_CF = jnp.fft.rfft(noise_CR)
-    bands_3CR = jnp.fft.irfft(spectrum_CF[None] * bands_3F[:, None], n_samples)
-    time_R = jnp.arange(n_samples) / rate_hz
+    bands_3CR = _noise(rate_hz)
+    time_R = jnp.arange(bands_3CR.shape[2]) / rate_hz
     decay_3R = jnp.exp(-SIXTY_DB * time_R[None] / (decay_s * jnp.array(DECAYS)[:, None]))
     answer_CR = (bands_3CR * decay_3R[:, None]).sum(0)
     return answer_CR / jnp.sqrt((answer_CR**2).sum(1, keepdims=True))
+
+
+@lru_cache(maxsize=4)
+def _noise(rate_hz: float) -> np.ndarray:
+    """Noise (3, 2, R) of the bands: a constant, for making it takes as long as the rest of the room."""
+    n_samples = round(LONGEST_ROOM_S * rate_hz)
+    noise_CR = np.random.RandomState(0).standard_normal((2, n_samples))  # whose numbers will never change
+    hz_F = np.linspace(0.0, rate_hz / 2, n_samples // 2 + 1)
+    below, above = (scipy.special.expit(8.0 * np.log2(np.maximum(hz_F, 1.0) / hz)) for hz in BANDS_HZ)
+    bands_3F = np.stack([1.0 - below, below * (1.0 - above), below * above])
+    spectrum_CF = scipy.fft.rfft(noise_CR)
+    return scipy.fft.irfft(spectrum_CF[None] * bands_3F[:, None], n_samples).astype(np.float32)
