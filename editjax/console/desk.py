@@ -69,14 +69,15 @@ class Master(NamedTuple):
 def mix(stems_ICS, strips: Strip, master: Master, rate_hz: float):
     """Stems (I, C, S) in mono or stereo → their mix (2, S). `strips` holds arrays (I,)."""
     heard_I2S = jax.vmap(lambda x_CS, strip: channel(x_CS, strip, rate_hz))(stems_ICS, strips)
-
-    def sent(level_db_I):
-        return (gain_of(level_db_I)[:, None, None] * heard_I2S).sum(0)
-
-    room_2S = reverberated(sent(strips.room_db), master.room_decay_s, rate_hz)
-    echo_2S = echoed(sent(strips.echo_db), master.echo_s, master.echo_feedback, rate_hz)
+    room_2S = reverberated(sent(heard_I2S, strips.room_db), master.room_decay_s, rate_hz)
+    echo_2S = echoed(sent(heard_I2S, strips.echo_db), master.echo_s, master.echo_feedback, rate_hz)
     sum_2S = heard_I2S.sum(0) + room_2S + echo_2S
     return limited(gain_of(master.gain_db) * sum_2S, master.ceiling_db, rate_hz)
+
+
+def sent(heard_I2S, level_db_I):
+    """What strips send, by these levels, to the room or to the echoes."""
+    return (gain_of(level_db_I)[:, None, None] * heard_I2S).sum(0)
 
 
 def channel(x_CS, strip: Strip, rate_hz: float):
