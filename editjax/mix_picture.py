@@ -22,7 +22,7 @@ def draw_mix(
     """Draws named levels (F,) in dB at the frequencies, and each stem's gain, bands and place."""
     figure = new_figure(16.0, 4.0 + 0.42 * len(sheet.names))
     spectrum, table = figure.subplots(2, 1, height_ratios=(3.2, 0.6 + 0.42 * len(sheet.names)))
-    figure.subplots_adjust(left=0.14, right=0.985, top=0.92, bottom=0.05, hspace=0.28)
+    figure.subplots_adjust(left=0.17, right=0.985, top=0.92, bottom=0.05, hspace=0.28)
     for (name, level_F), colour in zip(levels, EDITOR_COLOURS, strict=False):
         spectrum.plot(centre_F, level_F - level_F.max(), color=colour, label=name, linewidth=2)
     spectrum.set_xscale("log")

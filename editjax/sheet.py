@@ -23,7 +23,7 @@ VERSION = 1
 LARGEST_BYTES = 1 << 20
 BOUNDS = {
     "gain_db": (-120.0, 40.0),
-    "low_cut_hz": (0.05, 20_000.0),
+    "low_cut_hz": (0.0, 20_000.0),
     "ratio": (1.0, 100.0),
     "threshold_db": (-120.0, 40.0),
     "knee_db": (0.0, 60.0),

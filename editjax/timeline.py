@@ -21,6 +21,7 @@ import io
 import json
 import os
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
