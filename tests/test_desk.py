@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
+from editjax.console import room
 from editjax.console.desk import Master, Strip, bands, channel, equaliser, mix, of_ten
 from editjax.console.filters import filtered, sections
 from editjax.console.loudness import true_peak
@@ -173,6 +174,28 @@ def test_a_room_takes_as_long_to_decay_as_it_is_told(decay_s):
     left_db = 10 * np.log10(np.cumsum(power_S[::-1])[::-1] / power_S.sum())  # Schroeder 1965
     after_s = [np.argmax(left_db < db) / RATE_HZ for db in (-5, -35)]
     assert 2 * (after_s[1] - after_s[0]) == pytest.approx(decay_s, rel=0.15)
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_both_channels_of_a_room_are_the_convolution_in_float64(rate_hz):
+    """And so is the slope over its decay, compiled as it is used."""
+    bands_3CR = room._noise(rate_hz).astype(np.float64)
+    time_R = np.arange(bands_3CR.shape[2]) / rate_hz
+    x_CS = np.random.default_rng(6).normal(size=(2, 3000)).astype(np.float32)
+
+    def wanted(decay_s):
+        decay_3R = np.exp(-room.SIXTY_DB * time_R / (decay_s * np.array(room.DECAYS)[:, None]))
+        answer_CR = np.einsum("bcr,br->cr", bands_3CR, decay_3R)
+        answer_CR /= np.linalg.norm(answer_CR, axis=1, keepdims=True)
+        made_CS = scipy.signal.fftconvolve(x_CS, answer_CR, axes=1)
+        first = round(room.FIRST_S * rate_hz)
+        return np.pad(made_CS, ((0, 0), (first, 1)))
+
+    heard = jax.jit(lambda decay_s: room.sounding_on(x_CS, decay_s, rate_hz))
+    found_CS, slope_CS = jax.jvp(heard, (jnp.float32(0.8),), (jnp.float32(1.0),))
+    np.testing.assert_allclose(found_CS, wanted(0.8), atol=1e-5)
+    np.testing.assert_allclose(slope_CS, (wanted(0.81) - wanted(0.79)) / 0.02, atol=2e-3)
+    np.testing.assert_allclose(room.reverberated(x_CS, 0.8, rate_hz), found_CS[:, :3000], atol=1e-5)
 
 
 def test_every_setting_can_be_learned():

@@ -79,7 +79,7 @@ def render(
 
 
 class Meter:
-    """Loudness, its range and the true peak of blocks (C, any number), as `loudness` has them of all."""
+    """Loudness, its range and the true peak of blocks (C, any number): what `loudness` has of the whole."""
 
     def __init__(self, rate_hz: float):
         self._rate_hz, self._hop = rate_hz, round(HOP_S * rate_hz)
