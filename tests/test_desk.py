@@ -145,7 +145,7 @@ def test_pan_and_width():
     left, right = heard(wide, pan=-1.0)
     assert level(left) - level(wide[0, MIDDLE]) == pytest.approx(3, abs=0.05) and np.abs(right).max() < 1e-6
     left, right = heard(wide, width=0.0)
-    np.testing.assert_allclose(left, right, atol=1e-7)
+    np.testing.assert_allclose(left, right, atol=2e-7)
     left, right = heard(wide, width=2.0)
     np.testing.assert_allclose(left - right, 2 * (wide[0] - wide[1])[MIDDLE], atol=2e-4)
 

@@ -77,7 +77,7 @@ def mix(stems_ICS, strips: Strip, master: Master, rate_hz: float):
 
 def sent(heard_I2S, level_db_I):
     """What strips send, by these levels, to the room or to the echoes."""
-    return (gain_of(level_db_I)[:, None, None] * heard_I2S).sum(0)
+    return jnp.einsum("i,ics->cs", gain_of(level_db_I), heard_I2S, precision="highest")
 
 
 def channel(x_CS, strip: Strip, rate_hz: float):
@@ -89,12 +89,13 @@ def channel(x_CS, strip: Strip, rate_hz: float):
 def behind_filters(x_CS, strip: Strip, rate_hz: float, before=(0.0, 0.0)):
     """What a strip's filters let through of a stem (C, S), after the rest of the strip: (2, S), and where its
     detector has come to from `before`, which makes of two parts, one after the other, what the whole is."""
-    x_CS = gain_of(strip.gain_db) * x_CS
-    asked_S = reduction(decibel(jnp.abs(x_CS).max(0)), strip.threshold_db, strip.ratio, strip.knee_db)
+    left_S, right_S = (gain_of(strip.gain_db) * x_CS[c] for c in (0, -1))  # XLA is slow at sums of two
+    level_S = decibel(jnp.maximum(jnp.abs(left_S), jnp.abs(right_S)))
+    asked_S = reduction(level_S, strip.threshold_db, strip.ratio, strip.knee_db)
     attack, release = left_after(strip.attack_s, rate_hz), left_after(strip.release_s, rate_hz)
     slow_S, quick_S = detected(asked_S, attack, release, before)
-    x_2S = jnp.broadcast_to(x_CS * gain_of(strip.makeup_db - quick_S)[None], (2, x_CS.shape[1]))
-    mid_S, side_S = (x_2S[0] + x_2S[1]) / 2.0, strip.width * (x_2S[0] - x_2S[1]) / 2.0
+    gain_S = gain_of(strip.makeup_db - quick_S)
+    mid_S, side_S = gain_S * (left_S + right_S) / 2.0, gain_S * strip.width * (left_S - right_S) / 2.0
     angle = (strip.pan + 1.0) * jnp.pi / 4.0
     left, right = 2.0**0.5 * jnp.cos(angle), 2.0**0.5 * jnp.sin(angle)  # as loud in the middle as before
     return jnp.stack([left * (mid_S + side_S), right * (mid_S - side_S)]), (slow_S[-1], quick_S[-1])

@@ -9,6 +9,7 @@ backwards and affine. An associative scan over all samples takes a minute to com
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,7 @@ def detected(reduction_S, attack, release, before=(0.0, 0.0)):
     """`smooth`, and what it makes of it: after the release alone, (S,), and after both; `before` is their
     last of what was before."""
     slow_S = held(reduction_S, release, 1.0 - release, before[0])
-    left_S = jnp.full_like(slow_S, attack)
-    return slow_S, affine(left_S, (1.0 - left_S) * slow_S, before[1])
+    return slow_S, affine(attack, (1.0 - attack) * slow_S, before[1])
 
 
 def held(x_S, left, new, before=0.0):
@@ -62,9 +62,9 @@ def held(x_S, left, new, before=0.0):
     return _held(x_S, *(jnp.asarray(value, x_S.dtype) for value in (left, new, before)))
 
 
-def affine(slope_S, x_S, before=0.0):
-    """r ← slope · r + x, from `before` on."""
-    return _affine(slope_S, x_S, jnp.asarray(before, x_S.dtype))
+def affine(slope, x_S, before=0.0):
+    """r ← slope · r + x, from `before` on; the slope is a number or (S,)."""
+    return _affine(*(jnp.asarray(value, x_S.dtype) for value in (slope, x_S, before)))
 
 
 @jax.custom_vjp
@@ -98,22 +98,30 @@ def _held_backward(kept, d_S):
     x_S, left, new, before, r_S = kept
     last_S = jnp.concatenate([before[None], r_S[:-1]])
     falls_S = (left * last_S + new * x_S > x_S).astype(x_S.dtype)
-    d_S = _backwards(left * falls_S, d_S)
+    d_S = _run(_next(left * falls_S), d_S, jnp.zeros_like(before), reverse=True)
     down_S = d_S * falls_S
     d_x_S = d_S - (1.0 - new) * down_S
-    return d_x_S, (down_S * last_S).sum(), (down_S * x_S).sum(), left * down_S[0]
+    return d_x_S, down_S @ last_S, down_S @ x_S, left * down_S[0]
 
 
 _held.defvjp(_held_forward, _held_backward)
 
 
 @jax.custom_vjp
-def _affine(slope_S, x_S, before):
-    slope_LJ, x_LJ = _in_blocks(slope_S), _in_blocks(x_S)
+def _affine(slope, x_S, before):
+    return _run(slope, x_S, before)
+
+
+def _run(slope, x_S, before, reverse: bool = False):
+    """`affine`, from the last to the first if `reverse`."""
+    x_LJ = _in_blocks(x_S)
+    slope_LJ = _in_blocks(slope) if slope.ndim else None  # None is no array to go along
+    scan = partial(jax.lax.scan, reverse=reverse)
     zero_J = jnp.zeros_like(x_LJ[0])
 
     def along(maps, one):
         (product_J, offset_J), (slope_J, x_J) = maps, one
+        slope_J = slope if slope_J is None else slope_J
         return (slope_J * product_J, slope_J * offset_J + x_J), None
 
     def across(r, one):
@@ -122,32 +130,33 @@ def _affine(slope_S, x_S, before):
 
     def recursion(r_J, one):
         slope_J, x_J = one
-        r_J = slope_J * r_J + x_J
+        r_J = (slope if slope_J is None else slope_J) * r_J + x_J
         return r_J, r_J
 
-    maps, _ = jax.lax.scan(along, (zero_J + 1.0, zero_J), (slope_LJ, x_LJ))
-    _, first_J = jax.lax.scan(across, before, maps)
-    return _in_a_row(jax.lax.scan(recursion, first_J, (slope_LJ, x_LJ))[1], len(x_S))
+    maps, _ = scan(along, (zero_J + 1.0, zero_J), (slope_LJ, x_LJ))
+    _, first_J = scan(across, before, maps)
+    return _in_a_row(scan(recursion, first_J, (slope_LJ, x_LJ))[1], len(x_S))
 
 
-def _affine_forward(slope_S, x_S, before):
-    r_S = _affine(slope_S, x_S, before)
-    return r_S, (slope_S, before, r_S)
+def _affine_forward(slope, x_S, before):
+    r_S = _run(slope, x_S, before)
+    return r_S, (slope, before, r_S)
 
 
 def _affine_backward(kept, d_S):
-    slope_S, before, r_S = kept
-    d_S = _backwards(slope_S, d_S)
-    return d_S * jnp.concatenate([before[None], r_S[:-1]]), d_S, slope_S[0] * d_S[0]
+    slope, before, r_S = kept
+    d_S = _run(_next(slope) if slope.ndim else slope, d_S, jnp.zeros_like(before), reverse=True)
+    last_S = jnp.concatenate([before[None], r_S[:-1]])
+    first = slope[0] if slope.ndim else slope
+    return d_S * last_S if slope.ndim else d_S @ last_S, d_S, first * d_S[0]
 
 
 _affine.defvjp(_affine_forward, _affine_backward)
 
 
-def _backwards(slope_S, d_S):
-    """The gradient with respect to each r of r ← slope · r + …, of which those of the results are `d_S`."""
-    next_S = jnp.concatenate([slope_S[1:], jnp.zeros_like(slope_S[:1])])
-    return _affine(next_S[::-1], d_S[::-1], jnp.zeros_like(d_S[0]))[::-1]
+def _next(slope_S):
+    """The slope from each r to that which follows: by this its gradient comes back."""
+    return jnp.concatenate([slope_S[1:], jnp.zeros_like(slope_S[:1])])
 
 
 def _in_blocks(x_S):

@@ -1,7 +1,7 @@
 """How loud sound is (ITU-R BS.1770-5, EBU Tech 3342), how high it rises between its samples, and the limiter
 for that."""
 
-from functools import cache
+from functools import cache, reduce
 
 import jax.numpy as jnp
 import numpy as np
@@ -122,10 +122,19 @@ def limited_on(x_CS, ceiling_db, rate_hz: float, before=0.0):
     changed.
     """
     aim_db = ceiling_db + 20.0 * np.log10(1.0 - hair())
-    over_S = jnp.maximum(decibel(between(x_CS).max(0)) - aim_db, 0.0)[KNOT:]
+    over_S = jnp.maximum(decibel(_highest(between(x_CS))) - aim_db, 0.0)[KNOT:]
     held_S = jnp.pad(held(over_S, left_after(RELEASE_S, rate_hz), 0.0, before), (KNOT, 0))
-    y_CS = x_CS * gain_of(-_led(jnp.maximum, held_S, round(LOOKAHEAD_S * rate_hz), 0.0))[None]
-    return y_CS * _second_gain(between(y_CS).max(0), gain_of(aim_db))[None], held_S
+    y_CS = _times(x_CS, gain_of(-_led(jnp.maximum, held_S, round(LOOKAHEAD_S * rate_hz), 0.0)))
+    return _times(y_CS, _second_gain(_highest(between(y_CS)), gain_of(aim_db))), held_S
+
+
+def _highest(x_CS):
+    """`max(0)` and what follows are written out: where so few are summed, backwards, XLA is slow."""
+    return reduce(jnp.maximum, list(x_CS))
+
+
+def _times(x_CS, gain_S):
+    return jnp.stack([x_S * gain_S for x_S in x_CS])
 
 
 def _second_gain(peak_S, aim):
@@ -157,7 +166,10 @@ def between(x_CS):
     parts_CJPT = jnp.matmul(pairs_CJT, _shifted(), precision="highest").reshape(
         channels, -1, OVERSAMPLING, TAPS
     )
-    return jnp.abs(parts_CJPT).max(2).reshape(channels, -1)[:, :n_samples]
+    parts = jnp.abs(parts_CJPT)
+    return reduce(jnp.maximum, [parts[:, :, p] for p in range(OVERSAMPLING)]).reshape(channels, -1)[
+        :, :n_samples
+    ]
 
 
 @cache
