@@ -1,6 +1,7 @@
 """What the sends of a console go to: a room, and echoes."""
 
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def _answer(decay_s, rate_hz: float):
     Band after band: of the three at once, constants, times their decays and summed, XLA for CPUs (jax 0.10.2)
     makes the left channel twice.
     """
-    answer_CR = 0.0
+    answer_CR: Any = 0.0
     for share, band_CR in zip(DECAYS, _noise(rate_hz), strict=True):
         time_R = jnp.arange(band_CR.shape[1], dtype=jnp.float32) / rate_hz
         answer_CR = answer_CR + band_CR * jnp.exp(-SIXTY_DB * time_R / (decay_s * share))[None]
