@@ -32,6 +32,7 @@ class Family(NamedTuple):
 def family_of(settings: Any, loss: Any = None) -> Family:
     """The family whose settings these are; the loss's settings say how it learns, where there are ways."""
     from editjax.models.autoencoder import ScorerSettings
+    from editjax.models.codec import CodecSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
@@ -51,12 +52,15 @@ def family_of(settings: Any, loss: Any = None) -> Family:
             return _policy(loss)
         case HifiGanSettings():
             return _hifigan()
+        case CodecSettings():
+            return _codec()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
 
 
 def settings_type(name: str) -> type:
     """The settings' type of the family a model file names; DataError for one this version does not know."""
     from editjax.models.autoencoder import ScorerSettings
+    from editjax.models.codec import CodecSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
@@ -73,6 +77,8 @@ def settings_type(name: str) -> type:
             return PolicySettings
         case "hifigan":
             return HifiGanSettings
+        case "codec":
+            return CodecSettings
     raise DataError(f"model family {shown(name)} is unknown to this version of editjax: upgrade it")
 
 
@@ -135,3 +141,13 @@ def _hifigan() -> Family:
         )
 
     return Family("hifigan", init, loss)
+
+
+def _codec() -> Family:
+    from editjax.codec_loss import codec_loss
+    from editjax.models.codec import init
+
+    def loss(params, batch, key, settings, weights):
+        return codec_loss(params, batch, settings, weights, key)
+
+    return Family("codec", init, loss)
