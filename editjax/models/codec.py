@@ -291,13 +291,9 @@ def _recurrent(s: CodecSettings, parts: _Past, there: Any, x_BTC: jax.Array) -> 
 
 
 def _fresh(key: jax.Array, shape: tuple[int, ...], seen: int | None = None) -> dict[str, jax.Array]:
-    """A kernel as PyTorch draws it: uniform to ±1 / √(numbers that an output sees), its bias too."""
-    bound = 1.0 / np.sqrt(seen or math.prod(shape[:-1]))
-    kernel_key, bias_key = jax.random.split(key)
-    return {
-        "kernel": jax.random.uniform(kernel_key, shape, minval=-bound, maxval=bound),
-        "bias": jax.random.uniform(bias_key, shape[-1:], minval=-bound, maxval=bound),
-    }
+    """A kernel whose outputs vary as much as what they see, `seen` numbers each; no bias."""
+    seen = seen or math.prod(shape[:-1])
+    return {"kernel": jax.random.normal(key, shape) / np.sqrt(seen), "bias": jnp.zeros(shape[-1:])}
 
 
 def _fresh_residuals(s: CodecSettings, width: int, keys: Any) -> dict[str, Any]:
