@@ -1,8 +1,8 @@
 """A trained codec to call: sound in, latents or codes out, and back; any length, block by block.
 
-Sound is (C, S) float, latents (T, D) float32, codes (Q, T) int32. Blocks are of a few standard lengths, so that
-few programs are compiled, and carry along what the next must know (`models.codec.encode_block`): what comes out
-is what the whole sound would give, in memory that does not grow with it.
+Sound is (C, S) float, latents (T, D) float32, codes (Q, T) int32. Blocks are of a few standard lengths, so
+that few programs are compiled, and carry along what the next must know (`models.codec.encode_block`): what
+comes out is what the whole sound would give, in memory that does not grow with it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from editjax.audio import resample_stream
@@ -83,8 +82,14 @@ class Codec:
         """Latents (T, D) of codes (Q, T). UsageError for codes that the codebooks have not."""
         codes_QT = np.asarray(codes_QT, np.int32)
         books, codes = self.settings.codebooks, self.settings.codes
-        if codes_QT.ndim != 2 or not 1 <= len(codes_QT) <= books or ((codes_QT < 0) | (codes_QT >= codes)).any():
-            raise UsageError(f"codes {codes_QT.shape}: give (codebooks, frames), at most {books}, below {codes}")
+        if (
+            codes_QT.ndim != 2
+            or not 1 <= len(codes_QT) <= books
+            or ((codes_QT < 0) | (codes_QT >= codes)).any()
+        ):
+            raise UsageError(
+                f"codes {codes_QT.shape}: give (codebooks, frames), at most {books}, below {codes}"
+            )
         found_TD = np.zeros((codes_QT.shape[1], self.settings.dimension), np.float32)
         for first, part_TQ in _padded_parts(codes_QT.T):
             latents_BTD = _dequantise(self._books, part_TQ.T[None])
@@ -95,9 +100,7 @@ class Codec:
     def _books(self) -> Any:
         return self.params[RUNNING][QUANTISER]
 
-    def _blocks(
-        self, parts: Iterable[np.ndarray], unit: int, step: Step
-    ) -> Iterator[tuple[np.ndarray, int]]:
+    def _blocks(self, parts: Iterable[np.ndarray], unit: int, step: Step) -> Iterator[tuple[np.ndarray, int]]:
         """What `step` makes of rows, `unit` a frame, that come in any parts, and of how many rows each.
 
         A block is BLOCK_FRAMES long, but where it is the only one.
@@ -115,7 +118,9 @@ class Codec:
         """A block of sound as (S, C)."""
         channels = self.settings.channels
         if block_CS.ndim != 2 or (channels > 1 and len(block_CS) != channels) or not len(block_CS):
-            raise UsageError(f"a sound of shape {block_CS.shape}: give (channels, samples), {channels} channels")
+            raise UsageError(
+                f"a sound of shape {block_CS.shape}: give (channels, samples), {channels} channels"
+            )
         if block_CS.dtype.kind == "f" and not np.isfinite(block_CS).all():
             raise UsageError("a sound with values that are not numbers cannot be encoded")
         return block_CS.T
@@ -154,7 +159,9 @@ _quantise = jax.jit(quantise, static_argnums=2)
 _dequantise = jax.jit(dequantise)
 
 
-def _resampled(blocks_SC: Iterable[np.ndarray], rate_hz: int, settings: CodecSettings) -> Iterator[np.ndarray]:
+def _resampled(
+    blocks_SC: Iterable[np.ndarray], rate_hz: int, settings: CodecSettings
+) -> Iterator[np.ndarray]:
     """Blocks (S, C) at the codec's rate, of one channel or of as many as the codec has."""
     if settings.channels == 1:
         for mono_S in resample_stream(blocks_SC, rate_hz, settings.sample_rate_hz):

@@ -44,9 +44,7 @@ IGNORED = ("embed_avg", "inited")
 """Of a codebook: what only its training needed."""
 
 
-def convert_encodec(
-    weights: Path, out_dir: Path, *, licence: str = LICENCE, overwrite: bool = False
-) -> Path:
+def convert_encodec(weights: Path, out_dir: Path, *, licence: str = LICENCE, overwrite: bool = False) -> Path:
     """Writes the bundle of a codec's weights.
 
     Raises NoInputError for a file that cannot be opened, DataError for one that is no causal EnCodec, naming
@@ -73,7 +71,9 @@ def codec_of(tensors: dict[str, np.ndarray], weights: Path) -> tuple[dict[str, n
         first = f"encoder.{names.layers}.0.{names.convolution}.bias"
         found += [(name.removesuffix(first), names) for name in tensors if name.endswith(first)]
     if len(found) != 1:
-        raise DataError(f"{weights}: holds {len(found)} EnCodec models (by their encoder's first bias), wanted one")
+        raise DataError(
+            f"{weights}: holds {len(found)} EnCodec models (by their encoder's first bias), wanted one"
+        )
     prefix, names = found[0]
     own = {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
     if normed := [name for name in own if ".norm." in name]:
@@ -101,9 +101,11 @@ def settings_of(tensors: dict[str, np.ndarray], names: Names, weights: Path) -> 
     convolution = f"{layer}{names.convolution}."
     enter, *downs, leave = [shape(f"{convolution.format(n)}weight") for n in numbers(convolution)] or [()]
     blocks, books = numbers(f"{layer}block."), numbers(f"{names.codebook}.embed")
-    lstm_layers = len(numbers(f"{layer.format(numbers(f'{layer}lstm.')[0])}lstm.weight_ih_l{{}}")) if (
-        numbers(f"{layer}lstm.")
-    ) else 0
+    lstm_layers = (
+        len(numbers(f"{layer.format(numbers(f'{layer}lstm.')[0])}lstm.weight_ih_l{{}}"))
+        if (numbers(f"{layer}lstm."))
+        else 0
+    )
     if not downs or not books:
         raise DataError(f"{weights}: no EnCodec: {len(downs)} strided convolutions, {len(books)} codebooks")
     narrow, residual_kernel = enter[0], CodecSettings.residual_kernel
@@ -149,7 +151,9 @@ def fused(
         number, part = place_of(settings, side, parts)
         theirs = f"{side}.{names.layers}.{number}."
         if part.startswith("lstm"):
-            params[path] = _gates(left, f"{theirs}lstm.", part.removeprefix("lstm_"), kind, leaf.shape, weights)
+            params[path] = _gates(
+                left, f"{theirs}lstm.", part.removeprefix("lstm_"), kind, leaf.shape, weights
+            )
             continue
         theirs += {"up": names.transposed, "": names.convolution}.get(part, f"{part}.{names.convolution}")
         axes = (0,) if kind == "bias" else (0, 2, 1) if part == "up" else (2, 1, 0)

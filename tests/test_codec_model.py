@@ -26,7 +26,11 @@ def test_the_defaults_are_the_official_models() -> None:
     settings = CodecSettings()
     assert settings.hop == 320 and settings.frames_per_second == 75.0
     assert [settings.codebooks_for(kbps) for kbps in settings.bandwidths_kbps] == [2, 4, 8, 16, 32]
-    assert (settings.codebooks_for(0.1), settings.codebooks_for(99.0), settings.codebooks_for()) == (1, 32, 32)
+    assert (settings.codebooks_for(0.1), settings.codebooks_for(99.0), settings.codebooks_for()) == (
+        1,
+        32,
+        32,
+    )
     shapes = jax.eval_shape(lambda key: init(settings, key), jax.random.key(0))
     sizes = {side: sum(a.size for a in jax.tree.leaves(shapes[side])) for side in ("encoder", "decoder")}
     assert sizes == {"encoder": 7_415_712, "decoder": 7_415_617} or sizes
@@ -50,7 +54,7 @@ def test_latents_codes_and_sound_are_the_references(length: int) -> None:
 
 @pytest.mark.parametrize("samples", [384, 375, 263, 257])
 def test_blocks_make_the_whole(samples: int) -> None:
-    """Two residual layers, so dilated ones too, and an LSTM; the last block is full, or not, or one sample."""
+    """Two residual layers, so dilated ones too, and an LSTM; the last block is full, or not."""
     fresh, sound_BCS = init(TINY, jax.random.key(0)), sound(samples, batch=2)
     whole_BTD, hop = encode(TINY, fresh, sound_BCS), TINY.hop
     latents, heard, encoded, decoded = [], [], None, None

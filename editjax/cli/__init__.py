@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": "score a model on pairs, beside editors that need none",
     "export": "write a training run as a model",
     "convert-vocoder": "write a HiFi-GAN trained in PyTorch as a model",
+    "convert-codec": "write an EnCodec trained in PyTorch as a model",
     "models": "list the models that ship with editjax",
 }
 """What each command does; its options and its `run` are in the module of that name, with `_` for `-`."""

@@ -1,4 +1,4 @@
-"""EnCodec: sound ↔ latents, many fewer than samples (Défossez, Copet, Synnaeve and Adi 2022, arXiv 2210.13438).
+"""EnCodec: sound ↔ few latents (Défossez, Copet, Synnaeve and Adi 2022, arXiv 2210.13438).
 
     sound (B, C, S) → SEANet encoder → latents (B, T, D) → SEANet decoder → sound (B, C, T · hop)
 
@@ -12,7 +12,6 @@ A convolution whose kernel is twice its stride is one of two frames of `stride` 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +66,10 @@ class CodecSettings:
             raise UsageError(f"{self.sample_rate_hz} Hz: no rate for frames of {self.hop} samples")
         if self.dilation_base ** max(0, self.residual_layers - 1) > 1 << 10:
             raise UsageError(f"{self.residual_layers} residual layers dilate too far")
-        if list(self.bandwidths_kbps) != sorted(self.bandwidths_kbps) or min(self.bandwidths_kbps, default=0) <= 0:
+        if (
+            list(self.bandwidths_kbps) != sorted(self.bandwidths_kbps)
+            or min(self.bandwidths_kbps, default=0) <= 0
+        ):
             raise UsageError(f"bandwidths {self.bandwidths_kbps}: give some above 0, ascending")
 
     @property
@@ -200,7 +202,9 @@ class _Past:
         return first if self.first else next(self._taken)
 
 
-def _convolved(parts: _Past, own: Any, x_BTC: jax.Array, samples: int | jax.Array, dilation: int = 1) -> jax.Array:
+def _convolved(
+    parts: _Past, own: Any, x_BTC: jax.Array, samples: int | jax.Array, dilation: int = 1
+) -> jax.Array:
     kernel_KCD = own["kernel"]
     before = (kernel_KCD.shape[0] - 1) * dilation
     if before:
@@ -260,7 +264,9 @@ def _stretched(parts: _Past, own: Any, x_BTC: jax.Array, ratio: int) -> jax.Arra
     return stretched_BTD + own["bias"][None, None]
 
 
-def _residuals(s: CodecSettings, parts: _Past, stage: Any, x_BTC: jax.Array, samples: int | jax.Array) -> jax.Array:
+def _residuals(
+    s: CodecSettings, parts: _Past, stage: Any, x_BTC: jax.Array, samples: int | jax.Array
+) -> jax.Array:
     for at in range(s.residual_layers):
         own = stage[f"residual_{at}"]
         branch_BTC = _convolved(parts, own["narrow"], jax.nn.elu(x_BTC), samples, s.dilation_base**at)
@@ -318,5 +324,8 @@ def _fresh_lstm(s: CodecSettings, width: int, key: jax.Array) -> dict[str, Any]:
             for own, (name, shape) in zip(keys, {**shapes, "bias": (4 * width,)}.items(), strict=True)
         }
 
-    return {f"lstm_{at}": fresh(own) for at, own in enumerate(jax.random.split(key, max(1, s.lstm_layers)))
-            if at < s.lstm_layers}
+    return {
+        f"lstm_{at}": fresh(own)
+        for at, own in enumerate(jax.random.split(key, max(1, s.lstm_layers)))
+        if at < s.lstm_layers
+    }

@@ -3,8 +3,8 @@
     python tests/golden/make_codec_golden.py
 
 needs PyTorch, and `encodec` 0.1.1 (Facebook's package, MIT). Weights are random. Of several lengths of noise,
-the shortest of one sample, there are latents, codes and both decoders' outputs. Numbers are float16 where they
-are inputs, so that all have few bytes.
+the shortest of one sample, there are latents, codes and both decoders' outputs. Numbers are float16 where
+they are inputs, so that all have few bytes.
 """
 
 import sys
