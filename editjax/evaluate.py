@@ -20,6 +20,7 @@ import numpy as np
 
 from editjax import decode, shards
 from editjax.beats import BeatSettings, track_beats
+from editjax.codec_quality import codec_validate
 from editjax.edits import PAD, STOP, UNALIGNED, Source, kept_mask_frames, to_pointers
 from editjax.errors import DataError, UsageError
 from editjax.labeller import policy_validate
@@ -38,6 +39,7 @@ from editjax.metrics import (
     stop_precision,
 )
 from editjax.models.autoencoder import ScorerSettings
+from editjax.models.codec import CodecSettings
 from editjax.models.coverage import played_before
 from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
 from editjax.models.policy import PolicySettings
@@ -160,6 +162,8 @@ def make_validate(
     unless too much of that is lost (`tune_quality.beside_reference`); it is NaN, and said so on stderr, when
     the shards have no validation split. Raises DataError when any split would do and none has the style.
     """
+    if isinstance(config.model, CodecSettings):
+        return codec_validate(config, shards_dir, settings.examples)
     if isinstance(config.model, ScorerSettings):
         return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
     if isinstance(config.model, ReconstructSettings):

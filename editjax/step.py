@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from editjax.codec_loss import CodecLossSettings
 from editjax.data import DataSettings
 from editjax.family import Family
 from editjax.losses import LossSettings
 from editjax.mesh import MeshSettings
 from editjax.models.autoencoder import ScorerSettings
+from editjax.models.codec import CodecSettings
 from editjax.models.layers import RUNNING
 from editjax.models.pointer import PointerSettings
 from editjax.models.policy import PolicySettings
@@ -35,7 +37,7 @@ class TrainConfig:
     `max_skipped` updates in a row without a finite loss and gradient the run stops.
     """
 
-    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings = field(
+    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings | CodecSettings = field(
         default_factory=PointerSettings
     )
     loss: (
@@ -45,6 +47,7 @@ class TrainConfig:
         | PolicyLossSettings
         | PolicyPpoSettings
         | TuneSettings
+        | CodecLossSettings
     ) = field(default_factory=LossSettings)
     data: DataSettings | SoundSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
