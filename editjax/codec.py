@@ -7,7 +7,6 @@ comes out is what the whole sound would give, in memory that does not grow with 
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +47,15 @@ class Codec:
     def encode_stream(self, blocks_CS: Iterable[np.ndarray], rate_hz: int) -> Iterator[np.ndarray]:
         """Latents (≤ BLOCK_FRAMES, D) of a sound that comes in blocks (C, S) of any length."""
         settings = self.settings
-        resampled = _resampled((self._checked(block_CS) for block_CS in blocks_CS), rate_hz, settings)
+        blocks_SC = (self._checked(block_CS) for block_CS in blocks_CS)
+        resampled = resample_stream(blocks_SC, rate_hz, settings.sample_rate_hz, settings.channels)
+        parts = (part.reshape(-1, settings.channels) for part in resampled)
 
         def encoded(block_SC: np.ndarray, samples: int, past: Past | None) -> tuple[jax.Array, Past]:
             latents_BTD, past = _encode(settings, self.params, block_SC.T[None], np.int32(samples), past)
             return latents_BTD[0], past
 
-        for latents_TD, samples in self._blocks(resampled, settings.hop, encoded):
+        for latents_TD, samples in self._blocks(parts, settings.hop, encoded):
             yield latents_TD[: settings.frames_of(samples)]
 
     def decode_stream(self, blocks_TD: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -157,23 +158,6 @@ def _decode(settings, params, block_BTD, frames, past):
 
 _quantise = jax.jit(quantise, static_argnums=2)
 _dequantise = jax.jit(dequantise)
-
-
-def _resampled(
-    blocks_SC: Iterable[np.ndarray], rate_hz: int, settings: CodecSettings
-) -> Iterator[np.ndarray]:
-    """Blocks (S, C) at the codec's rate, of one channel or of as many as the codec has."""
-    if settings.channels == 1:
-        for mono_S in resample_stream(blocks_SC, rate_hz, settings.sample_rate_hz):
-            yield mono_S[:, None]
-        return
-    # Channels of blocks of one length give blocks of one length, so that none has to wait for the others.
-    streams = [
-        resample_stream((block_SC[:, at] for block_SC in stream), rate_hz, settings.sample_rate_hz)
-        for at, stream in enumerate(tee(blocks_SC, settings.channels))
-    ]
-    for channels in zip(*streams, strict=True):
-        yield np.stack(channels, axis=1)
 
 
 def _of_size(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, bool]]:

@@ -58,7 +58,8 @@ def codec_loss(params, batch, settings: CodecSettings, weights: CodecLossSetting
     depths = jnp.array([settings.codebooks_for(kbps) for kbps in settings.bandwidths_kbps])
     depth_B = depths[jax.random.randint(depth_key, (size,), 0, len(depths))]
     # Some of each kind in every batch: the first are whole, and which are first is as random as the batch.
-    whole_B = jnp.arange(size) < weights.continuous * size + jax.random.uniform(share_key) - 0.5
+    number_B = jnp.arange(size, dtype=jnp.float32)
+    whole_B = number_B + jax.random.uniform(share_key) < weights.continuous * size
     used_QB = jnp.arange(settings.codebooks)[:, None] < depth_B[None]
     said_BTD = jnp.where(used_QB[:, :, None, None], stages.said_QBTD, 0.0).sum(0)
     coded_BTD = straight_through(latents_BTD, said_BTD)
@@ -90,8 +91,8 @@ def mel_distance(heard_BCS, sound_BCS, rate_hz: int, weights: CodecLossSettings)
     both_NS = jnp.concatenate([heard_BCS, sound_BCS]).reshape(2 * batch * channels, n_samples)
     distances = []
     for window in weights.windows:
-        filters_KF = triangular_filters(slaney_edges_hz(0.0, rate_hz / 2, weights.bands), rate_hz, window)
-        filters_KF = jnp.asarray(filters_KF / filters_KF.sum(0).clip(1e-9)[None])
+        triangles_KF = triangular_filters(slaney_edges_hz(0.0, rate_hz / 2, weights.bands), rate_hz, window)
+        filters_KF = jnp.asarray(triangles_KF / triangles_KF.sum(0).clip(1e-9)[None])
         spectrum_NTK = stft(both_NS, window, window // 4) * (2.0 / window)
         magnitude_NTK = jnp.sqrt(spectrum_NTK.real**2 + spectrum_NTK.imag**2 + ROOT_FLOOR)
         heard_NTF, wanted_NTF = jnp.split(jnp.log(magnitude_NTK @ filters_KF + LEAST_MAGNITUDE), 2)
@@ -100,4 +101,4 @@ def mel_distance(heard_BCS, sound_BCS, rate_hz: int, weights: CodecLossSettings)
 
 
 def _mean_where(value_B, there_B):
-    return jnp.where(there_B, value_B, 0.0).sum() / jnp.maximum(there_B.sum(), 1)
+    return jnp.where(there_B, value_B, 0.0).sum() / jnp.maximum(there_B.astype(jnp.float32).sum(), 1.0)

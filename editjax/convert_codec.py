@@ -11,7 +11,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -101,10 +101,8 @@ def settings_of(tensors: dict[str, np.ndarray], names: Names, weights: Path) -> 
     convolution = f"{layer}{names.convolution}."
     enter, *downs, leave = [shape(f"{convolution.format(n)}weight") for n in numbers(convolution)] or [()]
     blocks, books = numbers(f"{layer}block."), numbers(f"{names.codebook}.embed")
-    lstm_layers = (
-        len(numbers(f"{layer.format(numbers(f'{layer}lstm.')[0])}lstm.weight_ih_l{{}}"))
-        if (numbers(f"{layer}lstm."))
-        else 0
+    lstm_layers = sum(
+        len(numbers(f"{layer.format(n)}lstm.weight_ih_l{{}}")) for n in numbers(f"{layer}lstm.")
     )
     if not downs or not books:
         raise DataError(f"{weights}: no EnCodec: {len(downs)} strided convolutions, {len(books)} codebooks")
@@ -112,7 +110,7 @@ def settings_of(tensors: dict[str, np.ndarray], names: Names, weights: Path) -> 
     if blocks:
         narrow, _, residual_kernel = shape(f"{layer.format(blocks[0])}block.1.{names.convolution}.weight")
     codes, _ = shape(f"{names.codebook.format(0)}.embed", axes=2)
-    sizes = {
+    sizes: dict[str, Any] = {
         "n_filters": enter[0], "channels": enter[1], "kernel": enter[2],
         "dimension": leave[0], "last_kernel": leave[2],
         "ratios": tuple(down[2] // 2 for down in reversed(downs)),
@@ -139,13 +137,13 @@ def fused(
     """Our parameters by path; DataError names a tensor that is missing, of another shape or unknown."""
     shapes = jax.eval_shape(lambda key: init(settings, key), jax.random.key(0))
     left = {name: a for name, a in tensors.items() if not name.endswith(IGNORED)}
-    params, books = {}, f"{RUNNING}/{QUANTISER}/"
+    params, quantiser = {}, f"{RUNNING}/{QUANTISER}/"
     for at, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         path = tree_path(at)
-        if path.startswith(books):
+        if path.startswith(quantiser):
             kind = "embed" if path.endswith("code_QKD") else "cluster_size"
-            theirs = [f"{names.codebook.format(n)}.{kind}" for n in range(settings.codebooks)]
-            params[path] = np.stack([taken(left, name, leaf.shape[1:], weights) for name in theirs])
+            books = [f"{names.codebook.format(n)}.{kind}" for n in range(settings.codebooks)]
+            params[path] = np.stack([taken(left, name, leaf.shape[1:], weights) for name in books])
             continue
         side, *parts, kind = path.split("/")
         number, part = place_of(settings, side, parts)
@@ -198,7 +196,8 @@ def _gates(
 ) -> np.ndarray:
     """An LSTM layer's weights, transposed, or the sum of its two biases."""
     if kind == "bias":
-        return sum(taken(left, f"{lstm}bias_{of}_l{layer}", shape, weights) for of in ("ih", "hh"))
+        of_input, of_state = (taken(left, f"{lstm}bias_{of}_l{layer}", shape, weights) for of in ("ih", "hh"))
+        return of_input + of_state
     name = f"{lstm}weight_{'ih' if kind == 'input_CG' else 'hh'}_l{layer}"
     return np.ascontiguousarray(taken(left, name, shape[::-1], weights).T)
 

@@ -1,14 +1,15 @@
 """A small EnCodec of the reference implementation, and what it says (`tests/golden/make_codec_golden.py`)."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from editjax.bundle import unflatten
 from editjax.convert_codec import codec_of, fused, settings_of
-from editjax.models.codec import CodecSettings
+from editjax.models.codec import CodecSettings, decode, decode_block, encode, encode_block
 from editjax.weights import read_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,6 +22,10 @@ TINY = CodecSettings(
     n_filters=2, ratios=(4, 2), dimension=6, lstm_layers=1, residual_layers=2, codebooks=3, codes=8,
     sample_rate_hz=800, bandwidths_kbps=(0.3, 0.9),
 )  # fmt: skip
+
+ENCODE, DECODE, ENCODE_BLOCK, DECODE_BLOCK = (
+    partial(jax.jit, static_argnums=0)(function) for function in (encode, decode, encode_block, decode_block)
+)
 
 
 @cache

@@ -4,11 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from codec_cases import LENGTHS, SETTINGS, TINY, WEIGHTS, params, said, tensors
+from codec_cases import (
+    DECODE,
+    DECODE_BLOCK,
+    ENCODE,
+    ENCODE_BLOCK,
+    LENGTHS,
+    SETTINGS,
+    TINY,
+    WEIGHTS,
+    params,
+    said,
+    tensors,
+)
 
 from editjax.convert_codec import codec_of, settings_of
 from editjax.errors import UsageError
-from editjax.models.codec import CodecSettings, decode, decode_block, encode, encode_block, init
+from editjax.models.codec import CodecSettings, init
 from editjax.models.quantiser import dequantise, moved, quantise, stages_of
 
 
@@ -33,7 +45,7 @@ def test_the_defaults_are_the_official_models() -> None:
     )
     shapes = jax.eval_shape(lambda key: init(settings, key), jax.random.key(0))
     sizes = {side: sum(a.size for a in jax.tree.leaves(shapes[side])) for side in ("encoder", "decoder")}
-    assert sizes == {"encoder": 7_415_712, "decoder": 7_415_617} or sizes
+    assert sizes == {"encoder": 7_419_376, "decoder": 7_419_249}
 
 
 def test_the_sizes_are_read_off_the_tensors() -> None:
@@ -45,29 +57,29 @@ def test_the_sizes_are_read_off_the_tensors() -> None:
 def test_latents_codes_and_sound_are_the_references(length: int) -> None:
     wanted = said(length)
     books = params()["running"]["quantiser"]
-    latents_BTD = encode(SETTINGS, params(), wanted["sound"])
+    latents_BTD = ENCODE(SETTINGS, params(), wanted["sound"])
     near(latents_BTD, wanted["latents"].swapaxes(1, 2))
     np.testing.assert_array_equal(quantise(books, latents_BTD, 4), wanted["codes"])
-    near(decode(SETTINGS, params(), latents_BTD), wanted["decoded"])
-    near(decode(SETTINGS, params(), dequantise(books, wanted["codes"])), wanted["quantised"])
+    near(DECODE(SETTINGS, params(), latents_BTD), wanted["decoded"])
+    near(DECODE(SETTINGS, params(), dequantise(books, wanted["codes"])), wanted["quantised"])
 
 
 @pytest.mark.parametrize("samples", [384, 375, 263, 257])
 def test_blocks_make_the_whole(samples: int) -> None:
     """Two residual layers, so dilated ones too, and an LSTM; the last block is full, or not."""
     fresh, sound_BCS = init(TINY, jax.random.key(0)), sound(samples, batch=2)
-    whole_BTD, hop = encode(TINY, fresh, sound_BCS), TINY.hop
+    whole_BTD, hop = ENCODE(TINY, fresh, sound_BCS), TINY.hop
     latents, heard, encoded, decoded = [], [], None, None
     for first in range(0, samples, 128):
         part = sound_BCS[..., first : first + 128]
         padded = np.pad(part, ((0, 0), (0, 0), (0, 128 - part.shape[2])), constant_values=9.0)
         frames = TINY.frames_of(part.shape[2])
-        found_BTD, encoded = encode_block(TINY, fresh, padded, jnp.int32(part.shape[2]), encoded)
+        found_BTD, encoded = ENCODE_BLOCK(TINY, fresh, padded, jnp.int32(part.shape[2]), encoded)
         latents.append(found_BTD[:, :frames])
-        found_BCS, decoded = decode_block(TINY, fresh, found_BTD, jnp.int32(frames), decoded)
+        found_BCS, decoded = DECODE_BLOCK(TINY, fresh, found_BTD, jnp.int32(frames), decoded)
         heard.append(found_BCS[..., : frames * hop])
     near(np.concatenate(latents, 1), np.asarray(whole_BTD))
-    near(np.concatenate(heard, 2), np.asarray(decode(TINY, fresh, whole_BTD)))
+    near(np.concatenate(heard, 2), np.asarray(DECODE(TINY, fresh, whole_BTD)))
 
 
 @pytest.mark.parametrize("samples", [1, 7, 9, 40])
@@ -75,11 +87,11 @@ def test_a_padded_block_is_the_sound_alone(samples: int) -> None:
     """What pads a block is not heard, however short the sound."""
     fresh, sound_BCS = init(TINY, jax.random.key(0)), sound(samples)
     padded = np.pad(sound_BCS, ((0, 0), (0, 0), (0, 256 - samples)), constant_values=9.0)
-    found_BTD, _ = encode_block(TINY, fresh, padded, jnp.int32(samples))
-    alone_BTD = encode(TINY, fresh, sound_BCS)
+    found_BTD, _ = ENCODE_BLOCK(TINY, fresh, padded, jnp.int32(samples))
+    alone_BTD = ENCODE(TINY, fresh, sound_BCS)
     near(np.asarray(found_BTD[:, : alone_BTD.shape[1]]), np.asarray(alone_BTD))
-    found_BCS, _ = decode_block(TINY, fresh, found_BTD, jnp.int32(alone_BTD.shape[1]))
-    alone_BCS = decode(TINY, fresh, alone_BTD)
+    found_BCS, _ = DECODE_BLOCK(TINY, fresh, found_BTD, jnp.int32(alone_BTD.shape[1]))
+    alone_BCS = DECODE(TINY, fresh, alone_BTD)
     near(np.asarray(found_BCS[..., : alone_BCS.shape[2]]), np.asarray(alone_BCS))
 
 
@@ -87,12 +99,12 @@ def test_nothing_is_heard_before_it_sounds() -> None:
     """Causal, to a frame: gradients of the frame's latents reach no later sample, those of its samples no
     later latents."""
     fresh, at = init(TINY, jax.random.key(0)), 12
-    of_sound = jax.grad(lambda x: encode(TINY, fresh, x)[0, at].sum())(sound(30 * TINY.hop))[0, 0]
+    of_sound = jax.grad(lambda x: ENCODE(TINY, fresh, x)[0, at].sum())(sound(30 * TINY.hop))[0, 0]
     reached = np.flatnonzero(of_sound)
     assert reached.min() == 0 and at * TINY.hop <= reached.max() < (at + 1) * TINY.hop
     latents_BTD = np.ones((1, 30, 6), np.float32)
     span = slice(at * TINY.hop, (at + 1) * TINY.hop)
-    of_latents = jax.grad(lambda z: decode(TINY, fresh, z)[0, 0, span].sum())(latents_BTD)[0]
+    of_latents = jax.grad(lambda z: DECODE(TINY, fresh, z)[0, 0, span].sum())(latents_BTD)[0]
     assert np.flatnonzero(np.abs(of_latents).max(-1)).max() == at
 
 
@@ -101,22 +113,22 @@ def test_gradients_are_finite(scale: float) -> None:
     fresh = init(TINY, jax.random.key(0))
 
     def loss(params, sound_BCS):
-        latents_BTD = encode(TINY, params, sound_BCS)
-        return (decode(TINY, params, latents_BTD) ** 2).mean()
+        latents_BTD = ENCODE(TINY, params, sound_BCS)
+        return (DECODE(TINY, params, latents_BTD) ** 2).mean()
 
-    for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(fresh, scale * sound(100))):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(fresh, scale * sound(100))):
         assert np.isfinite(leaf).all()
 
 
 def test_the_gradient_is_the_slope() -> None:
     fresh, sound_BCS = init(TINY, jax.random.key(0)), jnp.asarray(sound(20 * TINY.hop))
-    latents_BTD = encode(TINY, fresh, sound_BCS)
+    latents_BTD = ENCODE(TINY, fresh, sound_BCS)
     direction = jax.random.normal(jax.random.key(1), latents_BTD.shape)
 
     def heard(step):
-        return (decode(TINY, fresh, latents_BTD + step * direction) ** 2).mean()
+        return (DECODE(TINY, fresh, latents_BTD + step * direction) ** 2).mean()
 
-    slope = (heard(1e-2) - heard(-1e-2)) / 2e-2
+    slope = (heard(1e-3) - heard(-1e-3)) / 2e-3
     assert jax.grad(heard)(0.0) == pytest.approx(float(slope), rel=1e-2)
 
 

@@ -193,13 +193,16 @@ class _Past:
 
     def joined(self, before_BPC: jax.Array | None, x_BTC: jax.Array) -> jax.Array:
         """A block behind the end of the one before, as long as `before_BPC`, which the first has there."""
-        before_BPC = before_BPC if self.first else next(self._taken)
-        joined_BTC = jnp.concatenate([before_BPC, x_BTC], axis=1)
+        joined_BTC = jnp.concatenate([self.carried(before_BPC), x_BTC], axis=1)
         self.left.append(joined_BTC[:, x_BTC.shape[1] :])
         return joined_BTC
 
-    def carried(self, first: jax.Array) -> jax.Array:
-        return first if self.first else next(self._taken)
+    def carried(self, first: jax.Array | None) -> jax.Array:
+        """What the block before left, or `first` in the first."""
+        if self.first:
+            assert first is not None
+            return first
+        return next(self._taken)
 
 
 def _convolved(
