@@ -25,8 +25,8 @@ def config() -> TrainConfig:
         ),
         loss=CodecLossSettings(),
         data=SoundSettings(seconds=0.5, batch_size=8, kinds=("music", "speech")),
-        optim=OptimSettings(learning_rate=2e-3, warmup_steps=100, steps=4500, weight_decay=0.0),
+        optim=OptimSettings(learning_rate=2e-4, warmup_steps=200, steps=2000, weight_decay=0.0),
         ema_decay=0.995,
-        validate_every=1500,
+        validate_every=500,
         checkpoint_every=250,
     )

@@ -19,6 +19,7 @@ from editjax.models.quantiser import moved, stages_of
 
 LEAST_POWER = 1e-6
 """Errors below −60 dB of full scale are not told apart: silence has no signal-to-noise ratio."""
+LEAST_LATENT_POWER = 1e-9
 LEAST_MAGNITUDE = 1e-3
 ROOT_FLOOR = 1e-9
 
@@ -29,7 +30,7 @@ class CodecLossSettings:
 
     `ratio` weighs the decibels by which the error is below the sound; `mel` the mean absolute difference of
     log mels, natural, of `bands` bands for each of the `windows`, whose hop is a quarter; `commitment` the
-    squared distance of what codebooks are given from what they say. A `continuous` share of the examples is
+    squared distance of what codebooks are given from what they say, a share of the latents' power. A `continuous` share of the examples is
     not quantised.
     """
 
@@ -67,7 +68,8 @@ def codec_loss(params, batch, settings: CodecSettings, weights: CodecLossSetting
     heard_BCS = decode(settings, params, heard_BTD)[..., :n_samples]
     ratio_B = ratio_db(heard_BCS, batch.sound_BCS)
     mel = mel_distance(heard_BCS, batch.sound_BCS, settings.sample_rate_hz, weights)
-    commitment = ((stages.given_QBTD - stages.said_QBTD) ** 2).mean()
+    power = jax.lax.stop_gradient(jnp.maximum((latents_BTD**2).mean(), LEAST_LATENT_POWER))
+    commitment = ((stages.given_QBTD - stages.said_QBTD) ** 2).mean() / power
     loss = weights.mel * mel + weights.commitment * commitment - weights.ratio * ratio_B.mean()
     metrics = {
         "mel": mel,

@@ -171,6 +171,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         {"n_filters": 33},
         {"n_filters": 0},
         {"codes": 1 << 20},
+        {"codes": 1},
         {"bandwidths_kbps": (3.0, 1.5)},
         {"bandwidths_kbps": ()},
         {"bandwidths_kbps": (0.0,)},

@@ -19,6 +19,7 @@ from editjax.errors import DataError, NoInputError, UsageError
 from editjax.family import family_of
 from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.models.reconstruct import ReconstructSettings
+from editjax.sounds import SoundBatch, SoundSettings
 from editjax.step import TrainConfig, init_state, update
 from editjax.tune import TuneSettings
 
@@ -64,14 +65,24 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
     )
 
 
+def batch_of(config: TrainConfig) -> Batch | SoundBatch:
+    """Shapes of the batches that a config trains on."""
+    if isinstance(config.data, SoundSettings):
+        size, samples = config.data.batch_size, round(config.data.seconds * 24_000)
+        return SoundBatch(
+            np.zeros((size, config.data.channels, samples), np.float32), np.zeros(size, np.int32)
+        )
+    frames, steps = config.data.buckets[0]
+    return empty_batch(frames, steps, config.data.batch_size(frames))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_and_steps_under_eval_shape(path):
     config = load_config(path)
     family = family_of(config.model, config.loss)
-    frames, steps = config.data.buckets[0]
     key = jax.random.key(0)
     state = jax.eval_shape(lambda key: init_state(config, family, key), key)
-    batch = empty_batch(frames, steps, config.data.batch_size(frames))
+    batch = batch_of(config)
     other = config.model if isinstance(config.loss, TuneSettings) else JUDGE
     judge = jax.eval_shape(lambda key: family_of(other).init(other, key), key) if family.frozen else None
     step = functools.partial(update, config=config, family=family, frozen_settings=other)

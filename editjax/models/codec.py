@@ -21,6 +21,7 @@ import numpy as np
 
 from editjax.config import refuse_sizes
 from editjax.errors import UsageError
+from editjax.models.cosines import begun
 from editjax.models.layers import RUNNING
 from editjax.models.quantiser import init_quantiser
 
@@ -62,6 +63,8 @@ class CodecSettings:
         )  # fmt: skip
         if not self.ratios or self.n_filters % self.compress or self.n_filters << len(self.ratios) > 1 << 14:
             raise UsageError(f"a codec needs ratios, and filters that `compress` divides, got {self}")
+        if self.codes < 2:
+            raise UsageError(f"codebooks of {self.codes} codes say nothing: give two at least")
         if self.sample_rate_hz < self.hop or self.hop > 1 << 14:
             raise UsageError(f"{self.sample_rate_hz} Hz: no rate for frames of {self.hop} samples")
         if self.dilation_base ** max(0, self.residual_layers - 1) > 1 << 10:
@@ -103,7 +106,10 @@ class CodecSettings:
 
 
 def init(settings: CodecSettings, key: jax.Array) -> dict[str, Any]:
-    """Fresh parameters {"encoder": …, "decoder": …, "running": {"quantiser": …}}."""
+    """Fresh parameters {"encoder": …, "decoder": …, "running": {"quantiser": …}}.
+
+    Some channels begin as cosine transforms (`models.cosines`), the others at random.
+    """
     s, wide = settings, settings.n_filters << len(settings.ratios)
     encoder_key, decoder_key, key = jax.random.split(key, 3)
     keys = iter(jax.random.split(encoder_key, 64 + 8 * s.residual_layers * len(s.ratios)))
@@ -123,6 +129,7 @@ def init(settings: CodecSettings, key: jax.Array) -> dict[str, Any]:
         up = _fresh(next(keys), (2 * width, 2 * ratio, width), 2 * 2 * width)
         decoder[f"stage_{at}"] = {"up": up, **_fresh_residuals(s, width, keys)}
     decoder["leave"] = _fresh(next(keys), (s.last_kernel, s.n_filters, s.channels))
+    encoder, decoder = begun(encoder, decoder, s.ratios)
     books = init_quantiser(s.codebooks, s.codes, s.dimension, key)
     return {"encoder": encoder, "decoder": decoder, RUNNING: {QUANTISER: books}}
 
