@@ -30,8 +30,8 @@ class CodecLossSettings:
 
     `ratio` weighs the decibels by which the error is below the sound; `mel` the mean absolute difference of
     log mels, natural, of `bands` bands for each of the `windows`, whose hop is a quarter; `commitment` the
-    squared distance of what codebooks are given from what they say, a share of the latents' power. A `continuous` share of the examples is
-    not quantised.
+    squared distance of what codebooks are given from what they say, as a share of the latents' power. A
+    `continuous` share of the examples is not quantised.
     """
 
     ratio: float = 0.1

@@ -64,7 +64,7 @@ def test_codes_matter_where_examples_are_quantised(continuous: float, moves: boo
     (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, weights)
     books = params["running"]["quantiser"]
     other = {**params, "running": {"quantiser": {**books, "code_QKD": books["code_QKD"] + 1.0}}}
-    assert (float(loss_of(other, weights)[0]) != float(loss)) is moves
+    assert (abs(float(loss_of(other, weights)[0]) - float(loss)) > 1e-4) is moves
     for side in ("encoder", "decoder"):
         assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient[side]))
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["running"]))
@@ -84,11 +84,11 @@ def test_few_and_many_codebooks_are_drawn() -> None:
 
 
 def test_training_learns_and_codebooks_follow() -> None:
-    """200 steps of the training step itself; every codebook is alive and what it says is near."""
+    """200 of the training's own steps; every codebook is alive and says what is as large as the latents."""
     config = TrainConfig(
         model=SIMPLE,
         loss=WEIGHTS,
-        optim=OptimSettings(learning_rate=1e-2, warmup_steps=10, steps=200, weight_decay=0.0),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=10, steps=200, weight_decay=0.0),
     )
     family = family_of(config.model, config.loss)
     assert family.name == "codec" and settings_type("codec") is CodecSettings
@@ -99,8 +99,8 @@ def test_training_learns_and_codebooks_follow() -> None:
         state, metrics = step(state, batch(seed=seed), key)
         rows.append((float(metrics["continuous_db"]), float(metrics["quantised_db"])))
     assert int(state.total_skipped) == 0
-    (before, _), (continuous, quantised) = np.mean(rows[:5], 0), np.mean(rows[-20:], 0)
-    assert continuous > before + 5.0 and quantised > 1.0
+    (continuous, begun), (learned, quantised) = np.mean(rows[:5], 0), np.mean(rows[-20:], 0)
+    assert learned > continuous - 1.0 and quantised > begun + 3.0
     books = state.params["running"]["quantiser"]
     assert (np.asarray(books["count_QK"]) > 0).all()
     latents_BTD = encode(config.model, state.params, batch(seed=500).sound_BCS)

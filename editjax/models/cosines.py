@@ -2,8 +2,8 @@
 
 Each stage of the encoder makes bands of `ratio` values of a channel (DCT-II; Ahmed, Natarajan and Rao 1974),
 and the lowest of all bands that there are channels for go on; the decoder begins as the inverse. So a fresh
-codec already gives back what lies below a frequency, dimension / hop of the highest. Signals are kept small, where
-rectifiers are nearly straight. The other channels begin at random, and are heard by nobody yet.
+codec already gives back what lies below a frequency, dimension / hop of the highest. Signals are kept small,
+where rectifiers are nearly straight. The other channels begin at random, and are heard by nobody yet.
 """
 
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ class Bands(NamedTuple):
 def begun(encoder: Any, decoder: Any, ratios: tuple[int, ...]) -> tuple[Any, Any]:
     """The parameters of both sides, with channels that begin as transforms."""
     channels, filters = encoder["enter"]["kernel"].shape[1:]
+    dimension = encoder["leave"]["kernel"].shape[2]
     rank_A = np.zeros(min(channels, filters), int)
     encoder, decoder = dict(encoder), dict(decoder)
     quiet = encoder["enter"] | {"kernel": SMALL * encoder["enter"]["kernel"]}
@@ -40,12 +41,15 @@ def begun(encoder: Any, decoder: Any, ratios: tuple[int, ...]) -> tuple[Any, Any
         down, up = encoder[here]["down"], decoder[there]["up"]
         quiet_KCD = down["kernel"].at[:, :, : len(ranks)].set(0.0)
         kernel_KCD = quiet_KCD.at[ratio + to, bands.channel_A[:, None], of].set(cosine_KR / np.sqrt(ratio))
+        told = dimension if at == len(ratios) - 1 else len(ranks)  # the rest is not in the latents
         quiet_CKD = up["kernel"].at[:, :, : len(rank_A)].set(0.0)
-        kernel_CKD = quiet_CKD.at[of, to, bands.channel_A[:, None]].set(cosine_KR * np.sqrt(ratio))
+        kernel_CKD = quiet_CKD.at[of[:told], to, bands.channel_A[:told, None]].set(
+            cosine_KR[:told] * np.sqrt(ratio)
+        )
         encoder[here]["down"] = down | {"kernel": kernel_KCD}
         decoder[there]["up"] = up | {"kernel": kernel_CKD}
         rank_A = ranks
-    kept = min(len(rank_A), encoder["leave"]["kernel"].shape[2])
+    kept = min(len(rank_A), dimension)
     encoder["leave"] = _through(encoder["leave"], kept, 1.0 / SMALL)
     decoder["enter"] = _through(decoder["enter"], kept, SMALL)
     return encoder, decoder
