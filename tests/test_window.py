@@ -1,7 +1,7 @@
 """The creative agent: where its windows begin and lie, that gradients reach them, and what they learn."""
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +40,8 @@ def stirred(params, seed: int = 1, by: float = 0.5):
     return jax.tree.unflatten(tree, moved)
 
 
-NARROW = {
-    "match_width": 8,
-    "selector_width": 8,
-    "part_width": 8,
-    "width": 8,
-    "heads": 1,
-    "composer_layers": 1,
-}
+NARROW = {name: 8 for name in ("match_width", "selector_width", "part_width", "width")}
+NARROW |= {"heads": 1, "composer_layers": 1}
 
 
 @pytest.mark.parametrize(
@@ -55,8 +49,8 @@ NARROW = {
 )
 def test_fresh_windows_are_the_documents(settings):
     shape = (1, settings.frames, settings.channels)
-    found = jax.jit(partial(select, settings))(
-        fresh(settings), *(np.random.default_rng(3).normal(size=(2, *shape)).astype(np.float32))
+    found = _select(
+        settings, fresh(settings), *(np.random.default_rng(3).normal(size=(2, *shape)).astype(np.float32))
     )
     for start_BP in (found.start_input_BP, found.start_target_BP):
         np.testing.assert_array_equal(start_BP / settings.frames_per_second, [[0.0, 4.0, 8.0]])
@@ -96,7 +90,7 @@ def test_a_window_lies_inside_its_recording(start, ratio):
     assert np.float64(start) + np.float64(ratio) * s.window_frames <= s.frames * (1 + 1e-7)
 
 
-@runs(max_examples=15)
+@runs(max_examples=8)
 @given(st.integers(0, 2**31 - 1), st.floats(0.01, 30.0))
 def test_what_the_selector_says_lies_inside(seed, by):
     s = replace(SMALL, total_s=30.0)
@@ -175,7 +169,7 @@ def test_compression_follows_what_is_slow_and_filters_what_is_fast():
     found_WD = np.asarray(compressed(x_BTD, jnp.full((1, 1), 10.4), jnp.full((1, 1), 1.5), 100, 1.5))[0, 0]
     place_W = 10.4 + 1.5 * np.arange(100)
     np.testing.assert_allclose(found_WD[:, 0], np.sin(0.2 * place_W), atol=0.03)
-    assert np.abs(found_WD[:, 1]).max() < 0.2
+    assert np.abs(found_WD[:, 1]).max() < 0.3
 
 
 def test_the_kernel_interpolates():
@@ -213,14 +207,14 @@ def test_all_pairs_at_once_equal_one_after_another():
     for pair in range(SMALL.pairs):
         windows = jax.tree.map(lambda x_BP: x_BP[:, pair : pair + 1], composed.windows)  # noqa: B023
         alone = jax.jit(compose, static_argnums=0)(SMALL, params, *both, windows)
-        np.testing.assert_allclose(alone.piece_BPWD[:, 0], composed.piece_BPWD[:, pair], atol=2e-5)
+        np.testing.assert_allclose(alone.piece_BPWD[:, 0], composed.piece_BPWD[:, pair], atol=2e-4)
 
 
 def test_examples_of_a_batch_do_not_meet():
     params, (first, second) = stirred(fresh(SMALL), by=0.05), latents(SMALL)
     run = jax.jit(apply, static_argnums=0)
     both, alone = run(SMALL, params, first, second), run(SMALL, params, first[1:], second[1:])
-    np.testing.assert_allclose(both.piece_BPWD[1:], alone.piece_BPWD, atol=2e-5)
+    np.testing.assert_allclose(both.piece_BPWD[1:], alone.piece_BPWD, atol=2e-4)
 
 
 def test_without_compression_all_ratios_are_one():
