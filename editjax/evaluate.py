@@ -45,6 +45,7 @@ from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.models.style import Asked
+from editjax.models.window import WindowSettings
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
@@ -57,6 +58,7 @@ from editjax.silence import silence_edit
 from editjax.styles import STYLES
 from editjax.tune import TuneSettings
 from editjax.tune_quality import beside_reference, earned
+from editjax.window_quality import window_validate
 
 MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
 MAX_JUMPS = 256  # of an edit, that its likelihood counts; a static bound
@@ -164,6 +166,8 @@ def make_validate(
     """
     if isinstance(config.model, CodecSettings):
         return codec_validate(config, shards_dir, settings.examples)
+    if isinstance(config.model, WindowSettings):
+        return window_validate(config, shards_dir, settings.examples)
     if isinstance(config.model, ScorerSettings):
         return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
     if isinstance(config.model, ReconstructSettings):

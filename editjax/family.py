@@ -17,6 +17,7 @@ class Family(NamedTuple):
     Where a batch means more than one step against a gradient, `learn(learner, batch, key, config, frozen) →
     (learner, metrics)` takes the loss's place, with a `ppo.Learner` and at least `loss` and `gradient_norm`
     among the metrics; `frozen(config)` names the trained model that it needs besides, a `ppo.Frozen`.
+    Without a `learn` the frozen model, where there is one, is what the loss is given as `frozen`.
     One that `goes_on` keeps a part of the model it begins from as it is, and cannot begin from nothing.
     """
 
@@ -37,6 +38,7 @@ def family_of(settings: Any, loss: Any = None) -> Family:
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
+    from editjax.models.window import WindowSettings
     from editjax.tune import TuneSettings
 
     match settings:
@@ -54,6 +56,8 @@ def family_of(settings: Any, loss: Any = None) -> Family:
             return _hifigan()
         case CodecSettings():
             return _codec()
+        case WindowSettings():
+            return _window()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
 
 
@@ -65,6 +69,7 @@ def settings_type(name: str) -> type:
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
+    from editjax.models.window import WindowSettings
 
     match name:
         case "pointer":
@@ -79,6 +84,8 @@ def settings_type(name: str) -> type:
             return HifiGanSettings
         case "codec":
             return CodecSettings
+        case "window":
+            return WindowSettings
     raise DataError(f"model family {shown(name)} is unknown to this version of editjax: upgrade it")
 
 
@@ -151,3 +158,13 @@ def _codec() -> Family:
         return codec_loss(params, batch, settings, weights, key)
 
     return Family("codec", init, loss)
+
+
+def _window() -> Family:
+    from editjax.models.window import init
+    from editjax.window_loss import sound_loss
+
+    def loss(params, batch, key, settings, weights, frozen):
+        return sound_loss(params, batch, settings, weights, key, frozen)
+
+    return Family("window", init, loss, frozen=lambda config: config.loss.codec)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editjax.errors import UsageError
+from editjax.models.codec import CodecSettings, decode, encode
 from editjax.models.selector import Windows
 from editjax.models.window import Composed, WindowSettings, apply, cut_out, metadata, select
 
@@ -60,6 +61,43 @@ class WindowLossSettings:
     def __post_init__(self) -> None:
         if not self.heard_s >= 0:
             raise UsageError(f"heard_s {self.heard_s}: give the seconds to decode, or 0 for all")
+
+
+def sound_loss(params, batch, settings: WindowSettings, weights: WindowLossSettings, key, frozen: Any):
+    """`window_loss` of a `SoundBatch`, neighbours in it a pair each: input, target. `frozen` is the codec.
+
+    Raises UsageError where that is none, or is of another rate than the agent, or the batch does not pair.
+    """
+    codec, sound_BCS = frozen.settings, batch.sound_BCS
+    check_codec(settings, codec, weights.codec)
+    n_samples = settings.frames * codec.hop
+    if len(sound_BCS) % 2 or sound_BCS.shape[2] < n_samples:
+        raise UsageError(
+            f"batches of {len(sound_BCS)} sounds of {sound_BCS.shape[2]} samples: the agent hears pairs of "
+            f"{n_samples}; set --data.batch-size to an even number, and --data.seconds"
+        )
+    latents_BTD = encode(codec, frozen.params, sound_BCS[..., :n_samples])
+    hear = hearing(frozen)
+    return window_loss(params, latents_BTD[0::2], latents_BTD[1::2], hear, settings, weights, key)
+
+
+def hearing(codec: Any) -> Hear:
+    """What decodes latents (B, T, D) to samples (B, S), the mean of channels; `codec` is a `ppo.Frozen`."""
+    return lambda latents_BTD: decode(codec.settings, codec.params, latents_BTD).mean(1)
+
+
+def check_codec(settings: WindowSettings, codec: Any, name: str) -> None:
+    """Raises UsageError where a model is no codec, or not one whose latents the agent was made for."""
+    if not isinstance(codec, CodecSettings):
+        raise UsageError(f"{name}: is not a codec, whose latents the creative agent hears")
+    found = codec.sample_rate_hz, codec.frames_per_second, codec.dimension
+    wanted = settings.sample_rate_hz, settings.frames_per_second, settings.channels
+    if found != wanted:
+        said = [
+            f"{rate} Hz with {fps:g} frames of {width} numbers a second"
+            for rate, fps, width in (found, wanted)
+        ]
+        raise UsageError(f"{name}: a codec of {said[0]}, but the agent was made for {said[1]}")
 
 
 def window_loss(params, input_BTD, target_BTD, hear: Hear, settings: WindowSettings, weights, key):

@@ -118,9 +118,8 @@ class Selector(nn.Module):
         spent_NM = COMPRESSING * (grid.ratio_N[:, None] + grid.ratio_N[None, :] - 2.0)
         liking_PNM = _liking(s, grid, self.param("liking", nn.initializers.zeros, (pairs, 2, 2)))
         sharpness_P = jnp.exp(self.param("sharpness", nn.initializers.constant(np.log(SHARPNESS)), (pairs,)))
-        logits_BPNM = sharpness_P[None, :, None, None] * (
-            match_BPNM - spent_NM[None, None] + liking_PNM[None]
-        )
+        worth_BPNM = match_BPNM + (liking_PNM - spent_NM[None])[None]
+        logits_BPNM = sharpness_P[None, :, None, None] * worth_BPNM
         log_chance_BPX = jax.nn.log_softmax(logits_BPNM.reshape(batch, pairs, -1))
         chance_BPNM = jnp.exp(log_chance_BPX).reshape(match_BPNM.shape)
         sure_BP = 1.0 + (jnp.exp(log_chance_BPX) * log_chance_BPX).sum(-1) / np.log(

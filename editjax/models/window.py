@@ -48,6 +48,7 @@ class WindowSettings:
     nothing is reduced.
     """
 
+    sample_rate_hz: int = 24_000
     frames_per_second: float = 75.0
     total_s: float = 24.0
     window_s: float = 16.0
@@ -76,8 +77,8 @@ class WindowSettings:
         if small := [name for name in positive if not getattr(self, name) > 0]:
             raise ValueError(f"{small[0]} {getattr(self, small[0])}: give more than 0")
         refuse_sizes(
-            self, "pairs", "channels", "match_width", "selector_width", "part_width", "width", "heads",
-            "stride", "expansion",
+            self, "sample_rate_hz", "pairs", "channels", "match_width", "selector_width", "part_width",
+            "width", "heads", "stride", "expansion",
         )  # fmt: skip
         if not 1 < self.most_ratio <= 4 or self.ratios < 2:
             raise ValueError(f"ratios to {self.most_ratio}, {self.ratios} of them: up to 4, and 2 at least")
