@@ -27,6 +27,7 @@ COMMANDS = {
     "edit": "edit recordings: decide what stays, splice it, write it beside the input",
     "score": "say how far each moment of a recording is from edited audio",
     "render": "render an edit list again, after changing it by hand",
+    "remix": "make a new piece of windows of two recordings that belong together",
     "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",
     "prepare": "turn pairs of raw and edited recordings into mel shards",
