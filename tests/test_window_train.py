@@ -1,4 +1,4 @@
-"""The creative agent in the one training loop: through a frozen codec, resumed; what does not fit is refused."""
+"""The creative agent in the training loop: through a frozen codec, resumed; what does not fit is refused."""
 
 from dataclasses import replace
 
