@@ -19,11 +19,13 @@ from editjax.errors import DataError, NoInputError, UsageError
 from editjax.family import family_of
 from editjax.mel import STEM_FRAMES, MelSettings
 from editjax.models.reconstruct import ReconstructSettings
+from editjax.models.window import WindowSettings
 from editjax.sounds import SoundBatch, SoundSettings
 from editjax.step import TrainConfig, init_state, update
 from editjax.tune import TuneSettings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CODEC = next(path for path in CONFIGS if path.stem == "codec_tiny")
 JUDGE = ReconstructSettings(width=8, heads=2, label_width=4, encoder_layers=1, decoder_layers=1)
 
 
@@ -84,6 +86,7 @@ def test_every_config_builds_and_steps_under_eval_shape(path):
     state = jax.eval_shape(lambda key: init_state(config, family, key), key)
     batch = batch_of(config)
     other = config.model if isinstance(config.loss, TuneSettings) else JUDGE
+    other = load_config(CODEC).model if isinstance(config.model, WindowSettings) else other
     judge = jax.eval_shape(lambda key: family_of(other).init(other, key), key) if family.frozen else None
     step = functools.partial(update, config=config, family=family, frozen_settings=other)
     stepped, metrics = jax.eval_shape(step, state, batch, key, judge)
