@@ -254,9 +254,10 @@ def test_metadata_has_the_documents_names():
 def test_planted_windows_are_found_in_recordings_never_seen():
     """Nothing but the agent's own losses is learnt from: no start and no ratio is ever told.
 
-    Fresh, the windows are wrong for every pair; the figures are those of all three pairs.
+    Fresh, the windows are wrong for every pair; the figures are those of all three pairs. Most of what is
+    learnt is to trust the grid: with fresh ears and full trust the share is 0.96.
     """
-    params, optim = fresh(TINY)["selector"], OptimSettings(learning_rate=5e-3, warmup_steps=5, steps=160)
+    params, optim = fresh(TINY)["selector"], OptimSettings(learning_rate=5e-3, warmup_steps=5, steps=280)
     optimizer = make_optimizer(optim)
 
     @jax.jit
