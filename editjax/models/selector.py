@@ -67,7 +67,7 @@ class Grid(NamedTuple):
 
 def folded(z):
     """Any number, reflected at 0 and at 1 until it lies between; slopes of ±1, at the ends too."""
-    z = jnp.mod(jnp.where(jnp.signbit(z), -z, z), 2.0)  # `abs` has no slope at 0; −1e-41 is not below 0
+    z = jnp.mod(jnp.abs(z), 2.0)
     return jnp.where(z <= 1.0, z, 2.0 - z)
 
 
