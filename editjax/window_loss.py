@@ -167,8 +167,8 @@ def _heard_distance(
 def spectral_distance(found_NS, wanted_NS):
     """Spectral convergence plus the L1 of log magnitudes, (N,), averaged over resolutions.
 
-    Yamamoto, Song and Kim 2020, but over the power of both: over the wanted one alone a window that happens to
-    be quiet outweighs all others (43 instead of 3 on music at the first step). Magnitudes 80 dB under the loudest of both count as that.
+    Yamamoto, Song and Kim 2020, but over the power of both sounds: over that of the wanted alone, a window
+    that happens to be quiet would outweigh all others. Magnitudes 80 dB under the loudest count as that.
     """
     total_N = jnp.zeros(found_NS.shape[:1])
     for n_fft in RESOLUTIONS:
