@@ -25,7 +25,7 @@ def config() -> TrainConfig:
         ),
         loss=WindowLossSettings(heard_s=1.0),
         data=SoundSettings(seconds=24.0, batch_size=8, kinds=("music",), threads=1, prefetch_batches=2),
-        optim=OptimSettings(learning_rate=2e-3, warmup_steps=50, steps=600),
+        optim=OptimSettings(learning_rate=1e-3, warmup_steps=50, steps=600),
         validate_every=200,
         checkpoint_every=100,
     )

@@ -34,6 +34,7 @@ LOUDEST_FLOOR = 1e-4
 """Of log magnitudes, under the loudest there is: −80 dB."""
 BLURS_S = (0.1, 0.4, 1.6)
 TINY = 1e-8
+STILL = 0.01
 SHORTEST_LAG_S, LONGEST_LAG_S, LAGS = 0.25, 1.6, 96
 SHIFTS = 65
 AGREEMENT = 50.0
@@ -55,7 +56,7 @@ class WindowLossSettings:
     rhythm: float = 1.0
     matching: float = 3.0
     novelty: float = 0.3
-    diversity: float = 0.1
+    diversity: float = 1.0
     ratio: float = 1.0
 
     def __post_init__(self) -> None:
@@ -212,9 +213,13 @@ def _averaged(x_BPWD, size: int):
 
 
 def _deviations(x_BPWD):
-    """Each channel without its mean, in units of its own deviation."""
+    """Each channel without its mean, in units of its own deviation, and of a tenth of all channels'.
+
+    What hardly changes is rounding and noise, whose gradients would drown the others.
+    """
     off = x_BPWD - x_BPWD.mean(2, keepdims=True)
-    return off / jnp.sqrt((off**2).mean(2, keepdims=True) + TINY)
+    square = (off**2).mean(2, keepdims=True)
+    return off / jnp.sqrt(square + STILL * square.mean(3, keepdims=True) + TINY)
 
 
 def novelty(piece_BPWD, input_BPWD, target_BPWD):

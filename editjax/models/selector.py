@@ -32,6 +32,8 @@ COMPRESSING = 0.3
 alike, those of which least is joined at their ends that does not belong to the match."""
 BLUR = (0.25, 0.5, 0.25)
 """Of coarse frames: what lies between two places of the grid must match at both."""
+LIKING = 0.1
+"""What a pair likes is learned slowly: sharpened as matches are, it would soon outdo them."""
 SEGMENTS = 24
 """Of each recording, as the free MLP hears it."""
 SILENT = 1e-5
@@ -118,7 +120,7 @@ class Selector(nn.Module):
         spent_NM = COMPRESSING * (grid.ratio_N[:, None] + grid.ratio_N[None, :] - 2.0)
         liking_PNM = _liking(s, grid, self.param("liking", nn.initializers.zeros, (pairs, 2, 2)))
         sharpness_P = jnp.exp(self.param("sharpness", nn.initializers.constant(np.log(SHARPNESS)), (pairs,)))
-        worth_BPNM = match_BPNM + (liking_PNM - spent_NM[None])[None]
+        worth_BPNM = match_BPNM + (LIKING * liking_PNM - spent_NM[None])[None]
         logits_BPNM = sharpness_P[None, :, None, None] * worth_BPNM
         log_chance_BPX = jax.nn.log_softmax(logits_BPNM.reshape(batch, pairs, -1))
         chance_BPNM = jnp.exp(log_chance_BPX).reshape(match_BPNM.shape)
