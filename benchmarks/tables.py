@@ -44,6 +44,7 @@ class Plot(NamedTuple):
 
 PLOTS = {
     "attention": Plot("s", ("case",), "frames", of=(("pass", "forward"),)),
+    "codec": Plot("cpu_s", ("case",), "audio_s"),
     "data": Plot("ms_per_example", ("case", "frames")),
     "decode": Plot("µs / pointer", ("model", "minutes"), "draft"),
     "edit": Plot("warm s", ("editor",), "minutes"),

@@ -1,7 +1,7 @@
 """A spectrogram transformer that hears a stem and its mix, and says how the console was set.
 
-    editjax mixes SOUNDS MIXES --count 12000
-    editjax train configs/mixer_ast.py --data MIXES --out RUN
+editjax mixes SOUNDS MIXES --count 12000
+editjax train configs/mixer_ast.py --data MIXES --out RUN
 """
 
 from editjax.mixer_loss import MixerLossSettings

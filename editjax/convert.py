@@ -113,15 +113,18 @@ def fused(tensors: dict[str, np.ndarray], settings: HifiGanSettings, weights: Pa
         module, _, kind = re.sub(r"_(\d+)", r".\1", ours).replace("/", ".").rpartition(".")
         axes = AXES["ups" if module.startswith("ups") else "conv"] if kind == "kernel" else (0,)
         theirs = f"{module}.{'weight' if kind == 'kernel' else kind}"
-        tensor = _taken(left, theirs, tuple(leaf.shape[axis] for axis in axes), weights)
+        tensor = taken(left, theirs, tuple(leaf.shape[axis] for axis in axes), weights)
         params[ours] = np.ascontiguousarray(tensor.transpose(axes))
     for name in left:
         raise DataError(f"{weights}: {name} is no part of the generator that the config describes")
     return params
 
 
-def _taken(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], weights: Path) -> np.ndarray:
-    """A tensor of this shape, taken out of the others; a weight may come as its length and direction."""
+def taken(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], weights: Path) -> np.ndarray:
+    """A tensor of this shape, taken out of the others; a weight may come as its length and direction.
+
+    DataError names one that is missing, of another shape, or not made of numbers.
+    """
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
         tensor = tensors.pop(name)

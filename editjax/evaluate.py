@@ -20,6 +20,7 @@ import numpy as np
 
 from editjax import decode, shards
 from editjax.beats import BeatSettings, track_beats
+from editjax.codec_quality import codec_validate
 from editjax.edits import PAD, STOP, UNALIGNED, Source, kept_mask_frames, to_pointers
 from editjax.errors import DataError, UsageError
 from editjax.labeller import policy_validate
@@ -39,12 +40,14 @@ from editjax.metrics import (
 )
 from editjax.mixer import mixer_validate
 from editjax.models.autoencoder import ScorerSettings
+from editjax.models.codec import CodecSettings
 from editjax.models.coverage import played_before
 from editjax.models.mixer import MixerSettings
 from editjax.models.pointer import ADVANCE, JUMP, PointerSettings, Step, decoder_call
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
 from editjax.models.style import Asked
+from editjax.models.window import WindowSettings
 from editjax.network import WHOLE_FRAMES, PointerNetwork, padded_length
 from editjax.pairs import RawFiles, find_pairs
 from editjax.prepare import PrepareSettings, prepare_recording
@@ -57,6 +60,7 @@ from editjax.silence import silence_edit
 from editjax.styles import STYLES
 from editjax.tune import TuneSettings
 from editjax.tune_quality import beside_reference, earned
+from editjax.window_quality import window_validate
 
 MODEL, KEEP_EVERYTHING, SILENCE_CUTTER = "pointer network", "keep everything", "silence cutter"
 MIXES = 512  # that a regressor is watched on
@@ -163,6 +167,10 @@ def make_validate(
     unless too much of that is lost (`tune_quality.beside_reference`); it is NaN, and said so on stderr, when
     the shards have no validation split. Raises DataError when any split would do and none has the style.
     """
+    if isinstance(config.model, CodecSettings):
+        return codec_validate(config, shards_dir, settings.examples)
+    if isinstance(config.model, WindowSettings):
+        return window_validate(config, shards_dir, settings.examples)
     if isinstance(config.model, ScorerSettings):
         return scorer_validate(config, shards_dir, settings.split, settings.style, settings.examples)
     if isinstance(config.model, ReconstructSettings):

@@ -17,6 +17,7 @@ class Family(NamedTuple):
     Where a batch means more than one step against a gradient, `learn(learner, batch, key, config, frozen) →
     (learner, metrics)` takes the loss's place, with a `ppo.Learner` and at least `loss` and `gradient_norm`
     among the metrics; `frozen(config)` names the trained model that it needs besides, a `ppo.Frozen`.
+    Without a `learn` the frozen model, where there is one, is what the loss is given as `frozen`.
     One that `goes_on` keeps a part of the model it begins from as it is, and cannot begin from nothing.
     """
 
@@ -32,11 +33,13 @@ class Family(NamedTuple):
 def family_of(settings: Any, loss: Any = None) -> Family:
     """The family whose settings these are; the loss's settings say how it learns, where there are ways."""
     from editjax.models.autoencoder import ScorerSettings
+    from editjax.models.codec import CodecSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.mixer import MixerSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
+    from editjax.models.window import WindowSettings
     from editjax.tune import TuneSettings
 
     match settings:
@@ -54,17 +57,23 @@ def family_of(settings: Any, loss: Any = None) -> Family:
             return _mixer()
         case HifiGanSettings():
             return _hifigan()
+        case CodecSettings():
+            return _codec()
+        case WindowSettings():
+            return _window()
     raise TypeError(f"no model family has settings of type {type(settings).__name__}")
 
 
 def settings_type(name: str) -> type:
     """The settings' type of the family a model file names; DataError for one this version does not know."""
     from editjax.models.autoencoder import ScorerSettings
+    from editjax.models.codec import CodecSettings
     from editjax.models.hifigan import HifiGanSettings
     from editjax.models.mixer import MixerSettings
     from editjax.models.pointer import PointerSettings
     from editjax.models.policy import PolicySettings
     from editjax.models.reconstruct import ReconstructSettings
+    from editjax.models.window import WindowSettings
 
     match name:
         case "pointer":
@@ -79,6 +88,10 @@ def settings_type(name: str) -> type:
             return MixerSettings
         case "hifigan":
             return HifiGanSettings
+        case "codec":
+            return CodecSettings
+        case "window":
+            return WindowSettings
     raise DataError(f"model family {shown(name)} is unknown to this version of editjax: upgrade it")
 
 
@@ -151,3 +164,23 @@ def _hifigan() -> Family:
         )
 
     return Family("hifigan", init, loss)
+
+
+def _codec() -> Family:
+    from editjax.codec_loss import codec_loss
+    from editjax.models.codec import init
+
+    def loss(params, batch, key, settings, weights):
+        return codec_loss(params, batch, settings, weights, key)
+
+    return Family("codec", init, loss)
+
+
+def _window() -> Family:
+    from editjax.models.window import init
+    from editjax.window_loss import sound_loss
+
+    def loss(params, batch, key, settings, weights, frozen):
+        return sound_loss(params, batch, settings, weights, key, frozen)
+
+    return Family("window", init, loss, frozen=lambda config: config.loss.codec)

@@ -221,6 +221,46 @@ def draw_anomaly(
     save(figure, path, overwrite)
 
 
+def draw_windows(
+    path: str | Path,
+    names: Sequence[str],
+    waves: Sequence[tuple[np.ndarray, np.ndarray]],
+    lengths_s: Sequence[float],
+    remix: Any,
+    overwrite: bool = False,
+) -> None:
+    """Draws two recordings, one below the other, and of a `remix.Remix` the windows in each.
+
+    `waves` are their `overview`s. A window's bar is as long as what it covers before it is compressed; that
+    of the piece that is heard is full, the others are pale.
+    """
+    figure = new_figure(*INCHES)
+    figure.subplots_adjust(left=0.02, right=RIGHT, top=0.94, bottom=0.06, hspace=0.35)
+    sides = zip(figure.subplots(2, 1), names, waves, lengths_s, ("input", "target"), strict=True)
+    for axes, name, (low, high), length_s, side in sides:
+        edges_s, reach = np.linspace(0.0, length_s, len(low) + 1), max(1e-6, float(np.abs([low, high]).max()))
+        _draw_wave(axes, edges_s, low, high, np.ones(len(low), bool), COLOUR_OF_KIND["CUT"])
+        for at, pair in enumerate(remix.pairs):
+            start_s, ratio = getattr(pair, f"start_{side}_s"), getattr(pair, f"ratio_{side}")
+            heard = remix.heard in (0, at + 1)
+            place = -reach * (1.3 + 0.5 * at)
+            colour, alpha = EDITOR_COLOURS[at % len(EDITOR_COLOURS)], 1.0 if heard else 0.35
+            axes.barh(place, remix.window_s * ratio, 0.4 * reach, start_s, color=colour, alpha=alpha)
+            said = f"{at + 1}: {ratio:.2f}×, tonality {pair.tonality_strength:.2f}"
+            axes.text(start_s, place, f" {said}", va="center", fontsize=11, color="white" if heard else INK)
+        axes.set_ylim(-reach * (1.7 + 0.5 * len(remix.pairs)), 1.05 * reach)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_title(plain_text(name), loc="left", fontsize=13, fontweight="bold", color=INK)
+        _clock(axes, max([length_s, *(_ends_s(remix, side))]))
+    save(figure, path, overwrite)
+
+
+def _ends_s(remix: Any, side: str) -> list[float]:
+    """Where windows end, which is beyond the end of a recording that was repeated."""
+    return [getattr(p, f"start_{side}_s") + remix.window_s * getattr(p, f"ratio_{side}") for p in remix.pairs]
+
+
 def new_figure(width_in: float, height_in: float) -> Figure:
     """An empty picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from editjax.codec_loss import CodecLossSettings
 from editjax.data import DataSettings
 from editjax.family import Family
 from editjax.losses import LossSettings
@@ -16,11 +17,13 @@ from editjax.mesh import MeshSettings
 from editjax.mixer_loss import MixerLossSettings
 from editjax.mixes import MixSettings
 from editjax.models.autoencoder import ScorerSettings
+from editjax.models.codec import CodecSettings
 from editjax.models.layers import RUNNING
 from editjax.models.mixer import MixerSettings
 from editjax.models.pointer import PointerSettings
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
+from editjax.models.window import WindowSettings
 from editjax.optim import OptimSettings, keep_if, make_optimizer, make_schedule
 from editjax.policy_loss import PolicyLossSettings, PolicyPpoSettings
 from editjax.ppo import Frozen, Learner
@@ -28,6 +31,7 @@ from editjax.reconstruct_loss import ReconstructLossSettings
 from editjax.scorer_loss import ScorerLossSettings
 from editjax.sounds import SoundSettings
 from editjax.tune import TuneSettings
+from editjax.window_loss import WindowLossSettings
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,15 @@ class TrainConfig:
     `max_skipped` updates in a row without a finite loss and gradient the run stops.
     """
 
-    model: PointerSettings | ScorerSettings | ReconstructSettings | PolicySettings | MixerSettings = field(
-        default_factory=PointerSettings
-    )
+    model: (
+        PointerSettings
+        | ScorerSettings
+        | ReconstructSettings
+        | PolicySettings
+        | MixerSettings
+        | CodecSettings
+        | WindowSettings
+    ) = field(default_factory=PointerSettings)
     loss: (
         LossSettings
         | ScorerLossSettings
@@ -49,6 +59,8 @@ class TrainConfig:
         | PolicyPpoSettings
         | TuneSettings
         | MixerLossSettings
+        | CodecLossSettings
+        | WindowLossSettings
     ) = field(default_factory=LossSettings)
     data: DataSettings | SoundSettings | MixSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
@@ -90,16 +102,15 @@ def update(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step, of one batch. What is not finite leaves everything but the counters as it was.
 
-    What is frozen is the model that the family's way of learning needs besides (`Family.frozen`).
+    What is frozen is the model that the family's loss or way of learning needs besides (`Family.frozen`).
     """
     key = jax.random.fold_in(key, state.step)
     learner = Learner(state.step - state.total_skipped, state.params, state.opt_state)
+    frozen = Frozen(frozen_settings, frozen_params)
     if family.learn is None:
-        (_, params, opt_state), metrics = _descend(learner, batch, key, config, family)
+        (_, params, opt_state), metrics = _descend(learner, batch, key, config, family, frozen)
     else:
-        (_, params, opt_state), metrics = family.learn(
-            learner, batch, key, config, Frozen(frozen_settings, frozen_params)
-        )
+        (_, params, opt_state), metrics = family.learn(learner, batch, key, config, frozen)
     ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     ema_params = _average(state, params, config.ema_decay) if config.ema_decay else None
     learned = keep_if(ok, (params, opt_state, ema_params), (state.params, state.opt_state, state.ema_params))
@@ -124,11 +135,12 @@ def compiled_update(
 
 
 def _descend(
-    learner: Learner, batch: Any, key: jax.Array, config: TrainConfig, family: Family
+    learner: Learner, batch: Any, key: jax.Array, config: TrainConfig, family: Family, frozen: Frozen
 ) -> tuple[Learner, dict[str, jax.Array]]:
     """One step against the gradient of the family's loss."""
     count, params, opt_state = learner
-    loss_of = functools.partial(family.loss, settings=config.model, weights=config.loss)
+    besides = {"frozen": frozen} if family.frozen else {}
+    loss_of = functools.partial(family.loss, settings=config.model, weights=config.loss, **besides)
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     (loss, metrics), gradient = _averaged(gradient_of, params, batch, key, config.optim.accumulate)
     changes, opt_state = make_optimizer(config.optim).update(gradient, opt_state, params)

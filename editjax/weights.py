@@ -93,12 +93,13 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     with open_regular(path, LARGEST_FILE_BYTES) as file:
         head = file.read(9)
         file.seek(0)
+        # First, for the length of a safetensors header may begin with any byte: every 32nd with a pickle's.
+        if head[8:] == b"{":
+            return _read_safetensors(path)
         if head.startswith(b"PK"):
             return _read_zip(path, file)
         if head.startswith(b"\x80"):
             return _read_legacy(path, file)
-    if head[8:] == b"{":
-        return _read_safetensors(path)
     raise DataError(f"{path}: neither a PyTorch checkpoint nor a safetensors file")
 
 

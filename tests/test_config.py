@@ -14,15 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editjax.config import first_difference, from_json, load_config, override, to_json
+from editjax.console.heard import FIGURES, SHOWN
+from editjax.console.knobs import KNOBS
 from editjax.data import Batch
 from editjax.errors import DataError, NoInputError, UsageError
 from editjax.family import family_of
 from editjax.mel import STEM_FRAMES, MelSettings
+from editjax.mixes import MixBatch, MixSettings
 from editjax.models.reconstruct import ReconstructSettings
+from editjax.models.window import WindowSettings
+from editjax.sounds import SoundBatch, SoundSettings
 from editjax.step import TrainConfig, init_state, update
 from editjax.tune import TuneSettings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CODEC = next(path for path in CONFIGS if path.stem == "codec_tiny")
 JUDGE = ReconstructSettings(width=8, heads=2, label_width=4, encoder_layers=1, decoder_layers=1)
 
 
@@ -64,15 +70,36 @@ def empty_batch(frames: int, steps: int, size: int = 2) -> Batch:
     )
 
 
+def batch_of(config: TrainConfig) -> Batch | SoundBatch | MixBatch:
+    """Shapes of the batches that a config trains on."""
+    if isinstance(config.data, MixSettings):
+        size, seen = config.data.batch_size, config.model.picture
+        return MixBatch(
+            np.zeros((size, seen.frames_in(4 * seen.rate_hz), seen.n_mels, 2 * SHOWN), np.float16),
+            np.zeros((size, 2 * FIGURES), np.float32),
+            np.zeros((size, len(KNOBS)), np.float32),
+            np.zeros(size, np.int32),
+            np.zeros(size, np.int32),
+            np.zeros((size, 2, 0), np.float16),
+        )
+    if isinstance(config.data, SoundSettings):
+        size, samples = config.data.batch_size, round(config.data.seconds * 24_000)
+        return SoundBatch(
+            np.zeros((size, config.data.channels, samples), np.float32), np.zeros(size, np.int32)
+        )
+    frames, steps = config.data.buckets[0]
+    return empty_batch(frames, steps, config.data.batch_size(frames))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_and_steps_under_eval_shape(path):
     config = load_config(path)
     family = family_of(config.model, config.loss)
-    frames, steps = config.data.buckets[0]
     key = jax.random.key(0)
     state = jax.eval_shape(lambda key: init_state(config, family, key), key)
-    batch = empty_batch(frames, steps, config.data.batch_size(frames))
+    batch = batch_of(config)
     other = config.model if isinstance(config.loss, TuneSettings) else JUDGE
+    other = load_config(CODEC).model if isinstance(config.model, WindowSettings) else other
     judge = jax.eval_shape(lambda key: family_of(other).init(other, key), key) if family.frozen else None
     step = functools.partial(update, config=config, family=family, frozen_settings=other)
     stepped, metrics = jax.eval_shape(step, state, batch, key, judge)

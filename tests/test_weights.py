@@ -66,6 +66,17 @@ def test_tensors_are_read_exactly(tmp_path: Path, form: str) -> None:
         np.testing.assert_array_equal(found[prefix + name], wanted.astype(np.float32), strict=True)
 
 
+def test_a_safetensors_header_may_be_of_any_length(tmp_path: Path) -> None:
+    """Of some lengths the first byte, or two, are those of a pickle or a zip archive."""
+    first = set()
+    for longer in range(0, 300, 8):
+        path = tmp_path / "w.safetensors"
+        save_file({"a" * (1 + longer): np.ones(3, np.float32)}, path)
+        first.add(path.read_bytes()[0])
+        assert read_weights(path)["a" * (1 + longer)].tolist() == [1.0, 1.0, 1.0]
+    assert 0x80 in first
+
+
 def test_strides_offsets_shared_storages_and_half_brains_are_followed(tmp_path: Path) -> None:
     """`bfloat16` is the upper half of a float32; a transposed tensor lies in the order of its strides."""
     numbers = np.arange(10, dtype=np.float32)

@@ -28,6 +28,7 @@ COMMANDS = {
     "score": "say how far each moment of a recording is from edited audio",
     "render": "render an edit list again, after changing it by hand",
     "mix": "mix stems: levels, filters, compression, loudness, a Reaper project",
+    "remix": "make a new piece of windows of two recordings that belong together",
     "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",
     "prepare": "turn pairs of raw and edited recordings into mel shards",
@@ -38,6 +39,7 @@ COMMANDS = {
     "evaluate": "score a model on pairs, beside editors that need none",
     "export": "write a training run as a model",
     "convert-vocoder": "write a HiFi-GAN trained in PyTorch as a model",
+    "convert-codec": "write an EnCodec trained in PyTorch as a model",
     "models": "list the models that ship with editjax",
 }
 """What each command does; its options and its `run` are in the module of that name, with `_` for `-`."""
