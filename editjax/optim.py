@@ -1,6 +1,7 @@
 """Settings → Optax transformation: AdamW with warm-up, cosine decay, clipping and masked weight decay.
 
-Loshchilov & Hutter 2019, "Decoupled weight decay regularization".
+Loshchilov & Hutter 2019, "Decoupled weight decay regularization"; 2017, "SGDR: stochastic gradient descent
+with warm restarts".
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ NEVER_DECAYED = ("bias", "scale", "embedding")  # last name of a parameter's pat
 class OptimSettings:
     """AdamW; the rate rises for `warmup_steps`, then falls as a cosine to `final_fraction` of its peak.
 
+    With `restarts` it jumps back to the peak so often and falls again, in cycles of the same length.
     A batch is gone through in so many parts as `accumulate` says, in the memory of one; their gradients, and
     figures, are averaged.
     """
@@ -34,24 +36,42 @@ class OptimSettings:
     eps: float = 1e-8
     clip_norm: float = 1.0
     accumulate: int = 1
+    restarts: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(f"optim.warmup_steps {self.warmup_steps} must be below optim.steps {self.steps}")
+        if self.restarts < 0:
+            raise ValueError(f"optim.restarts {self.restarts}: give 0 or more")
+        if not 0 <= self.warmup_steps < self.cycle_steps:
+            steps = f"optim.steps {self.steps}" + " of a cycle" * bool(self.restarts)
+            raise ValueError(f"optim.warmup_steps {self.warmup_steps} must be below {steps}")
         if self.accumulate < 1:
             raise ValueError(f"optim.accumulate {self.accumulate}: a batch has one part at least")
+
+    @property
+    def cycle_steps(self) -> int:
+        """From one start of the schedule to the next, or to the end."""
+        return -(-self.steps // (self.restarts + 1))
 
 
 def make_schedule(settings: OptimSettings) -> optax.Schedule:
     """Learning rate as a function of the number of updates made."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=settings.learning_rate / (settings.warmup_steps + 1),
-        peak_value=settings.learning_rate,
+    peak, cycle = settings.learning_rate, settings.cycle_steps
+    first = optax.warmup_cosine_decay_schedule(
+        init_value=peak / (settings.warmup_steps + 1),
+        peak_value=peak,
         warmup_steps=settings.warmup_steps,
-        decay_steps=settings.steps,
-        end_value=settings.learning_rate * settings.final_fraction,
+        decay_steps=cycle,
+        end_value=peak * settings.final_fraction,
     )
-    return lambda count: schedule(jnp.asarray(count, jnp.float32))
+    again = optax.cosine_decay_schedule(peak, cycle, settings.final_fraction)
+
+    def schedule(count: Any) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        if not settings.restarts:
+            return first(count)
+        return jnp.where(count < cycle, first(count), again(jnp.minimum(count, settings.steps - 1) % cycle))
+
+    return schedule
 
 
 def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:

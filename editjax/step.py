@@ -39,7 +39,8 @@ class TrainConfig:
     """Everything that decides a run's result, except the shards. `optim.steps` is its length.
 
     `ema_decay` averages the parameters for validation and export (0: use them as they are). After
-    `max_skipped` updates in a row without a finite loss and gradient the run stops.
+    `max_skipped` updates in a row without a finite loss and gradient the run stops. With a `patience` it ends
+    early: after so many validations without a better score.
     """
 
     model: (
@@ -71,6 +72,7 @@ class TrainConfig:
     validate_every: int = 500
     checkpoint_every: int = 100
     keep_every: int = 0
+    patience: int = 0
 
 
 class TrainState(NamedTuple):

@@ -39,7 +39,15 @@ from editjax.ppo import Frozen
 from editjax.step import TrainConfig, TrainState, compiled_update, init_state
 from editjax.warm_start import begin_from
 
-MAY_CHANGE = ("validate_every", "checkpoint_every", "keep_every", "mesh", "threads", "prefetch_batches")
+MAY_CHANGE = (
+    "validate_every",
+    "checkpoint_every",
+    "keep_every",
+    "patience",
+    "mesh",
+    "threads",
+    "prefetch_batches",
+)
 """Settings without a say in the result: a run may go on with others."""
 
 ORIGINS = ("shards", "start_from", "frozen_model")
@@ -139,7 +147,7 @@ def train(
                     raise DataError(f"{rows.hopeless}; step {step}, with the last good state, is saved")
                 if stopping:
                     interruption.obey(stopping, f"stopped at step {step}, saved in {run_dir}")
-                if step >= steps:
+                if step >= steps or (scores and _no_better(config, step, best)):
                     return state
                 began = spent.now()
                 with spent.on("data"):
@@ -318,6 +326,12 @@ def _score(scores: Scores) -> float:
 def _best_score(best: Checkpoints) -> float:
     step = cluster.from_first(lambda: best.latest_step)
     return -math.inf if step is None else _score(best.notes(step)["scores"])
+
+
+def _no_better(config: TrainConfig, step: int, best: Checkpoints) -> bool:
+    """Whether the last `patience` validations found nothing better than the one before them."""
+    since = cluster.from_first(lambda: best.latest_step)
+    return bool(config.patience) and step - (since or 0) >= config.patience * config.validate_every
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -1,5 +1,7 @@
 """The optimizer: schedule landmarks, what is decayed, clipping, and the guard."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,16 @@ def test_rate_rises_to_its_peak_and_falls_to_its_final_fraction():
 
 def test_no_warm_up_starts_at_the_peak():
     assert make_schedule(OptimSettings(learning_rate=0.5, warmup_steps=0))(0) == pytest.approx(0.5)
+
+
+def test_restarts_jump_back_to_the_peak_without_another_warm_up():
+    rates = np.array([make_schedule(replace(SETTINGS, steps=200, restarts=3))(step) for step in range(210)])
+    assert np.flatnonzero(rates >= 1e-2 * (1 - 1e-6)).tolist() == [10, 50, 100, 150]
+    falls = np.diff(rates)[10:199] < 0
+    assert np.flatnonzero(~falls).tolist() == [39, 89, 139]
+    assert rates[49] < 1.2e-3 and rates[199:] == pytest.approx(np.full(11, rates[199]))
+    with pytest.raises(ValueError, match=r"warmup_steps 50 must be below optim\.steps 200 of a cycle"):
+        OptimSettings(warmup_steps=50, steps=200, restarts=3)
 
 
 def test_warm_up_as_long_as_the_run_is_refused():

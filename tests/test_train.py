@@ -651,6 +651,18 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_score(tmp_path):
         assert best.notes(6)["scores"] == {"score": 0.7}
 
 
+def test_a_run_ends_after_its_patience_and_is_left_as_it_is_or_goes_on_with_more(tmp_path):
+    config = replace(tiny_config(steps=60), validate_every=5, patience=2)
+    scores, seen = iter([0.1, 0.3, 0.2, 0.3, 0.9, 0.1, 0.1, 0.1]), []
+
+    def validate(params):
+        return {"score": seen.append(1) or next(scores)}
+
+    assert int(run(config, tmp_path, validate=validate).step) == 20 and len(seen) == 4
+    assert int(run(config, tmp_path, validate=validate).step) == 20 and len(seen) == 4
+    assert int(run(replace(config, patience=3), tmp_path, validate=validate).step) == 40
+
+
 def test_a_best_checkpoint_of_steps_to_be_made_again_is_forgotten(tmp_path):
     scores = iter([0.7, 1.0])
     run(tiny_config(), tmp_path, validate=lambda params: {"score": next(scores)})
