@@ -71,7 +71,7 @@ def predicted(settings: MixerSettings, params: Any, mixes: Mixes, numbers: np.nd
 
 
 def mixer_figures(knobs_NP: np.ndarray, true_NP: np.ndarray) -> dict[str, float]:
-    """Mean errors: of every knob, of all, of the identifiable ones, and `constant`, of who always says 0.5."""
+    """Mean errors: of each knob, of all, of the identifiable, and `constant`, of who always says 0.5."""
     error_P = np.abs(knobs_NP - true_NP).mean(0)
     constant = float(np.abs(true_NP - 0.5).mean())
     by_knob = {f"error_{name}": float(error) for name, error in zip(NAMES, error_P, strict=True)}
