@@ -1,16 +1,20 @@
-"""Trained regressors of mixes to call: sounds in, the console's knobs out; and how far off they are."""
+"""Trained regressors of mixes to call: sounds in, the console's knobs out."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editjax.console.heard import figures, picture
-from editjax.console.knobs import IDENTIFIABLE, NAMES
+from editjax.console.desk import Strip
+from editjax.console.dynamics import decibel
+from editjax.console.fit import fit
+from editjax.console.heard import SPAN_DB, figures, picture
+from editjax.console.knobs import IDENTIFIABLE, NAMES, strip_of, turned, values
+from editjax.console.loudness import loudness
 from editjax.errors import DataError
 from editjax.mixes import Mixes
 from editjax.models.mixer import MixerSettings, predict
@@ -19,6 +23,24 @@ from editjax.sounds import chosen
 SCALES_S = (4.0, 15.0, 60.0)
 """Excerpts of these lengths are heard, and the whole."""
 AT_ONCE = 64
+FITTED_S = 4.0
+QUIETEST_LUFS = -70.0
+_played = jax.jit(turned, static_argnums=2)
+_picture = jax.jit(picture, static_argnums=0)
+
+
+class Found(NamedTuple):
+    """How a stem was mixed: settings in their units, as a strip, and the mix's loudness.
+
+    `apart_db` is how far the console's levels of bands are from the mix's with them, `before_db` those of the
+    stem itself: means over bands and frames.
+    """
+
+    values: dict[str, float]
+    strip: Strip
+    loudness_lufs: float
+    apart_db: float
+    before_db: float
 
 
 class Mixer:
@@ -41,6 +63,34 @@ class Mixer:
                     part = slice(start, start + length)
                     found.append(_knobs(settings, params, stem_2S[:, part], mix_2S[:, part]))
         return np.mean(found, axis=0)
+
+    def hear(self, stem_2S: np.ndarray, mix_2S: np.ndarray, refine: bool = False) -> Found:
+        """`knobs` in their units, and how near they come; refined by a gradient fit where it is asked for."""
+        knobs_P = self.knobs(stem_2S, mix_2S)
+        if refine:
+            loudest = _loudest(mix_2S, round(FITTED_S * self.rate_hz))
+            starts = knobs_P, np.full(len(knobs_P), 0.5)
+            knobs_P, _ = fit(stem_2S[:, loudest], mix_2S[:, loudest], self.rate_hz, starts)
+        played_2S = _played(stem_2S, jnp.asarray(knobs_P, jnp.float32), self.rate_hz)
+        strip = strip_of(knobs_P, decibel(np.abs(stem_2S).max()))
+        seen = [_picture(self.members[0][0].picture, x_2S) for x_2S in (mix_2S, played_2S, stem_2S)]
+        apart_db, before_db = (SPAN_DB * float(jnp.abs(one - seen[0]).mean()) for one in seen[1:])
+        return Found(
+            dict(zip(NAMES, map(float, values(knobs_P)), strict=True)),
+            Strip(*(float(value) for value in strip)),
+            float(np.clip(loudness(mix_2S, self.rate_hz), QUIETEST_LUFS, 0.0)),
+            apart_db,
+            before_db,
+        )
+
+
+def _loudest(mix_2S: np.ndarray, length: int) -> slice:
+    """The part of so many samples that has the most power."""
+    if mix_2S.shape[1] <= length:
+        return slice(None)
+    starts = range(0, mix_2S.shape[1] - length + 1, length)
+    start = max(starts, key=lambda start: float((mix_2S[:, start : start + length] ** 2).sum()))
+    return slice(start, start + length)
 
 
 def scales_in(n_samples: int, rate_hz: int) -> list[int]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "score": "say how far each moment of a recording is from edited audio",
     "render": "render an edit list again, after changing it by hand",
     "mix": "mix stems: levels, filters, compression, loudness, a Reaper project",
+    "hear": "say how a stem was mixed, from the stem and the mix",
     "remix": "make a new piece of windows of two recordings that belong together",
     "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",
