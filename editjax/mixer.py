@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editjax.console.compared import heard
 from editjax.console.desk import Strip
 from editjax.console.dynamics import decibel
 from editjax.console.fit import fit
-from editjax.console.heard import SPAN_DB, figures, picture
+from editjax.console.heard import SPAN_DB, picture
 from editjax.console.knobs import IDENTIFIABLE, NAMES, strip_of, turned, values
 from editjax.console.loudness import loudness
 from editjax.errors import DataError
@@ -102,10 +103,8 @@ def scales_in(n_samples: int, rate_hz: int) -> list[int]:
 
 @partial(jax.jit, static_argnums=0)
 def _knobs(settings: MixerSettings, params: Any, stem_2S: Any, mix_2S: Any) -> jax.Array:
-    both = stem_2S, mix_2S
-    seen_TFC = jnp.concatenate([picture(settings.picture, x_2S) for x_2S in both], -1)
-    figures_K = jnp.concatenate([figures(settings.picture, x_2S) for x_2S in both])
-    return predict(settings, params, seen_TFC[None], figures_K[None]).knobs_BP[0]
+    seen_TFC, told_K = heard(settings.picture, stem_2S, mix_2S)
+    return predict(settings, params, seen_TFC[None], told_K[None]).knobs_BP[0]
 
 
 _predict = partial(jax.jit, static_argnums=0)(predict)

@@ -6,14 +6,17 @@ the pictures and figures of both (`console/heard.py`), and, where it is asked fo
 which losses on sound need.
 """
 
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import soxr
 
@@ -27,7 +30,8 @@ from editjax.array_records import (
     unpack,
     write_folder,
 )
-from editjax.console.heard import PictureSettings, figures, picture
+from editjax.console.compared import heard
+from editjax.console.heard import PictureSettings
 from editjax.console.knobs import KNOBS, NAMES, turned
 from editjax.errors import DataError, UsageError
 from editjax.sounds import Excerpts, Sounds, SoundSettings, chosen, weights
@@ -86,7 +90,7 @@ class MixSettings:
 
 
 class MixBatch(NamedTuple):
-    """Pictures (B, T, F, 2 × 3) of stem and mix, figures (B, 2 K) of both, knobs (B, P) from 0 to 1, labels
+    """Pictures (B, T, F, 2 × 3) of stem and mix, figures (B, HEARD) of both, knobs (B, P) from 0 to 1, labels
     (B,) or −1, numbers of the examples, and the stem's samples (B, 2, S), S = 0 where they were not kept."""
 
     picture_BTFC: np.ndarray
@@ -123,22 +127,35 @@ class Everything(Excerpts):
 
 
 def _records(excerpts: Excerpts, settings: MakeSettings) -> Iterator[bytes]:
-    for first in range(0, settings.count, AT_ONCE):
-        rows = range(first, first + AT_ONCE)
-        rngs = [np.random.default_rng([settings.seed, 1, row]) for row in rows]
-        drawn = [excerpts.draw(0, row) for row in rows]
-        stem_B2S = np.stack([varied(sound, rng) for (_, sound), rng in zip(drawn, rngs, strict=True)])
-        knobs_BP = np.stack([rng.random(len(KNOBS)) for rng in rngs]).astype(np.float32)
-        heard = jax.tree.map(np.asarray, _heard(settings.picture, stem_B2S, knobs_BP))
-        for at, row in enumerate(rows):
-            if row >= settings.count:
-                return
-            entry = excerpts.sounds.entries[drawn[at][0]]
-            facts = {"id": entry.id, "group": entry.group, "split": entry.split, "labels": entry.labels}
-            arrays = {name: array[at] for name, array in heard.items()} | {"knobs": knobs_BP[at]}
-            if settings.sound:
-                arrays["sound"] = stem_B2S[at].astype(np.float16)
-            yield pack(facts, **arrays)
+    """Records in order, made on all cores."""
+    workers = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[list[bytes]]] = deque()
+        for first in range(0, settings.count, AT_ONCE):
+            pending.append(pool.submit(_made, excerpts, settings, first))
+            if len(pending) > 2 * (workers or 1):
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def _made(excerpts: Excerpts, settings: MakeSettings, first: int) -> list[bytes]:
+    """The examples from number `first` on, AT_ONCE or as many as are wanted."""
+    rows = range(first, first + AT_ONCE)
+    rngs = [np.random.default_rng([settings.seed, 1, row]) for row in rows]
+    drawn = [excerpts.draw(0, row) for row in rows]
+    stem_B2S = np.stack([varied(sound, rng) for (_, sound), rng in zip(drawn, rngs, strict=True)])
+    knobs_BP = np.stack([rng.random(len(KNOBS)) for rng in rngs]).astype(np.float32)
+    made = jax.tree.map(np.asarray, _heard(settings.picture, stem_B2S, knobs_BP))
+    records = []
+    for at in range(min(AT_ONCE, settings.count - first)):
+        entry = excerpts.sounds.entries[drawn[at][0]]
+        facts = {"id": entry.id, "group": entry.group, "split": entry.split, "labels": entry.labels}
+        arrays = {name: array[at] for name, array in made.items()} | {"knobs": knobs_BP[at]}
+        if settings.sound:
+            arrays["sound"] = stem_B2S[at].astype(np.float16)
+        records.append(pack(facts, **arrays))
+    return records
 
 
 def varied(sound_2S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -153,16 +170,11 @@ def varied(sound_2S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _heard(settings: PictureSettings, stem_B2S, knobs_BP):
-    """Pictures (T, F, 6) float16 and figures (2 K,) of stems and of what knobs make of them."""
-    import jax.numpy as jnp
+    """Pictures (T, F, 6) float16 and figures (HEARD,) of stems and of what knobs make of them."""
 
     def one(stem_2S, knobs_P):
-        both = stem_2S, turned(stem_2S, knobs_P, settings.rate_hz)
-        seen = jnp.concatenate([picture(settings, x_2S) for x_2S in both], -1)
-        return {
-            "picture": seen.astype(jnp.float16),
-            "figures": jnp.concatenate([figures(settings, x_2S) for x_2S in both]),
-        }
+        seen_TFC, told_K = heard(settings, stem_2S, turned(stem_2S, knobs_P, settings.rate_hz))
+        return {"picture": seen_TFC.astype(jnp.float16), "figures": told_K}
 
     return jax.vmap(one)(stem_B2S, knobs_BP)
 

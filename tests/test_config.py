@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editjax.config import first_difference, from_json, load_config, override, to_json
-from editjax.console.heard import FIGURES, SHOWN
+from editjax.console.compared import HEARD
+from editjax.console.heard import SHOWN
 from editjax.console.knobs import KNOBS
 from editjax.data import Batch
 from editjax.errors import DataError, NoInputError, UsageError
@@ -76,7 +77,7 @@ def batch_of(config: TrainConfig) -> Batch | SoundBatch | MixBatch:
         size, seen = config.data.batch_size, config.model.picture
         return MixBatch(
             np.zeros((size, seen.frames_in(4 * seen.rate_hz), seen.n_mels, 2 * SHOWN), np.float16),
-            np.zeros((size, 2 * FIGURES), np.float32),
+            np.zeros((size, HEARD), np.float32),
             np.zeros((size, len(KNOBS)), np.float32),
             np.zeros(size, np.int32),
             np.zeros(size, np.int32),

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from editjax.attention import Mask, Window, attend
 from editjax.config import refuse_sizes
-from editjax.console.heard import FIGURES, SHOWN, SPAN_DB, PictureSettings
+from editjax.console.compared import HEARD
+from editjax.console.heard import FIGURES, SHOWN, PictureSettings
 from editjax.console.knobs import NAMES
 from editjax.models.layers import Heads, Mlp, Norm
 
@@ -31,9 +32,7 @@ GROUPS = {
 }
 """Knobs that share a head of the enhanced network."""
 CHANGE_SCALE = 4.0
-LOUD = 2.5
-"""Cells of a picture count by their amplitude: a unit is 50 dB."""
-CURVE = 8
+FIGURES_WIDTH = 384
 POOLED_T, SCALES = 4, (1, 2, 4)
 
 
@@ -79,11 +78,11 @@ def init(settings: MixerSettings, key):
     n_frames = settings.patch[0] * settings.patches_time
     picture = jnp.zeros((1, n_frames, settings.picture.n_mels, 2 * SHOWN))
     network = _network(settings)
-    return network.init(key, picture, jnp.zeros((1, 2 * FIGURES)))["params"]
+    return network.init(key, picture, jnp.zeros((1, HEARD)))["params"]
 
 
 def predict(settings: MixerSettings, params, picture_BTFC, figures_BK, key=None) -> Predicted:
-    """Pictures (B, T, F, 6) and figures (B, 2 K) of stems and mixes → their knobs.
+    """Pictures (B, T, F, 6) and figures (B, HEARD) of stems and mixes → their knobs.
 
     With a key branches lose channels at random, as in training. What a blind regressor is shown of stems
     does not matter.
@@ -123,49 +122,18 @@ def _channels(settings: MixerSettings, picture_BTFC):
 
 
 class Figures(nn.Module):
-    """Figures, and what changed from stem to mix, as a vector."""
+    """Figures of stem and mix, and what changed from the one to the other, as a vector."""
 
     settings: MixerSettings
     width: int
 
     @nn.compact
-    def __call__(self, figures_BK, picture_BTFC):
-        stem, seen = jnp.split(figures_BK, 2, -1)
-        if not self.settings.blind:
-            change = CHANGE_SCALE * (seen - stem)
-            seen = jnp.concatenate([stem, seen, change, CHANGE_SCALE * changes(picture_BTFC)], -1)
-        h = nn.gelu(nn.Dense(2 * self.width, name="first")(seen))
+    def __call__(self, figures_BK):
+        stem, mix, changed = jnp.split(figures_BK, (FIGURES, 2 * FIGURES), -1)
+        seen = [mix] if self.settings.blind else [stem, mix, CHANGE_SCALE * (mix - stem), changed]
+        h = nn.gelu(nn.Dense(FIGURES_WIDTH, name="first")(jnp.concatenate(seen, -1)))
+        h = nn.gelu(nn.Dense(FIGURES_WIDTH, name="middle")(h))
         return nn.Dense(self.width, name="second")(h)
-
-
-def changes(picture_BTFC):
-    """What the console did to a stem, as engineers measure it: (B, K).
-
-    The gain of every band where the stem is loud in it, and how much that varies; the gain of quiet to loud
-    frames, which compression bends; that of frames that grow quieter to those that grow louder, which room
-    and echoes fill.
-    """
-    stem, mix = picture_BTFC[..., :SHOWN], picture_BTFC[..., SHOWN:]
-    loud = 10.0 ** (LOUD * (stem - stem.max(1, keepdims=True)))
-    share = loud / loud.sum(1, keepdims=True)
-    gain = (share * (mix - stem)).sum(1)
-    spread = jnp.sqrt((share * (mix - stem - gain[:, None]) ** 2).sum(1) + 1e-6)
-    level_BT, played_BT = (_level(x) for x in (stem, mix))
-    rise_BT = jnp.diff(level_BT, axis=1, prepend=level_BT[:, :1])
-    curves = [_by_order(order_BT, played_BT - level_BT) for order_BT in (level_BT, rise_BT)]
-    return jnp.concatenate([gain.reshape(len(gain), -1), spread.reshape(len(gain), -1), *curves], -1)
-
-
-def _level(picture_BTFC):
-    """The level (B, T) of frames, left and right, in a picture's unit."""
-    power_BT = (10.0 ** (SPAN_DB / 10.0 * (picture_BTFC[..., :2] - 2.0))).sum((2, 3))
-    return 10.0 / SPAN_DB * jnp.log10(power_BT + 1e-10)
-
-
-def _by_order(order_BT, x_BT):
-    """The means (B, CURVE) of x where the other is least, …, largest."""
-    sorted_BT = jnp.take_along_axis(x_BT, jnp.argsort(order_BT, axis=1), axis=1)
-    return jnp.stack([part.mean(1) for part in jnp.array_split(sorted_BT, CURVE, axis=1)], -1)
 
 
 class Baseline(nn.Module):
@@ -181,7 +149,7 @@ class Baseline(nn.Module):
             x = nn.relu(Norm(name=f"norm_{number}")(nn.Conv(width, (3, 3), name=f"conv_{number}")(x)))
             x = nn.max_pool(x, (2, 2), (2, 2))
         x = _dropped(_in_parts(x, POOLED_T), self.settings.dropout, key)
-        return _answered(self.settings, x, figures_BK, picture_BTFC, ("all",))
+        return _answered(self.settings, x, figures_BK, ("all",))
 
 
 class Enhanced(nn.Module):
@@ -199,7 +167,7 @@ class Enhanced(nn.Module):
         pooled = [_in_parts(x, parts) for parts in SCALES]
         largest = x.max(1).reshape(len(x), -1)
         x = _dropped(jnp.concatenate([*pooled, largest], -1), s.dropout, key)
-        return _answered(s, x, figures_BK, picture_BTFC, tuple(GROUPS))
+        return _answered(s, x, figures_BK, tuple(GROUPS))
 
 
 class Residual(nn.Module):
@@ -241,7 +209,7 @@ class Transformer(nn.Module):
 
     def __call__(self, picture_BTFC, figures_BK, key=None):
         patches_BNP = self.patches(picture_BTFC)
-        x = self.related(self.tokens(patches_BNP), self.heard(figures_BK, picture_BTFC), key)
+        x = self.related(self.tokens(patches_BNP), self.heard(figures_BK), key)
         if self.is_initializing():
             self.guess(x)
         seen = jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], -1)
@@ -275,9 +243,9 @@ class Transformer(nn.Module):
         place_ND = (time[:, None] + self.band[None]).reshape(-1, width)
         return self.embed(patches_BNP) + place_ND[None]
 
-    def heard(self, figures_BK, picture_BTFC):
+    def heard(self, figures_BK):
         """The token of the figures: nothing where they are not to be used."""
-        told_BD = self.told(figures_BK, picture_BTFC)
+        told_BD = self.told(figures_BK)
         return told_BD if self.settings.figures else jnp.zeros_like(told_BD)
 
     def related(self, x_BND, told_BD, key=None):
@@ -304,11 +272,11 @@ class Layer(nn.Module):
         return x + _dropped(Mlp(s.width, 4, name="mlp")(x), s.dropout, second_key)
 
 
-def _answered(settings: MixerSettings, x_BD, figures_BK, picture_BTFC, heads: tuple[str, ...]) -> Predicted:
+def _answered(settings: MixerSettings, x_BD, figures_BK, heads: tuple[str, ...]) -> Predicted:
     """Knobs of what was pooled, by one head or by one for each group."""
     width = 2 * settings.width
     if settings.figures:
-        x_BD = jnp.concatenate([x_BD, Figures(settings, width, name="told")(figures_BK, picture_BTFC)], -1)
+        x_BD = jnp.concatenate([x_BD, Figures(settings, width, name="told")(figures_BK)], -1)
     shared = nn.gelu(nn.Dense(2 * width, name="shared")(x_BD))
     found: dict[str, jax.Array] = {}
     for head in heads:
