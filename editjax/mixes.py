@@ -102,11 +102,14 @@ class MixBatch(NamedTuple):
 
 
 def write(sounds_dir: str | Path, mixes_dir: str | Path, settings: MakeSettings) -> dict[str, Any]:
-    """Make mixes of all recordings of music, and return the manifest."""
+    """Make mixes of the recordings, whatever their kind, and return the manifest."""
     heard = SoundSettings(seconds=settings.seconds, channels=2, seed=settings.seed, split="train")
     with Sounds(sounds_dir) as sounds:
         if sounds.rate_hz != settings.picture.rate_hz:
-            raise UsageError(f"{sounds_dir}: at {sounds.rate_hz} Hz, wanted {settings.picture.rate_hz}")
+            wanted = settings.picture.rate_hz
+            raise UsageError(
+                f"{sounds_dir}: at {sounds.rate_hz} Hz, wanted {wanted}; use `editjax sounds --rate {wanted}`"
+            )
 
         def manifest_of(files: Lines, lines: Lines) -> dict[str, Any]:
             counts = {"mixes": len(lines), "splits": dict(sorted(Counter(e["split"] for e in lines).items()))}
@@ -221,6 +224,15 @@ class Mixes:
             np.array(numbers, np.int32),
             np.stack([row.get("sound", nothing) for row in rows]),
         )
+
+
+def verify(mixes_dir: str | Path) -> dict[str, Any]:
+    """Check every shard and example against the manifest and return its counts."""
+    mixes = Mixes(mixes_dir)
+    mixes.files.check()
+    for number in range(len(mixes.entries)):
+        mixes[number]
+    return mixes.manifest["counts"]
 
 
 def batches(

@@ -1,5 +1,6 @@
 """Knobs and what is heard of them; mixes whose settings are known; regressors that learn from them."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -145,7 +146,7 @@ def test_batches_and_labels(folders):
 
 
 def test_what_is_wrong_is_said(folders, tmp_path):
-    with pytest.raises(UsageError, match="wanted 22050"):
+    with pytest.raises(UsageError, match="--rate 22050"):
         picture_22 = replace(SMALL, rate_hz=22_050)
         mixes.write(folders / "sounds", tmp_path, MakeSettings(count=1, picture=picture_22))
     with pytest.raises(DataError, match="of the wanted split"):
@@ -162,3 +163,11 @@ def test_the_command(folders, tmp_path, capsys):
     assert main(words) == 73 and "holds shards" in capsys.readouterr().err
     assert main([*words, "--overwrite", "--count", "0"]) == 2
     assert main(["mixes", str(tmp_path), str(tmp_path / "n")]) == 66
+
+
+def test_shards_of_mixes_are_verified_too(folders, tmp_path, capsys):
+    copy = shutil.copytree(folders / "mixes", tmp_path / "mixes")
+    assert main(["shards", "verify", str(copy)]) == 0 and "mixes" in capsys.readouterr().out
+    path = next(copy.glob("mix-*.array_record"))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main(["shards", "verify", str(copy)]) == 65 and "SHA-256 differs" in capsys.readouterr().err

@@ -197,6 +197,7 @@ def test_what_cannot_be_mixed_is_said_in_one_line(folder, mixed, tmp_path, capsy
     fails(2, ".wav or .flac", folder, "-o", tmp_path / "out.mp3")
     fails(2, "--loudness", folder, "-o", out, "--loudness", "3")
     fails(66, "nothing", tmp_path / "nothing", "-o", out)
+    fails(2, "name the stems", "-o", out)
     soundfile.write(tmp_path / "mute.wav", np.zeros(RATE_HZ), RATE_HZ)
     fails(65, "mute.wav: it is silent", folder / "bass.wav", tmp_path / "mute.wav", "-o", out)
     soundfile.write(tmp_path / "slow.wav", np.ones(100), 22_050)

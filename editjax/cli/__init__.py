@@ -34,7 +34,7 @@ COMMANDS = {
     "simulate": "make recording sessions with known edits",
     "prepare": "turn pairs of raw and edited recordings into mel shards",
     "sounds": "turn recordings into sound shards",
-    "mixes": "make stems with known mixes, of sound shards",
+    "mixes": "make mixes with known settings, of sound shards",
     "shards": "check shards against their manifest",
     "train": "train a model on shards, or go on training it",
     "evaluate": "score a model on pairs, beside editors that need none",

@@ -12,7 +12,8 @@ from editjax.cli.options import named, parse
 
 @dataclass(frozen=True)
 class ConvertCodecOptions:
-    """Writes the weights of an EnCodec, the causal 24 kHz one, as a model; nothing of their file is run."""
+    """Writes weights of EnCodec's causal 24 kHz model as a model folder, which `editjax remix --codec` takes;
+    nothing in their file is executed."""
 
     weights: Positional[Annotated[Path, arg(metavar="WEIGHTS")]]
     """PyTorch checkpoint (encodec_24khz-d7cc33bc.th, .pt) or .safetensors."""

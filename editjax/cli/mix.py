@@ -33,18 +33,18 @@ class MixOptions(InputOptions):
     hand is performed as it stands with --params.
     """
 
-    stems: Positional[Annotated[tuple[str, ...], arg(metavar="STEMS")]]
-    """A folder of stems, or the stems by name; all of one sample rate."""
+    stems: Positional[Annotated[tuple[str, ...], named("STEMS...")]] = ()
+    """A folder of stems, or the stems by name: of one sample rate, all from the beginning of the song."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="MIX.wav")]
     """The mix: WAV or FLAC, 24 bits."""
     reference: Annotated[Path | None, named("REF")] = None
     """A mix to come near to."""
-    loudness: float = -14.0
-    """Integrated loudness of the mix in LUFS."""
+    loudness: Annotated[float, arg(metavar="LUFS")] = -14.0
+    """Integrated loudness of the mix, from -40 to -5."""
     params: Annotated[Path | None, named("MIX.mix.json")] = None
     """Perform this sheet; its stems are found by their names."""
     still: float = 1.0
-    """How dear changes are: 0.1 follows the goal further, 10 hardly moves."""
+    """What changes cost: 0.1 comes nearer to the goal, 10 hardly changes anything."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     overwrite: bool = False
@@ -54,6 +54,8 @@ class MixOptions(InputOptions):
 def run(arguments: Sequence[str]) -> int:
     """Mixes; outputs that cannot be written are refused first."""
     options = parse(MixOptions, arguments, "editjax mix", spread="stems")
+    if not options.stems:
+        raise UsageError("mix what? name the stems or their folder, as in: editjax mix STEMS/ -o MIX.wav")
     if not -40.0 <= options.loudness <= -5.0 or not 0.01 <= options.still <= 1000.0:
         raise UsageError("give --loudness from -40 to -5 LUFS and --still from 0.01 to 1000")
     if options.out.suffix.lower() not in (".wav", ".flac"):

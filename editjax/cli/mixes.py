@@ -14,17 +14,17 @@ from editjax.errors import CannotCreateError, UsageError
 
 @dataclass(frozen=True)
 class MixesOptions:
-    """Plays recordings through the console with settings drawn at random, and keeps what is heard and the
-    settings, as mix shards."""
+    """Plays recordings through the console with settings drawn at random, and writes mix shards, from which
+    regressors (configs/mixer_ast.py) learn to tell the settings by what is heard before and after."""
 
     sounds: Positional[Annotated[Path, arg(metavar="SOUNDS")]]
-    """Folder made by `editjax sounds` at 44100 Hz."""
+    """Folder made by `editjax sounds` at 44100 Hz, its default."""
     mixes: Positional[Annotated[Path, arg(metavar="MIXES")]]
     """Folder for the shards and their manifest.json."""
     count: int = 10_000
     """How many mixes."""
     seconds: float = 4.0
-    """How long each is; 15 and 60 are other time scales."""
+    """How long each is; regressors hear recordings in parts of 4, 15 and 60."""
     sound: bool = False
     """Keep the samples of the stems too, for losses on sound: ten times the space."""
     seed: int = 0

@@ -29,9 +29,9 @@ class RemixOptions(InputOptions):
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """The new piece, an audio file."""
     pairs: Annotated[int | None, named("N")] = None
-    """How many pairs of windows to make pieces of; default: all that the agent knows."""
-    pick: str = "best"
-    """Which piece to write: best, ensemble, or the number of a pair."""
+    """Make pieces of the first N pairs of windows; default: of all that the agent chooses, 3."""
+    pick: Annotated[str, arg(metavar="best|ensemble|1|2|…")] = "best"
+    """Which piece to write: that of the least loss, the mean of all, or the one of a pair by its number."""
     input_start: Annotated[float, arg(metavar="SECONDS")] = 0.0
     """From where on the first recording is heard."""
     target_start: Annotated[float, arg(metavar="SECONDS")] = 0.0

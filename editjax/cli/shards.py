@@ -7,10 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from editjax import shards, sounds
-from editjax.array_records import format_of
 from editjax.cli.options import parse
-from editjax.sounds import SOUNDS
 
 
 @dataclass(frozen=True)
@@ -20,13 +17,16 @@ class ShardsOptions:
     action: Positional[Literal["verify"]]
     """What to do."""
     shards: Positional[Annotated[Path, arg(metavar="SHARDS")]]
-    """Folder made by `editjax prepare` or `editjax sounds`."""
+    """Folder made by `editjax prepare`, `editjax sounds` or `editjax mixes`."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Verifies and says what was counted."""
     options = parse(ShardsOptions, arguments, "editjax shards")
-    holds_sounds = format_of(options.shards) == SOUNDS.format
-    counts = sounds.verify(options.shards) if holds_sounds else shards.verify(options.shards)
+    from editjax import mixes, shards, sounds
+    from editjax.array_records import format_of
+
+    verify_of = {sounds.SOUNDS.format: sounds.verify, mixes.MIXES.format: mixes.verify}
+    counts = verify_of.get(format_of(options.shards), shards.verify)(options.shards)
     print(f"{options.shards}: intact;", ", ".join(f"{value} {name}" for name, value in counts.items()))
     return 0

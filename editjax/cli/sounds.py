@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from editjax.array_records import MANIFEST
-from editjax.cli.options import parse
+from editjax.cli.options import named, parse
 from editjax.errors import CannotCreateError, UsageError
 from editjax.layouts import Layout, find
 from editjax.workers import usable_cores
@@ -28,14 +28,14 @@ class SoundsOptions:
     sounds: Positional[Annotated[Path, arg(metavar="SOUNDS")]]
     """Folder for the shards and their manifest.json."""
     layout: Layout = "folder"
-    """How the folder is laid out: as you like it, or as GTZAN, FMA, NSynth or MUSDB18-HQ."""
+    """How the folder is laid out: as you like it, or as the unpacked GTZAN, FMA, NSynth, MUSDB18-HQ."""
     rate: Annotated[int, arg(metavar="HZ")] = 44_100
     """Sample rate of the shards; codecs want their own, 24000."""
     channels: int = 2
     """2 keeps stereo, 1 mixes to mono."""
-    kinds: tuple[str, ...] = ()
-    """Only recordings of these kinds: music, speech, noise."""
-    workers: int | None = None
+    kinds: Annotated[tuple[str, ...], named("KIND")] = ()
+    """Only recordings of these kinds, of music, speech and noise."""
+    workers: Annotated[int | None, named("N")] = None
     """Processes that work side by side; default: every core."""
     overwrite: bool = False
     """Replace other sounds in that folder."""

@@ -27,7 +27,8 @@ class TrainOptions:
     config: Positional[Annotated[Path, arg(metavar="CONFIG")]]
     """A file such as configs/pointer_tiny.py."""
     data: Annotated[Path, arg(metavar="SHARDS")]
-    """Folder made by `editjax prepare`, or for models that hear samples by `editjax sounds`."""
+    """Folder made by `editjax prepare`; for codecs and creative agents by `editjax sounds`, for regressors
+    of mixes by `editjax mixes`."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="RUN")]
     """Folder of the run: checkpoints, metrics, config."""
     validation: Annotated[Path | None, named("SHARDS")] = None
