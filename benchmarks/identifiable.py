@@ -1,6 +1,6 @@
 """Which settings can be found from a sound and what the console made of it: a gradient fit for each.
 
-    python benchmarks/identifiable.py SOUNDS [--clips 48] [--out benchmarks/results/identifiable.json]
+    python benchmarks/identifiable.py SOUNDS [--clips 32] [--out RESULT.json]
 
 Excerpts of four seconds of recordings are played through the console with settings drawn evenly from 0 to 1
 (`console/knobs.py`), and the settings are looked for from 0.5, 0.3 and 0.7 (`console/fit.py`). A setting is
@@ -8,12 +8,12 @@ identifiable where the mean error is 0.02 at most. Regressors are judged by thos
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from report import finish
 
 from editjax.console.fit import fit
 from editjax.console.knobs import KNOBS, NAMES, turned
@@ -25,7 +25,7 @@ STARTS = [np.full(len(KNOBS), at) for at in (0.5, 0.3, 0.7)]
 played = jax.jit(turned, static_argnums=2)
 
 
-def run(folder: Path, clips: int, seed: int) -> dict:
+def run(folder: Path, clips: int, seed: int) -> list[dict]:
     settings = SoundSettings(seconds=SECONDS, channels=2, seed=seed, kinds=("music",))
     rows = []
     with Sounds(folder) as sounds:
@@ -39,18 +39,23 @@ def run(folder: Path, clips: int, seed: int) -> dict:
             rows[-1]["error"] = np.abs(found_K - true_K).round(4).tolist()
             rows[-1]["sides_db"] = sides_db(x_CS)
             print(row, rows[-1], flush=True)
+    return rows
+
+
+def table(rows: list[dict]) -> list[dict]:
+    """What is left of each setting."""
     error_RK = np.array([row["error"] for row in rows])
     wide_R = np.array([row["sides_db"] > -60 for row in rows])
-    table = {
-        name: {
-            "mean": round(float(error_RK[:, k].mean()), 4),
-            "median": round(float(np.median(error_RK[:, k])), 4),
-            "mean_of_stereo": round(float(error_RK[wide_R, k].mean()), 4) if wide_R.any() else None,
+    return [
+        {
+            "setting": name,
+            "mean error": float(error_RK[:, k].mean()),
+            "median error": float(np.median(error_RK[:, k])),
+            "mean error, stereo stems": float(error_RK[wide_R, k].mean()),
+            "identifiable": bool(error_RK[:, k].mean() <= WITHIN),
         }
         for k, name in enumerate(NAMES)
-    }
-    listed = [name for name in NAMES if table[name]["mean"] <= WITHIN]
-    return {"clips": clips, "stereo": int(wide_R.sum()), "within": WITHIN, "error": table, "listed": listed}
+    ]
 
 
 def sides_db(x_CS: np.ndarray) -> float:
@@ -61,13 +66,13 @@ def sides_db(x_CS: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sounds", type=Path)
-    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/identifiable.json"))
-    options = parser.parse_args()
-    found = run(options.sounds, options.clips, options.seed)
-    print(json.dumps(found, indent=1))
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    rows = table(run(chosen.sounds, chosen.clips, chosen.seed))
+    share = {"identifiable settings / all": float(np.mean([row["identifiable"] for row in rows]))}
+    finish("identifiable", rows, share, ["jax", "numpy"], chosen.out, {"clips": str(chosen.clips)})
 
 
 if __name__ == "__main__":
