@@ -10,7 +10,6 @@ import hashlib
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from editjax.bundle import (
 from editjax.config import Json, from_json, to_json
 from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError, UsageError, shown
 from editjax.family import family_of, settings_type
+from editjax.files import atomic_folder
 from editjax.mel import MelSettings
 from editjax.mesh import tree_path
 from editjax.quantise import INT8, is_scale, lost, quantised
@@ -171,22 +171,10 @@ def write_bundle(
     config["digest"] = digest_of(config)
     text = (card or _model_card)(out_dir.name, config, len(blob))
     try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".editjax-", dir=out_dir.parent) as folder:
-            new = Path(folder) / "new"
-            new.mkdir()
+        with atomic_folder(out_dir) as new:
             (new / TENSORS).write_bytes(blob)
             (new / CONFIG).write_text(dumped(config) + "\n", encoding="utf-8")
             (new / CARD).write_text(text, encoding="utf-8")
-            old = Path(folder) / "old"
-            if out_dir.exists():
-                out_dir.rename(old)
-            try:
-                new.rename(out_dir)
-            except OSError:
-                if old.exists():
-                    old.rename(out_dir)
-                raise
     except OSError as error:
         raise InputOutputError(f"{out_dir}: cannot write the model there ({error.strerror})") from error
     return out_dir

@@ -7,11 +7,14 @@
     perform  the sheet through the console, in blocks; the master gain is set by what a meter says
 
 Changes are bounded: levels by 6 dB, bands by 4 dB, and the further the dearer. A stem is not made into
-something else.
+something else. A taste learned from votes (`taste`) moves the mix within the same bounds.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +29,7 @@ from editjax.console.stream import Meter, render
 from editjax.errors import DataError
 from editjax.formats import to_float
 from editjax.sheet import Sheet
+from editjax.taste import Taste, utility
 from editjax.tracks import Mix
 
 N_FFT = 8192
@@ -40,6 +44,8 @@ PLACE, CENTRE_HZ, MONO_DB = 0.3, 250.0, -40.0
 IN_THE_MIDDLE = ("vox", "vocal", "voice", "lead", "kick", "snare", "bass", "drum")
 STEPS, RATE = 300, 0.05
 DEAR, WIDTH_MATTERS, KNOBS_MOVED = 20.0, 100.0, 6
+LIKED = 30.0
+"""So many dB² of distance from the goal is it worth that a mix is liked by a nat more."""
 OPEN_DB = 60.0
 QUIETEST_LUFS = -70.0
 PASSES, WITHIN_LU = 8, 0.05
@@ -141,13 +147,14 @@ def decide(
     rate_hz: int,
     settings: MixingSettings = MixingSettings(),
     reference: Heard | None = None,
+    taste: Taste | None = None,
 ) -> Sheet:
     """A sheet for stems of these names and sounds."""
     strips = [_prepared(one) for one in heard]
     pans = _places(names, heard)
     strips = [strip._replace(pan=pan) for strip, pan in zip(strips, pans, strict=True)]
     goal_F, side_F = goal_of(reference) if reference else released(rate_hz)
-    moved_IK = _matched(strips, heard, goal_F, side_F, rate_hz, settings.still)
+    moved_IK = _matched(strips, heard, goal_F, side_F, rate_hz, settings.still, taste)
     strips = [
         strip._replace(
             **{name: float(value) for name, value in _settings_of(moved_K, side_F is not None).items()}
@@ -204,8 +211,9 @@ def _matched(
     side_F: np.ndarray | None,
     rate_hz: int,
     still: float,
+    taste: Taste | None = None,
 ) -> np.ndarray:
-    """Numbers (I, K) for `_settings_of` that bring the sum near the goal.
+    """Numbers (I, K) for `_settings_of` that bring the sum near the goal, and to what is liked.
 
     Stems are taken to be independent of each other, so that powers add up.
     """
@@ -229,6 +237,8 @@ def _matched(
         if sides is not None:
             wider_F = side_F / (middle_F + side_F + 1e-12) - sides
             total += WIDTH_MATTERS * (weight_F * wider_F**2).sum() / weight_F.sum()
+        if taste is not None:
+            total -= LIKED * utility(taste, middle_F, side_F)
         return total
 
     goal, sides = (
@@ -277,6 +287,21 @@ def perform(stems: Source, sheet: Sheet, keep: Callable[[np.ndarray], Any]) -> N
     open_master = sheet.master._replace(gain_db=0.0, ceiling_db=OPEN_DB)
     for block_2N in render(stems(), strips, open_master, sheet.sample_rate_hz):
         keep(block_2N)
+
+
+@contextlib.contextmanager
+def kept_sum(stems: Source, sheet: Sheet, folder: Path) -> Iterator[Callable[[], Iterator[np.ndarray]]]:
+    """What gives the sum of the stems under their strips, block by block, as often as it is called; it lies
+    in a temporary file in the folder meanwhile."""
+    with tempfile.TemporaryFile(dir=folder) as scratch:
+        perform(stems, sheet, lambda block_2N: scratch.write(np.ascontiguousarray(block_2N.T).data))
+
+        def sum_of() -> Iterator[np.ndarray]:
+            scratch.seek(0)
+            while part := scratch.read(8 * 2**16):
+                yield np.frombuffer(part, np.float32).reshape(-1, 2).T
+
+        yield sum_of
 
 
 def mastered(
