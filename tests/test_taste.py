@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -231,6 +232,58 @@ def test_the_page_is_well_formed_tells_nothing_and_needs_no_network(page):
     assert json.loads((page / "trials.json").read_text())["page"] in parser.script
     escaped = listening.page_of("id", 1, "<b>&")
     assert "&lt;b&gt;&amp;" in escaped and "<b>" not in escaped
+
+
+DOM = """
+const clicked = [], made = {};
+const element = (facts) => ({ textContent: "", dataset: facts, muted: false, paused: true, currentTime: 0,
+  classList: { toggle() {} }, play() { this.paused = false; }, pause() { this.paused = true; },
+  click() { if (this.onclick) this.onclick(); else clicked.push(this); } });
+const shown = [1, 2].map((trial) => {
+  const parts = { audio: [element(), element()], "[data-play]": [element()],
+    "[data-hear]": [element(), element()],
+    "[data-vote]": ["a", "same", "b"].map((vote) => element({ vote })) };
+  return { ...element({ trial: String(trial) }), parts,
+    querySelectorAll: (name) => parts[name], querySelector: (name) => parts[name][0] };
+});
+const document = { querySelectorAll: () => shown, createElement: () => element(),
+  getElementById: (id) => made[id] ??= element() };
+const URL = { createObjectURL: (blob) => blob };
+class Blob { constructor(parts) { this.text = parts.join(""); } }
+"""
+USED = """
+const [first, second] = shown.map((section) => section.parts);
+first["[data-play]"][0].click();
+first.audio[0].currentTime = 4;
+first["[data-hear]"][1].click();
+const heard = [first.audio[1].currentTime, ...first.audio.map((sound) => sound.muted)];
+second["[data-play]"][0].click();
+const playing = [...first.audio, ...second.audio].map((sound) => !sound.paused);
+second["[data-vote]"][1].click();
+first["[data-vote]"][2].click();
+first["[data-vote]"][0].click();
+made.save.click();
+console.log(JSON.stringify({ heard, playing, name: clicked[0].download, text: clicked[0].href.text,
+  count: made.count.textContent }));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node here")
+def test_the_page_switches_in_time_and_saves_votes_that_are_read(page, copied):
+    parser = Checked()
+    parser.feed((page / "index.html").read_text())
+    done = subprocess.run(
+        ["node", "-"], input=DOM + parser.script + USED, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["heard"] == [4, True, False]  # the other goes on where the one was, alone
+    assert found["playing"] == [False, False, True, True]
+    assert found["name"] == "votes.json" and found["count"] == "2 of 2 voted"
+    (copied / "votes.json").write_text(found["text"])
+    assert listening.read_votes(copied / "votes.json") == (
+        listening.read_trials(copied)[0],
+        {1: "a", 2: "same"},
+    )
 
 
 def test_the_same_seed_makes_the_same_page_and_another_another(folder, page, tmp_path):
