@@ -30,7 +30,7 @@ LEAST_SHARE = 1e-6
 LEVEL_DB, SIDE_SHARE, CREST_DB = 3.0, 0.1, 3.0
 MOVED = (*(f"octave_{k + 1}" for k in range(OCTAVES)), "side")
 NAMES = (*MOVED, "crest")
-PRIORS = (0.01, 0.03, 0.1, 0.3)
+PRIORS = (0.03, 0.1, 0.3, 1.0)
 """Standard deviations of the weights, in nats a unit."""
 NEWTON_STEPS = 50
 """The function is convex and smooth; a handful are needed."""

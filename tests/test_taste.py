@@ -88,6 +88,15 @@ def test_weights_are_the_most_probable_and_no_difference_is_half_a_win_each():
     assert one_by_one == pytest.approx(by_page, rel=1e-6)  # a page a vote
 
 
+def test_votes_are_left_out_of_what_foretells_them():
+    apart_NK = np.zeros((4, len(taste.NAMES)))
+    apart_NK[:, 0] = 1.0
+    found = taste.fit(apart_NK, np.array([1.0, 0.0, 1.0, 0.0]), [0, 0, 1, 1]).figures
+    assert found["left_out_accuracy"] == 0.0 < found["accuracy"]  # the rest always says the contrary
+    assert found["left_out_page_accuracy"] == found["accuracy"] == 0.5
+    assert found["left_out_log_loss"] > found["log_loss"] == pytest.approx(np.log(2))
+
+
 def test_features_are_levels_sides_and_crest():
     bands = len(centres_hz())
     power_F = np.full(bands, 1.0)
@@ -396,6 +405,23 @@ def test_pages_and_tastes_with_odd_numbers_are_refused(copied, tmp_path, value):
     (tmp_path / "taste.json").write_text(text[:at] + odd + text[text.index(",", at) :])
     with pytest.raises(DataError, match=r"taste\.json"):
         taste.read(tmp_path / "taste.json")
+
+
+def test_excerpts_have_the_level_of_the_quietest_and_peaks_below_the_ceiling():
+    rng = np.random.default_rng(0)
+    steady = 0.3 * rng.standard_normal((RATE_HZ, 2)).astype(np.float32)
+    peaked = 0.01 * steady
+    peaked[::4000] = 0.999
+    for mixes in (
+        (steady, 0.1 * steady),
+        (0.1 * steady, steady),
+        (steady, peaked),
+        (20 * steady, 20 * peaked),
+    ):
+        before = [listening._measured(x_S2, RATE_HZ)[0] for x_S2 in mixes]
+        found = [listening._measured(x_S2, RATE_HZ) for x_S2 in listening.excerpts(mixes, RATE_HZ, 0, 1.0)]
+        assert found[0][0] == pytest.approx(found[1][0], abs=0.01)
+        assert found[0][0] < min(before) + 0.5 and max(peak for _, peak in found) <= -1.19
 
 
 def test_excerpts_lie_where_both_mixes_sound_and_do_not_overlap():
