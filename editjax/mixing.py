@@ -44,8 +44,8 @@ PLACE, CENTRE_HZ, MONO_DB = 0.3, 250.0, -40.0
 IN_THE_MIDDLE = ("vox", "vocal", "voice", "lead", "kick", "snare", "bass", "drum")
 STEPS, RATE = 300, 0.05
 DEAR, WIDTH_MATTERS, KNOBS_MOVED = 20.0, 100.0, 6
-LIKED = 30.0
-"""So many dB² of distance from the goal is it worth that a mix is liked by a nat more."""
+LIKED = 100.0
+"""So many dB² of distance from the goal is it worth to be surely preferred to the mix without a taste."""
 OPEN_DB = 60.0
 QUIETEST_LUFS = -70.0
 PASSES, WITHIN_LU = 8, 0.05
@@ -213,9 +213,10 @@ def _matched(
     still: float,
     taste: Taste | None = None,
 ) -> np.ndarray:
-    """Numbers (I, K) for `_settings_of` that bring the sum near the goal, and to what is liked.
+    """Numbers (I, K) for `_settings_of` that bring the sum near the goal.
 
-    Stems are taken to be independent of each other, so that powers add up.
+    Stems are taken to be independent of each other, so that powers add up. With a taste it also counts how
+    probably the sum is preferred to that without: what is liked enough moves no further.
     """
     bands_NF = _bands(rate_hz)
     mean_NF = jnp.asarray(bands_NF / bands_NF.sum(0), jnp.float32)
@@ -223,29 +224,37 @@ def _matched(
     weight_F = jnp.asarray(_audible(heard))
     fixed = Strip(*(jnp.asarray(values, jnp.float32) for values in zip(*strips, strict=True)))
 
-    def apart(moved_IK):
+    def summed(moved_IK):
         def one(strip, moved_K, middle_F, side_F):
             strip = strip._replace(**_settings_of(moved_K, sides is not None))
             answer_N = equaliser(strip, rate_hz, N_FFT // 2 + 1)
             power_F = (answer_N.real**2 + answer_N.imag**2) @ mean_NF * gain_of(strip.gain_db) ** 2
             return power_F * middle_F, strip.width**2 * power_F * side_F
 
-        middle_F, side_F = (parts.sum(0) for parts in jax.vmap(one)(fixed, moved_IK, middle_IF, side_IF))
+        return [parts.sum(0) for parts in jax.vmap(one)(fixed, moved_IK, middle_IF, side_IF)]
+
+    def apart(moved_IK, before=None):
+        middle_F, side_F = summed(moved_IK)
         level_F = 10.0 * jnp.log10(middle_F + side_F + 1e-12) - goal
         level_F = level_F - (weight_F * level_F).sum() / weight_F.sum()
         total = (weight_F * level_F**2).sum() / weight_F.sum() + still * DEAR * (moved_IK**2).mean()
         if sides is not None:
             wider_F = side_F / (middle_F + side_F + 1e-12) - sides
             total += WIDTH_MATTERS * (weight_F * wider_F**2).sum() / weight_F.sum()
-        if taste is not None:
-            total -= LIKED * utility(taste, middle_F, side_F)
+        if before is not None:
+            total -= LIKED * jax.nn.sigmoid(utility(taste, middle_F, side_F) - before)
         return total
 
     goal, sides = (
         jnp.asarray(goal_F, jnp.float32),
         None if side_F is None else jnp.asarray(side_F, jnp.float32),
     )
-    return np.asarray(_descended(apart, jnp.zeros((len(strips), KNOBS_MOVED))))
+    start_IK = jnp.zeros((len(strips), KNOBS_MOVED))
+    moved_IK = _descended(apart, start_IK)
+    if taste is not None:
+        before = utility(taste, *summed(moved_IK))
+        moved_IK = _descended(lambda x_IK: apart(x_IK, before), start_IK)
+    return np.asarray(moved_IK)
 
 
 def _audible(heard: Sequence[Heard]) -> np.ndarray:
