@@ -189,6 +189,31 @@ def test_the_spaces_are_of_settings_that_there_are(monkeypatch):
     assert module.space_of(TrainConfig(model=PointerSettings())).keys() == module.ANY.keys()
 
 
+class Behind:
+    """A trial of which all others are ahead."""
+
+    params = {"data.batch_size": 4}
+
+    def __init__(self):
+        self.told = []
+
+    def report(self, score, step):
+        self.told.append((step, score))
+
+    def should_prune(self):
+        return len(self.told) == 2
+
+
+@pytest.mark.slow
+def test_a_trial_that_falls_behind_ends_in_the_middle_of_its_run(folder, tmp_path):
+    config, trial = search.shortened(load_config(folder / "tiny.py"), None), Behind()
+    with pytest.raises(optuna.TrialPruned):
+        search.run(trial, config, folder / "mixes", tmp_path)
+    assert [step for step, _ in trial.told] == [3, 6] and all(0 < score < 1 for _, score in trial.told)
+    assert not list((tmp_path / "run").glob("trainer-*.lock"))
+    assert (tmp_path / "run" / "last" / "5").is_dir() and not (tmp_path / "run" / "last" / "6").exists()
+
+
 def started(folder: Path, out: Path, *words: str) -> subprocess.Popen:
     program = str(Path(__file__).parent / "tiny_search.py")
     named = [str(folder / "tiny.py"), "--data", str(folder / "mixes"), "--out", str(out), *words]
