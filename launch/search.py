@@ -21,7 +21,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +107,15 @@ def shortened(config: TrainConfig, steps: int | None) -> TrainConfig:
     steps = config.optim.steps if steps is None else steps
     if steps < FEWEST_VALIDATIONS:
         raise UsageError(f"--steps {steps}: give at least {FEWEST_VALIDATIONS}")
-    optim = replace(config.optim, steps=steps, warmup_steps=min(config.optim.warmup_steps, steps // 10))
-    every = min(config.validate_every or steps, steps // FEWEST_VALIDATIONS)
-    return replace(config, optim=optim, validate_every=every)
+    warmup, every = config.optim.warmup_steps, config.validate_every or steps
+    return override(
+        config,
+        [
+            *("--optim.steps", str(steps)),
+            *("--optim.warmup-steps", str(min(warmup, steps // 10))),
+            *("--validate-every", str(min(every, steps // FEWEST_VALIDATIONS))),
+        ],
+    )
 
 
 @contextlib.contextmanager

@@ -192,10 +192,8 @@ def test_the_spaces_are_of_settings_that_there_are(monkeypatch):
 class Behind:
     """A trial of which all others are ahead."""
 
-    params = {"data.batch_size": 4}
-
     def __init__(self):
-        self.told = []
+        self.params, self.told = {"data.batch_size": 4}, []
 
     def report(self, score, step):
         self.told.append((step, score))
