@@ -15,6 +15,7 @@ import numpy as np
 from editjax.config import Json
 from editjax.errors import DataError, NoInputError, shown
 from editjax.files import read_regular
+from editjax.quantise import restored, wrong_in_losses, wrong_in_scales
 from editjax.styles import STYLES
 
 FORMAT = "editjax.model"
@@ -31,8 +32,9 @@ FACTS = {
     "sha256": str,
 }
 """What every config.json says besides format, version and digest."""
-DTYPES = {"float32": "F32", "float16": "F16"}
-"""What tensors are stored as, by NumPy's names and those of safetensors."""
+DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
+"""What tensors are stored as, by NumPy's names and those of safetensors; int8 with scales (`quantise`)."""
+LOADED = np.dtype(np.float32).itemsize
 LARGEST_CONFIG_BYTES = 1 << 20
 LARGEST_MODEL_BYTES = 2 << 30
 MOST_AXES = 8
@@ -87,7 +89,8 @@ def read_config(path: Path) -> Json:
     for name, kind in FACTS.items():
         if not isinstance(config.get(name), kind):
             raise DataError(f"{file}: {name} is missing or of another kind; export the model again")
-    if problem := wrong_in_training(config["training"]) or _wrong_in_tensors(config["tensors"]):
+    problem = wrong_in_training(config["training"]) or _wrong_in_tensors(config["tensors"])
+    if problem := problem or wrong_in_losses(config.get("quantised")):
         raise DataError(f"{file}: {problem}")
     return config
 
@@ -132,9 +135,10 @@ def _wrong_in_tensors(tensors: Json) -> str:
             return f"tensor {shown(name)}: of shape {shown(shape)}"
         if any(type(side) is not int or not 0 <= side <= LARGEST_MODEL_BYTES for side in shape):
             return f"tensor {shown(name)}: of shape {shown(shape)}"
-    if not tensors or bytes_of(tensors) > LARGEST_MODEL_BYTES:
-        return f"tensors of {bytes_of(tensors)} bytes in all: give some, and at most {LARGEST_MODEL_BYTES}"
-    return ""
+    loaded = LOADED * sum(math.prod(facts["shape"]) for facts in tensors.values())
+    if not tensors or loaded > LARGEST_MODEL_BYTES:
+        return f"tensors of {loaded} bytes in all: give some, and at most {LARGEST_MODEL_BYTES}"
+    return wrong_in_scales(tensors)
 
 
 def bytes_of(tensors: Json) -> int:
@@ -166,6 +170,14 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_tensors(file: Path, config: Json) -> dict[str, np.ndarray]:
+    """The parameters in a bundle's file: float16 as they are stored, all others float32."""
+    try:
+        return restored(read_stored(file, config))
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def read_stored(file: Path, config: Json) -> dict[str, np.ndarray]:
     """The tensors in a bundle's file, which must be those that its config lists and nothing else."""
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -10,7 +10,6 @@ import hashlib
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from editjax.bundle import (
     FORMAT,
     TENSORS,
     VERSION,
+    bundled_names,
     digest_of,
     dumped,
     facts_of,
@@ -36,13 +36,16 @@ from editjax.bundle import (
     wrong_in_training,
 )
 from editjax.config import Json, from_json, to_json
-from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError, shown
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError, UsageError, shown
 from editjax.family import family_of, settings_type
+from editjax.files import atomic_folder
 from editjax.mel import MelSettings
 from editjax.mesh import tree_path
+from editjax.quantise import INT8, is_scale, lost, quantised
 
 CARD = "README.md"
 MEL_OF_MODELS = ("n_mels", "floor_db", "ceiling_db")
+CARRIED = ("family", "model", "mel", "training", "licence")
 NOTES = {"family": str, "config": dict, "origin": dict}
 EDITOR_OPTION = {"pointer": "", "scorer": "--editor scorer ", "policy": "--editor labels "}
 """How `editjax edit` is told to use a model, for the families that edit."""
@@ -69,40 +72,72 @@ def export_run(
     *,
     which: str = "best",
     dtype: str = "float32",
-    licence: str = LICENCE,
+    licence: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the bundle of a run's `best` or `last` checkpoint: its averaged parameters where it has them.
 
-    The run may still be training. A damaged checkpoint is named on stderr and an older whole one taken.
-    Raises NoInputError without a checkpoint, CannotCreateError when `out_dir` exists and may not be replaced,
-    DataError when no checkpoint is whole or a value does not fit `dtype`.
+    A bundle, or the name of one that ships, may stand for the run: its parameters are stored anew. The run
+    may still be training. A damaged checkpoint is named on stderr and an older whole one taken. What int8
+    loses is measured, and noted as `quantised`. Raises NoInputError without a checkpoint, CannotCreateError
+    when `out_dir` exists and may not be replaced, DataError when no checkpoint is whole or a value does not
+    fit `dtype`.
     """
     if dtype not in DTYPES:
         raise DataError(f"cannot store parameters as {dtype}: choose {' or '.join(DTYPES)}")
-    step, notes, params = _restore(Path(run_dir), which)
-    tensors = {name: cast(name, array, dtype) for name, array in flatten(params).items()}
-    export = ["editjax", "export", str(run_dir), "-o", str(out_dir), "--which", which, "--dtype", dtype]
+    export = ["editjax", "export", str(run_dir), "-o", str(out_dir)]
+    if _is_bundle(run_dir, which):
+        facts, params = _facts_of_bundle(run_dir)
+    else:
+        facts, params = _facts_of_run(Path(run_dir), which)
+        export += ["--which", which]
+    facts["training"]["export_command"] = shlex.join([*export, "--dtype", dtype])
+    if licence is not None or "licence" not in facts:
+        facts["licence"] = LICENCE if licence is None else licence
+    tensors = stored(params, dtype)
+    if dtype == INT8:
+        facts["quantised"] = lost(params, tensors)
+    return write_bundle(Path(out_dir), tensors, facts, overwrite=overwrite)
+
+
+def stored(params: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Parameters, by their paths, as the tensors of a bundle. DataError where the type cannot hold them."""
+    if dtype != INT8:
+        return {name: cast(name, array, dtype) for name, array in params.items()}
+    return {key: a for name, array in params.items() for key, a in quantised(name, array).items()}
+
+
+def _is_bundle(source: str | Path, which: str) -> bool:
+    """Whether what is exported is a bundle, not a run."""
+    if (Path(source) / which).is_dir():
+        return False
+    found = str(source) in bundled_names() or (Path(source) / TENSORS).is_file()
+    if found and which != "best":
+        raise UsageError(f"{source}: a model has no {which!r} checkpoint; leave --which out")
+    return found
+
+
+def _facts_of_bundle(source: str | Path) -> tuple[Json, dict[str, np.ndarray]]:
+    """What a bundle says of itself, and its parameters."""
+    bundle = load_bundle(source)
+    facts = {name: bundle.config[name] for name in CARRIED if name in bundle.config}
+    before = {"sha256": bundle.config["sha256"], "command": facts["training"].get("export_command")}
+    facts["training"] = {**facts["training"], "exported_from": before}
+    return facts, flatten(bundle.params)
+
+
+def _facts_of_run(run_dir: Path, which: str) -> tuple[Json, dict[str, np.ndarray]]:
+    """What a bundle of a checkpoint says of itself, and the checkpoint's parameters."""
+    step, notes, params = _restore(run_dir, which)
     training = {
         **notes["origin"],
         "config": notes["config"],
         "step": step,
         "checkpoint": which,
         "scores": notes["scores"],
-        "export_command": shlex.join(export),
     }
-    return write_bundle(
-        Path(out_dir),
-        tensors,
-        {
-            "family": notes["family"],
-            "model": notes["config"]["model"],
-            "mel": notes["origin"]["mel"],
-            "training": training,
-            "licence": licence,
-        },
-        overwrite=overwrite,
-    )
+    model, mel = notes["config"]["model"], notes["origin"]["mel"]
+    return {"family": notes["family"], "model": model, "mel": mel, "training": training}, flatten(params)
 
 
 def write_bundle(
@@ -136,22 +171,10 @@ def write_bundle(
     config["digest"] = digest_of(config)
     text = (card or _model_card)(out_dir.name, config, len(blob))
     try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".editjax-", dir=out_dir.parent) as folder:
-            new = Path(folder) / "new"
-            new.mkdir()
+        with atomic_folder(out_dir) as new:
             (new / TENSORS).write_bytes(blob)
             (new / CONFIG).write_text(dumped(config) + "\n", encoding="utf-8")
             (new / CARD).write_text(text, encoding="utf-8")
-            old = Path(folder) / "old"
-            if out_dir.exists():
-                out_dir.rename(old)
-            try:
-                new.rename(out_dir)
-            except OSError:
-                if old.exists():
-                    old.rename(out_dir)
-                raise
     except OSError as error:
         raise InputOutputError(f"{out_dir}: cannot write the model there ({error.strerror})") from error
     return out_dir
@@ -248,7 +271,7 @@ def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def refuse_misfit(path: Path, settings: Any, tensors: Json) -> None:
     """DataError unless the tensors are those of the model that this version builds from the settings."""
     wanted = _shapes(settings)
-    found = {name: facts["shape"] for name, facts in tensors.items()}
+    found = {name: facts["shape"] for name, facts in tensors.items() if not is_scale(name, tensors)}
     for name in sorted(wanted | found):
         there, here = found.get(name, "none"), wanted.get(name, "none")
         if there != here:
@@ -270,8 +293,9 @@ def _shapes(settings: Any) -> dict[str, list[int]]:
 
 def _model_card(name: str, config: Json, size_bytes: int) -> str:
     training = config["training"]
-    numbers = sum(int(np.prod(facts["shape"])) for facts in config["tensors"].values())
-    dtypes = sorted({facts["dtype"] for facts in config["tensors"].values()})
+    table = config["tensors"]
+    numbers = sum(int(np.prod(facts["shape"])) for key, facts in table.items() if not is_scale(key, table))
+    dtypes = sorted({facts["dtype"] for facts in table.values()})
     scores = training.get("scores") or {}
     shown = {figure: "–" if value is None else f"{value:.4g}" for figure, value in scores.items()}
     asked = EDITOR_OPTION.get(config["family"])
@@ -279,18 +303,21 @@ def _model_card(name: str, config: Json, size_bytes: int) -> str:
     of = "the run's validation set"
     if "calibrated_on" in training:
         of = f"`{training['calibrated_on']}`, which it was calibrated on"
-    table = "".join(f"| {figure} | {value} |\n" for figure, value in shown.items())
+    rows = "".join(f"| {figure} | {value} |\n" for figure, value in shown.items())
+    learnt = ""
+    if type(step := training.get("step")) is int and "checkpoint" in training:
+        learnt = f"{step:,} steps; the {training['checkpoint']} checkpoint. "
     return f"""# {name}
 
 An editjax model of the family *{config["family"]}*: {numbers:,} parameters stored as {", ".join(dtypes)}
 ({size_bytes / 1e6:.1f} MB in `{TENSORS}`, SHA-256 `{config["sha256"]}`).
 
-{used}## How it was trained
+{_losses(config)}{used}## How it was trained
 
     {training.get("command", "(not recorded)")}
-    {training["export_command"]}
+    {training.get("export_command", "(not recorded)")}
 
-{training["step"]:,} steps; the {training["checkpoint"]} checkpoint. Shards: manifest SHA-256
+{learnt}Shards: manifest SHA-256
 `{training.get("shards_sha256", "not recorded")}`, built with
 `{json.dumps(training.get("settings", {}), sort_keys=True)}`.
 All settings are in `{CONFIG}`.
@@ -299,8 +326,21 @@ All settings are in `{CONFIG}`.
 
 | figure | value |
 |---|---|
-{table or "| (none) | |" + chr(10)}
+{rows or "| (none) | |" + chr(10)}
 ## Licence
 
 {config["licence"]}
 """
+
+
+def _losses(config: Json) -> str:
+    """What storing in whole numbers lost, for the model card; of whole numbers alone."""
+    if not (loss := config.get("quantised")):
+        return ""
+    return (
+        f"{loss['tensors']} of its tensors are whole numbers of 8 bits with a scale for each output channel. "
+        f"What was lost,\nmeasured: errors have {loss['rms_error']:.2%} of the weights' root mean square, at "
+        f"worst {loss['worst']['rms_error']:.2%} (`{loss['worst']['tensor']}`);\nthe largest error is "
+        f"{loss['largest_error']:.2%} of the largest weight of its tensor. The scores below are those "
+        "before;\n`editjax evaluate` measures those of a model that edits anew.\n\n"
+    )

@@ -7,11 +7,14 @@
     perform  the sheet through the console, in blocks; the master gain is set by what a meter says
 
 Changes are bounded: levels by 6 dB, bands by 4 dB, and the further the dearer. A stem is not made into
-something else.
+something else. A taste learned from votes (`taste`) moves the mix within the same bounds.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +29,7 @@ from editjax.console.stream import Meter, render
 from editjax.errors import DataError
 from editjax.formats import to_float
 from editjax.sheet import Sheet
+from editjax.taste import Taste, utility
 from editjax.tracks import Mix
 
 N_FFT = 8192
@@ -40,6 +44,8 @@ PLACE, CENTRE_HZ, MONO_DB = 0.3, 250.0, -40.0
 IN_THE_MIDDLE = ("vox", "vocal", "voice", "lead", "kick", "snare", "bass", "drum")
 STEPS, RATE = 300, 0.05
 DEAR, WIDTH_MATTERS, KNOBS_MOVED = 20.0, 100.0, 6
+LIKED = 100.0
+"""So many dB² of distance from the goal is it worth to be surely preferred to the mix without a taste."""
 OPEN_DB = 60.0
 QUIETEST_LUFS = -70.0
 PASSES, WITHIN_LU = 8, 0.05
@@ -141,13 +147,14 @@ def decide(
     rate_hz: int,
     settings: MixingSettings = MixingSettings(),
     reference: Heard | None = None,
+    taste: Taste | None = None,
 ) -> Sheet:
     """A sheet for stems of these names and sounds."""
     strips = [_prepared(one) for one in heard]
     pans = _places(names, heard)
     strips = [strip._replace(pan=pan) for strip, pan in zip(strips, pans, strict=True)]
     goal_F, side_F = goal_of(reference) if reference else released(rate_hz)
-    moved_IK = _matched(strips, heard, goal_F, side_F, rate_hz, settings.still)
+    moved_IK = _matched(strips, heard, goal_F, side_F, rate_hz, settings.still, taste)
     strips = [
         strip._replace(
             **{name: float(value) for name, value in _settings_of(moved_K, side_F is not None).items()}
@@ -204,10 +211,12 @@ def _matched(
     side_F: np.ndarray | None,
     rate_hz: int,
     still: float,
+    taste: Taste | None = None,
 ) -> np.ndarray:
     """Numbers (I, K) for `_settings_of` that bring the sum near the goal.
 
-    Stems are taken to be independent of each other, so that powers add up.
+    Stems are taken to be independent of each other, so that powers add up. With a taste it also counts how
+    probably the sum is preferred to that without: what is liked enough moves no further.
     """
     bands_NF = _bands(rate_hz)
     mean_NF = jnp.asarray(bands_NF / bands_NF.sum(0), jnp.float32)
@@ -215,27 +224,37 @@ def _matched(
     weight_F = jnp.asarray(_audible(heard))
     fixed = Strip(*(jnp.asarray(values, jnp.float32) for values in zip(*strips, strict=True)))
 
-    def apart(moved_IK):
+    def summed(moved_IK):
         def one(strip, moved_K, middle_F, side_F):
             strip = strip._replace(**_settings_of(moved_K, sides is not None))
             answer_N = equaliser(strip, rate_hz, N_FFT // 2 + 1)
             power_F = (answer_N.real**2 + answer_N.imag**2) @ mean_NF * gain_of(strip.gain_db) ** 2
             return power_F * middle_F, strip.width**2 * power_F * side_F
 
-        middle_F, side_F = (parts.sum(0) for parts in jax.vmap(one)(fixed, moved_IK, middle_IF, side_IF))
+        return [parts.sum(0) for parts in jax.vmap(one)(fixed, moved_IK, middle_IF, side_IF)]
+
+    def apart(moved_IK, before=None):
+        middle_F, side_F = summed(moved_IK)
         level_F = 10.0 * jnp.log10(middle_F + side_F + 1e-12) - goal
         level_F = level_F - (weight_F * level_F).sum() / weight_F.sum()
         total = (weight_F * level_F**2).sum() / weight_F.sum() + still * DEAR * (moved_IK**2).mean()
         if sides is not None:
             wider_F = side_F / (middle_F + side_F + 1e-12) - sides
             total += WIDTH_MATTERS * (weight_F * wider_F**2).sum() / weight_F.sum()
+        if before is not None:
+            total -= LIKED * jax.nn.sigmoid(utility(taste, middle_F, side_F) - before)
         return total
 
     goal, sides = (
         jnp.asarray(goal_F, jnp.float32),
         None if side_F is None else jnp.asarray(side_F, jnp.float32),
     )
-    return np.asarray(_descended(apart, jnp.zeros((len(strips), KNOBS_MOVED))))
+    start_IK = jnp.zeros((len(strips), KNOBS_MOVED))
+    moved_IK = _descended(apart, start_IK)
+    if taste is not None:
+        before = utility(taste, *summed(moved_IK))
+        moved_IK = _descended(lambda x_IK: apart(x_IK, before), start_IK)
+    return np.asarray(moved_IK)
 
 
 def _audible(heard: Sequence[Heard]) -> np.ndarray:
@@ -277,6 +296,21 @@ def perform(stems: Source, sheet: Sheet, keep: Callable[[np.ndarray], Any]) -> N
     open_master = sheet.master._replace(gain_db=0.0, ceiling_db=OPEN_DB)
     for block_2N in render(stems(), strips, open_master, sheet.sample_rate_hz):
         keep(block_2N)
+
+
+@contextlib.contextmanager
+def kept_sum(stems: Source, sheet: Sheet, folder: Path) -> Iterator[Callable[[], Iterator[np.ndarray]]]:
+    """What gives the sum of the stems under their strips, block by block, as often as it is called; it lies
+    in a temporary file in the folder meanwhile."""
+    with tempfile.TemporaryFile(dir=folder) as scratch:
+        perform(stems, sheet, lambda block_2N: scratch.write(np.ascontiguousarray(block_2N.T).data))
+
+        def sum_of() -> Iterator[np.ndarray]:
+            scratch.seek(0)
+            while part := scratch.read(8 * 2**16):
+                yield np.frombuffer(part, np.float32).reshape(-1, 2).T
+
+        yield sum_of
 
 
 def mastered(

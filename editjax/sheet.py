@@ -99,6 +99,15 @@ def read(path: Path) -> Sheet:
     return Sheet(names, strips, _settings(Master(), master, f"{path}: master"), float(loudness), rate)
 
 
+def for_these(sheet: Sheet, names: list[str], rate_hz: int, path: Path) -> Sheet:
+    """A sheet with its stems in the order of these. Raises DataError where they are others."""
+    if sorted(sheet.names) != sorted(names):
+        odd = sorted(set(sheet.names) ^ set(names))[0]
+        raise DataError(f"{path}: is a sheet of other stems: {odd} is in one and not in the other")
+    strips = tuple(sheet.strips[sheet.names.index(name)] for name in names)
+    return sheet._replace(names=tuple(names), strips=strips, sample_rate_hz=rate_hz)
+
+
 def _settings(neutral: Any, values: Any, where: str) -> Any:
     """Settings that differ from the neutral ones by what is given."""
     if not isinstance(values, dict):

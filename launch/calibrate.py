@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from editjax.array_records import MANIFEST
-from editjax.bundle import flatten
+from editjax.bundle import TENSORS, read_stored
 from editjax.cli import complain
 from editjax.config import Json
 from editjax.errors import CannotCreateError, DataError, EditjaxError, UsageError
-from editjax.export import Bundle, cast, load_bundle, write_bundle
+from editjax.export import load_bundle, write_bundle
 from editjax.files import sha256_of
 from editjax.score_quality import known_pairs, validation_figures
 from editjax.scorer import load_scorer
 from editjax.styles import STYLES
 
-CARRIED = ("family", "model", "mel", "training", "licence")
+CARRIED = ("family", "model", "mel", "training", "licence", "quantised")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -39,9 +39,9 @@ def main(words: Sequence[str] | None = None) -> None:
     scores = [scorer.scores(np.asarray(example.mel_TF, np.float32)) for example in examples]
     figures = validation_figures(scorer.settings, scores, kept, mel.frames_per_second, chosen.keep_ratio)
     print(" · ".join(f"{name} {value:.3f}" for name, value in figures.items() if "weight" not in name))
-    facts = {name: bundle.config[name] for name in CARRIED}
+    facts = {name: bundle.config[name] for name in CARRIED if name in bundle.config}
     facts["training"] = {**facts["training"], "scores": figures, **named(chosen.shards)}
-    write_bundle(chosen.out, stored(bundle), facts)
+    write_bundle(chosen.out, read_stored(bundle.path / TENSORS, bundle.config), facts)
 
 
 def options(words: Sequence[str] | None) -> argparse.Namespace:
@@ -65,14 +65,6 @@ def named(shards: Path) -> Json:
     """What a model tells of the shards it was calibrated on: no path, which would be of one machine."""
     name = os.path.basename(os.path.abspath(shards))
     return {"calibrated_on": name, "calibrated_on_sha256": sha256_of(shards / MANIFEST)}
-
-
-def stored(bundle: Bundle) -> dict[str, np.ndarray]:
-    """The parameters as they were stored, bit for bit."""
-    facts = bundle.config["tensors"]
-    return {
-        name: cast(name, np.asarray(a), facts[name]["dtype"]) for name, a in flatten(bundle.params).items()
-    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from editjax.bundle import CONFIG, TENSORS, digest_of, dumped
+from editjax.bundle import CONFIG, TENSORS, digest_of, dumped, facts_of
 from editjax.config import to_json
 from editjax.export import write_bundle
 from editjax.files import sha256_of
@@ -29,6 +29,7 @@ from editjax.models.hifigan import HifiGanSettings
 from editjax.models.pointer import PointerSettings, init
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
+from editjax.quantise import SCALE, quantised
 
 SETTINGS = PointerSettings(
     n_mels=64, width=16, heads=1, landmark_layers=1, frame_width=16, frames_per_beat=4, frames_per_bar=16
@@ -493,6 +494,106 @@ SETTINGS_OF_MODELS = {
     "a vocoder of channels without end": (of_family("hifigan", VOCODER, channels=TERA), "channels 1099"),
 }
 
+
+def in_whole_numbers(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The good model as int8: the name of a tensor of whole numbers, and all tensors as they are stored."""
+    from safetensors.numpy import load
+
+    params = load((folder / TENSORS).read_bytes())
+    whole = {key: a for name, array in params.items() for key, a in quantised(name, array).items()}
+    return min(name for name, array in whole.items() if array.dtype == np.int8), whole
+
+
+def whole(change: Callable[[str, dict[str, np.ndarray]], Any]) -> Attack:
+    """The model is one of whole numbers, of which something was changed; all the rest agrees."""
+
+    def build(folder: Path) -> None:
+        from safetensors.numpy import save
+
+        name, stored = in_whole_numbers(folder)
+        stored = change(name, dict(stored)) or stored
+        (folder / TENSORS).write_bytes(save(stored))
+        facts = {key: facts_of(array) for key, array in stored.items()}
+        says(tensors=facts, sha256=sha256_of(folder / TENSORS))(folder)
+
+    return build
+
+
+def scaled(scale: Callable[[np.ndarray], Any]) -> Attack:
+    """The scales of a tensor of whole numbers are others."""
+    return whole(
+        lambda name, stored: {**stored, name + SCALE: np.asarray(scale(stored[name + SCALE]), np.float32)}
+    )
+
+
+WHOLE_NUMBERS = {
+    "scales that are missing": (
+        whole(lambda name, stored: {key: a for key, a in stored.items() if key != name + SCALE}),
+        "int8 needs float32 scales",
+    ),
+    "a scale too few": (scaled(lambda scale: scale[:-1]), "int8 needs float32 scales"),
+    "scales of two axes": (scaled(lambda scale: scale[None]), "int8 needs float32 scales"),
+    "one scale for all": (scaled(lambda scale: scale[0]), "int8 needs float32 scales"),
+    "scales of halves": (
+        whole(lambda name, stored: {**stored, name + SCALE: stored[name + SCALE].astype(np.float16)}),
+        "int8 needs float32 scales",
+    ),
+    "scales of scales": (
+        whole(lambda name, stored: {**stored, name + SCALE * 2: np.ones(4, np.float32)}),
+        "has scales, but is float32",
+    ),
+    "scales of what has none": (
+        whole(lambda name, stored: {**stored, name: stored[name].astype(np.float32)}),
+        "has scales, but is float32",
+    ),
+    "scales of nothing": (
+        whole(lambda name, stored: {**stored, "nothing" + SCALE: np.ones(4, np.float32)}),
+        "'nothing:scale' has shape",
+    ),
+    "a scale that is no number": (scaled(lambda scale: scale * np.nan), "values that are not finite"),
+    "a scale without end": (scaled(lambda scale: scale + np.inf), "values that are not finite"),
+    "a scale that is too large": (scaled(lambda scale: scale * 0 + 3e38), "its values are not finite"),
+    "a scale below nothing": (scaled(lambda scale: -scale), "scales not above 0"),
+    "a scale of nothing": (scaled(lambda scale: scale * 0), "scales not above 0"),
+    "a number below all": (
+        whole(lambda name, stored: {**stored, name: np.full_like(stored[name], -128)}),
+        "whole numbers below",
+    ),
+    "whole numbers in a row": (
+        whole(lambda name, stored: {**stored, name: stored[name].reshape(-1)}),
+        "int8 without axes before the last",
+    ),
+    "floats that are called whole": (
+        listed(
+            lambda table: {
+                name: {**facts, "dtype": "int8"} if len(facts["shape"]) > 1 else facts
+                for name, facts in table.items()
+            }
+        ),
+        "int8 needs float32 scales",
+    ),
+    "losses that are words": (says(quantised={"rms_error": "none"}), "quantised"),
+    "losses of milliards": (
+        says(
+            quantised={
+                "tensors": 1,
+                "rms_error": 1e9,
+                "largest_error": 0.1,
+                "worst": {"tensor": "a", "rms_error": 0.1},
+            }
+        ),
+        "are no errors",
+    ),
+    "whole numbers without end": (
+        listed(
+            lambda table: {
+                name: {"shape": [1 << 14, 1 << 15], "dtype": "int8"} for name, facts in table.items()
+            }
+        ),
+        "bytes in all",
+    ),
+}
+
 TABLES = {
     "a tensor that leads up": (renamed("../../etc/passwd"), "'../../etc/passwd' has shape"),
     "a tensor at an absolute path": (renamed("/etc/passwd"), "'/etc/passwd' has shape"),
@@ -585,5 +686,6 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     **FACTS,
     **SETTINGS_OF_MODELS,
     **TABLES,
+    **WHOLE_NUMBERS,
     **HEADERS,
 }

@@ -19,11 +19,12 @@ from editjax import export
 from editjax.bundle import digest_of, dumped, flatten, read_config, unflatten
 from editjax.checkpoint import Checkpoints
 from editjax.config import to_json
-from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError
+from editjax.errors import CannotCreateError, DataError, InputOutputError, NoInputError, UsageError
 from editjax.export import export_run, load_bundle
 from editjax.family import family_of
 from editjax.mel import MelSettings
 from editjax.models.pointer import PointerSettings
+from editjax.quantise import quantised, restored
 from editjax.step import TrainConfig
 
 SETTINGS = PointerSettings(
@@ -101,6 +102,74 @@ def test_half_precision_halves_the_file_and_rounds(run_dir, exported, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3), params, average)
 
 
+@pytest.fixture(scope="module")
+def whole(run_dir, tmp_path_factory):
+    """Exported in whole numbers."""
+    return export_run(run_dir, tmp_path_factory.mktemp("models") / "whole", dtype="int8")
+
+
+def test_whole_numbers_quarter_the_matrices_and_lose_half_a_step_at_most(run_dir, exported, whole):
+    average, params = flatten(average_of(run_dir)), flatten(load_bundle(whole).params)
+    assert params.keys() == average.keys() and {a.dtype for a in params.values()} == {np.dtype(np.float32)}
+    table = read_config(whole)["tensors"]
+    large = {name for name, array in average.items() if array.ndim > 1 and array.size >= 1024}
+    assert {name for name, facts in table.items() if facts["dtype"] == "int8"} == large and large
+    for name, array in average.items():
+        if name not in large:
+            np.testing.assert_array_equal(params[name], array)
+            continue
+        largest = np.abs(array).reshape(-1, array.shape[-1]).max(0)
+        assert (np.abs(params[name] - array) <= 0.5001 * largest / 127).all()  # of its own channel
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (exported, whole)]
+    assert sizes[0] - sizes[1] > 2.8 * sum(average[name].size for name in large)
+
+
+def test_a_bundle_says_what_whole_numbers_lost(run_dir, whole, exported):
+    before, after = (flatten(load_bundle(path).params) for path in (exported, whole))
+    config = read_config(whole)
+    names = [name for name, facts in config["tensors"].items() if facts["dtype"] == "int8"]
+    square = sum(float(((after[n] - before[n]).astype(np.float64) ** 2).sum()) for n in names)
+    power = sum(float((before[n].astype(np.float64) ** 2).sum()) for n in names)
+    loss = config["quantised"]
+    assert loss["rms_error"] == pytest.approx((square / power) ** 0.5, rel=1e-4) and loss["tensors"] == len(
+        names
+    )
+    largest = max(np.abs(after[n] - before[n]).max() / np.abs(before[n]).max() for n in names)
+    assert loss["largest_error"] == pytest.approx(largest, rel=1e-4)
+    card = (whole / "README.md").read_text()
+    assert f"{loss['rms_error']:.2%}" in card and f"`{loss['worst']['tensor']}`" in card
+    assert (
+        "quantised" not in read_config(exported)
+        and "whole numbers" not in (exported / "README.md").read_text()
+    )
+
+
+def test_a_model_is_exported_anew(exported, whole, tmp_path):
+    again = export_run(exported, tmp_path / "again", dtype="int8")
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    config, first = read_config(again), read_config(exported)
+    assert config["training"]["exported_from"]["sha256"] == first["sha256"]
+    assert {name: config[name] for name in ("family", "model", "mel", "licence")} == {
+        name: first[name] for name in ("family", "model", "mel", "licence")
+    }
+    same = export_run(exported, tmp_path / "same", licence="mine")
+    assert (same / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert read_config(same)["licence"] == "mine"
+    with pytest.raises(UsageError, match="a model has no 'last' checkpoint; leave --which out"):
+        export_run(exported, tmp_path / "out", which="last")
+
+
+def test_channels_of_zeros_stay_so_and_what_is_not_finite_is_refused():
+    array = np.zeros((64, 32), np.float32)
+    array[:, 1] = np.linspace(-1e-42, 1e-42, 64)
+    array[:, 2] = np.linspace(-3e38, 3e38, 64)
+    found = restored(quantised("a", array))["a"]
+    assert not found[:, 0].any() and np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, 2], array[:, 2], atol=3e38 / 253)
+    with pytest.raises(DataError, match="parameter a holds values that are not finite"):
+        quantised("a", array + np.inf)
+
+
 def test_a_parameter_too_large_for_half_precision_is_named():
     with pytest.raises(DataError, match="parameter out/kernel holds values that float16 cannot"):
         export.cast("out/kernel", np.array([1e6], np.float32), "float16")
@@ -170,8 +239,8 @@ def test_a_folder_without_checkpoints_is_no_run(tmp_path, run_dir):
         export_run(tmp_path, tmp_path / "out")
     with pytest.raises(NoInputError, match="no 'last' checkpoint here"):
         export_run(run_dir, tmp_path / "out", which="last")
-    with pytest.raises(DataError, match="cannot store parameters as int8: choose float32 or float16"):
-        export_run(run_dir, tmp_path / "out", dtype="int8")
+    with pytest.raises(DataError, match="cannot store parameters as int4: choose float32 or float16 or int8"):
+        export_run(run_dir, tmp_path / "out", dtype="int4")
 
 
 def test_a_damaged_checkpoint_is_not_exported(run_dir, tmp_path, capsys):

@@ -29,6 +29,8 @@ COMMANDS = {
     "render": "render an edit list again, after changing it by hand",
     "mix": "mix stems: levels, filters, compression, loudness, a Reaper project",
     "hear": "say how a stem was mixed, from the stem and the mix",
+    "compare": "make a page that compares two mixes blind, excerpt by excerpt",
+    "taste": "learn what is liked from the votes of such pages",
     "remix": "make a new piece of windows of two recordings that belong together",
     "align": "find out what somebody cut, looped and moved, from a recording and its edit",
     "simulate": "make recording sessions with known edits",

@@ -1,7 +1,6 @@
 """`editjax mix`: stems → a mix, how the console was set for it, a Reaper project and a picture."""
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from editjax.mixing import Heard, Measured
-    from editjax.sheet import Sheet
     from editjax.tracks import Mix
 
 SUFFIXES = {"sheet": ".mix.json", "project": ".rpp", "picture": ".png"}
@@ -43,6 +41,8 @@ class MixOptions(InputOptions):
     """Integrated loudness of the mix, from -40 to -5."""
     params: Annotated[Path | None, named("MIX.mix.json")] = None
     """Perform this sheet; its stems are found by their names."""
+    taste: Annotated[Path | None, named("TASTE.json")] = None
+    """Move towards what was liked, as `editjax taste` has learned it; no further than without."""
     still: float = 1.0
     """What changes cost: 0.1 comes nearer to the goal, 10 hardly changes anything."""
     json: bool = False
@@ -60,15 +60,15 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("give --loudness from -40 to -5 LUFS and --still from 0.01 to 1000")
     if options.out.suffix.lower() not in (".wav", ".flac"):
         raise UsageError(f"{options.out}: mixes are written as .wav or .flac; choose one of these")
-    if options.params and options.reference:
-        raise UsageError("--params says all there is to say; leave --reference out")
+    if options.params and (options.reference or options.taste):
+        raise UsageError("--params says all there is to say; leave --reference and --taste out")
     from editjax.audio import Reader
     from editjax.tracks import Mix
 
     paths, folder = tracks_named(list(options.stems))
     limits = options.limits(), options.allow_truncated
     places = {kind: options.out.with_suffix(suffix) for kind, suffix in SUFFIXES.items()}
-    inputs = [*paths, *(path for path in (options.reference, options.params) if path)]
+    inputs = [*paths, *(path for path in (options.reference, options.params, options.taste) if path)]
     with (
         Mix([Reader(path, *limits) for path in paths], folder) as mix,
         Outputs(options.overwrite, inputs) as outputs,
@@ -82,33 +82,24 @@ def run(arguments: Sequence[str]) -> int:
 
 def _mixed(options: MixOptions, mix: "Mix", paths: list[Path], new: dict[str, Path]) -> dict[str, Any]:
     """Everything written; the figures of the sum and of the mix."""
-    import numpy as np
-
     from editjax import mixing
     from editjax import sheet as sheets
+    from editjax import taste as tastes
     from editjax.mix_picture import draw_mix
 
     rate_hz, names = mix.info.sample_rate_hz, [path.name for path in paths]
     reference = _reference(options) if options.reference else None
     heard = [_heard(track, rate_hz) for track in mix.tracks]
     if options.params:
-        sheet = _for_these(sheets.read(options.params), names, rate_hz, options.params)
+        sheet = sheets.for_these(sheets.read(options.params), names, rate_hz, options.params)
     else:
         settings = mixing.MixingSettings(options.loudness, options.still)
-        sheet = mixing.decide(names, heard, rate_hz, settings, reference)
+        taste = tastes.read(options.taste) if options.taste else None
+        sheet = mixing.decide(names, heard, rate_hz, settings, reference, taste)
     stems = mixing.stems_of(mix)
     found, spectra = {}, {}
     for name, chosen in (("plain sum", mixing.plain(names, rate_hz, sheet.loudness_lufs)), ("mix", sheet)):
-        with tempfile.TemporaryFile(dir=new["mix"].parent) as scratch:
-            mixing.perform(
-                stems, chosen, lambda block_2N: scratch.write(np.ascontiguousarray(block_2N.T).data)
-            )
-
-            def sum_of() -> Iterator["np.ndarray"]:
-                scratch.seek(0)
-                while part := scratch.read(8 * 2**16):
-                    yield np.frombuffer(part, np.float32).reshape(-1, 2).T
-
+        with mixing.kept_sum(stems, chosen, new["mix"].parent) as sum_of:
             gain_db, found[name] = mixing.loud_enough(sum_of, chosen)
             spectra[name] = mixing.listen(mixing.mastered(sum_of, chosen, gain_db), rate_hz)
             if name == "mix":
@@ -141,15 +132,6 @@ def _reference(options: MixOptions) -> "Heard":
     assert options.reference
     with Reader(options.reference, options.limits(), options.allow_truncated) as reader:
         return _heard(reader, reader.info.sample_rate_hz)
-
-
-def _for_these(sheet: "Sheet", names: list[str], rate_hz: int, path: Path) -> "Sheet":
-    """A sheet with its stems in the order of these. Raises DataError where they are others."""
-    if sorted(sheet.names) != sorted(names):
-        odd = sorted(set(sheet.names) ^ set(names))[0]
-        raise DataError(f"{path}: is a sheet of other stems: {odd} is in one and not in the other")
-    strips = tuple(sheet.strips[sheet.names.index(name)] for name in names)
-    return sheet._replace(names=tuple(names), strips=strips, sample_rate_hz=rate_hz)
 
 
 def _write(path: Path, out: Path, blocks: Iterator["np.ndarray"], rate_hz: int) -> None:
