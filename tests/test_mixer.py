@@ -12,7 +12,7 @@ from mixer_cases import FRAMES, KINDS, KNOBS, PICTURE, batch, fill_in, fresh, pr
 import editjax.mixer as ours
 from editjax.bundle import flatten
 from editjax.console.heard import FIGURES, SHOWN, PictureSettings
-from editjax.console.knobs import NAMES
+from editjax.console.knobs import IDENTIFIABLE, NAMES
 from editjax.errors import DataError, UsageError
 from editjax.mixer import Mixer, load_mixer, mixer_figures, scales_in
 from editjax.mixer_loss import MixerLossSettings, _heard, mixer_loss
@@ -366,6 +366,8 @@ def test_figures_are_mean_errors_beside_who_always_says_the_middle():
     true_NP = np.array([[0.0] * KNOBS, [0.5] * KNOBS])
     found = mixer_figures(true_NP + np.linspace(0.0, 0.2, KNOBS)[None] * [[1], [-1]], true_NP)
     assert found["constant"] == 0.25 and found["error"] == pytest.approx(0.1)
+    known = [k for k, name in enumerate(NAMES) if name in IDENTIFIABLE]
+    assert found["identifiable"] == pytest.approx(np.linspace(0.0, 0.2, KNOBS)[known].mean())
     assert [found[f"error_{name}"] for name in NAMES] == pytest.approx(np.linspace(0.0, 0.2, KNOBS))
 
 
