@@ -86,7 +86,7 @@ def mixer_figures(knobs_NP: np.ndarray, true_NP: np.ndarray) -> dict[str, float]
 
 def mixer_validate(config: Any, mixes_dir: str | Path, examples: int) -> Callable[[Any], dict[str, float]]:
     """A function of parameters: mean errors on mixes of recordings that are held out; `score` is 1 less that
-    of the identifiable knobs, or where masked patches are learned, less the squares that are left of those."""
+    of the identifiable knobs, or where masked patches are learned, less the squares left of those."""
     mixes = Mixes(mixes_dir)
     numbers = chosen(mixes.entries, config.data, held_out=True)[:examples]
     if not len(numbers):
