@@ -2,6 +2,12 @@
 
 editjax mixes SOUNDS MIXES --count 12000
 editjax train configs/mixer_ast.py --data MIXES --out RUN
+
+It may begin from one that has learned to fill in masked patches, of whatever mixes there are:
+
+editjax train configs/mixer_ast.py --data MIXES --out PRE --loss.masked 0.5
+editjax export PRE -o FILLED
+editjax train configs/mixer_ast.py --data MIXES --out RUN --start-from FILLED
 """
 
 from editjax.mixer_loss import MixerLossSettings

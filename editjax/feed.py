@@ -39,7 +39,7 @@ def feed_of(config: TrainConfig, folder: Path) -> Feed:
     if isinstance(settings, SoundSettings):
         return _sounds(folder, settings.batch_size)
     if isinstance(settings, MixSettings):
-        return _mixes(folder, settings.batch_size)
+        return _mixes(folder, settings)
     manifest = shards.read_manifest(folder)
     mel, styles = manifest["mel"], settings.styles or manifest["counts"]["styles"]
 
@@ -66,19 +66,29 @@ def _sounds(folder: Path, batch_size: int) -> Feed:
     return Feed(sounds.batches, {"rate_hz": rate_hz, "counts": manifest["counts"]}, check)
 
 
-def _mixes(folder: Path, batch_size: int) -> Feed:
+def _mixes(folder: Path, settings: MixSettings) -> Feed:
     manifest = read_manifest(folder, mixes.MIXES)
-    made = manifest["settings"]
+    made, labels = manifest["settings"], mixes.Mixes(folder).labels(settings.label) if settings.label else []
 
     def check(config: TrainConfig, name: str) -> None:
         model, loss = config.model, config.loss
-        if isinstance(model, MixerSettings) and made["picture"] != to_json(model.picture):
+        if not isinstance(model, MixerSettings) or not isinstance(loss, MixerLossSettings):
+            raise UsageError(f"{folder}: holds mixes, which {name} does not learn from")
+        if made["picture"] != to_json(model.picture):
             raise UsageError(f"{folder}: mixes with other pictures than {name} wants")
-        if isinstance(loss, MixerLossSettings) and (loss.spectral or loss.loudness) and not made["sound"]:
+        if (loss.spectral or loss.loudness) and not made["sound"]:
             raise UsageError(f"{folder}: holds no sound to hear; editjax mixes --sound, or loss.spectral 0")
-        _check_division(config, batch_size)
+        if loss.masked and model.kind != "ast":
+            raise UsageError(
+                f"{name}: patches are masked for an ast alone; use model.kind ast, or loss.masked 0"
+            )
+        if len(labels) != model.classes:
+            kind = f"of the kind {settings.label!r}" if settings.label else "asked for by data.label"
+            raise UsageError(f"{folder}: {len(labels)} labels {kind}, but model.classes is {model.classes}")
+        _check_division(config, settings.batch_size)
 
-    return Feed(mixes.batches, {"settings": made, "counts": manifest["counts"]}, check)
+    facts = {"settings": made, "counts": manifest["counts"], "labels": labels}
+    return Feed(mixes.batches, facts, check)
 
 
 def _check_division(config: TrainConfig, size: int) -> None:

@@ -16,13 +16,15 @@ from editjax.console.fit import fit
 from editjax.console.heard import SPAN_DB, picture
 from editjax.console.knobs import IDENTIFIABLE, NAMES, strip_of, turned, values
 from editjax.console.loudness import loudness
-from editjax.errors import DataError
+from editjax.errors import DataError, UsageError
+from editjax.mixer_loss import mixer_loss
 from editjax.mixes import Mixes
 from editjax.models.mixer import MixerSettings, predict
 from editjax.sounds import chosen
 
 SCALES_S = (4.0, 15.0, 60.0)
 """Excerpts of these lengths are heard, and the whole."""
+SHORTEST_S = 1.0
 AT_ONCE = 64
 FITTED_S = 4.0
 QUIETEST_LUFS = -70.0
@@ -54,8 +56,10 @@ class Mixer:
     def knobs(self, stem_2S: np.ndarray, mix_2S: np.ndarray) -> np.ndarray:
         """The knobs (P,) that made the mix of the stem, both float32 (2, S) at `rate_hz` and of one length.
 
-        A blind regressor ignores the stem.
+        A blind regressor ignores the stem. What is shorter than a second is heard with silence behind it.
         """
+        missing = max(0, round(SHORTEST_S * self.rate_hz) - mix_2S.shape[1])
+        stem_2S, mix_2S = (np.pad(x_2S, ((0, 0), (0, missing))) for x_2S in (stem_2S, mix_2S))
         found = []
         for settings, params in self.members:
             for length in scales_in(mix_2S.shape[1], self.rate_hz):
@@ -95,10 +99,10 @@ def _loudest(mix_2S: np.ndarray, length: int) -> slice:
 
 
 def scales_in(n_samples: int, rate_hz: int) -> list[int]:
-    """Lengths in samples of the excerpts that a sound is heard in: those shorter than it, and the whole up to
-    the longest."""
+    """Lengths in samples of the excerpts that a sound is heard in: those shorter than it, and the whole where
+    that is no longer than the longest."""
     lengths = [round(seconds * rate_hz) for seconds in SCALES_S]
-    return [length for length in lengths if length < n_samples] + [min(n_samples, lengths[-1])]
+    return [length for length in lengths if length < n_samples] + [n_samples] * (n_samples <= lengths[-1])
 
 
 @partial(jax.jit, static_argnums=0)
@@ -108,6 +112,7 @@ def _knobs(settings: MixerSettings, params: Any, stem_2S: Any, mix_2S: Any) -> j
 
 
 _predict = partial(jax.jit, static_argnums=0)(predict)
+_loss = partial(jax.jit, static_argnums=(2, 3))(mixer_loss)
 
 
 def predicted(settings: MixerSettings, params: Any, mixes: Mixes, numbers: np.ndarray) -> np.ndarray:
@@ -130,11 +135,13 @@ def mixer_figures(knobs_NP: np.ndarray, true_NP: np.ndarray) -> dict[str, float]
 
 def mixer_validate(config: Any, mixes_dir: str | Path, examples: int) -> Callable[[Any], dict[str, float]]:
     """A function of parameters: mean errors on mixes of recordings that are held out; `score` is 1 less that
-    of the identifiable knobs."""
+    of the identifiable knobs, or where masked patches are learned, less the squares left of those."""
     mixes = Mixes(mixes_dir)
     numbers = chosen(mixes.entries, config.data, held_out=True)[:examples]
     if not len(numbers):
         return lambda params: {"score": float("nan")}
+    if config.loss.masked:
+        return lambda params: _filled_in(config, params, mixes, numbers)
     true_NP = np.stack([mixes[int(k)]["knobs"] for k in numbers])
 
     def validate(params: Any) -> dict[str, float]:
@@ -144,6 +151,15 @@ def mixer_validate(config: Any, mixes_dir: str | Path, examples: int) -> Callabl
     return validate
 
 
+def _filled_in(config: Any, params: Any, mixes: Mixes, numbers: np.ndarray) -> dict[str, float]:
+    """How well hidden patches are filled in, always the same ones."""
+    found = []
+    for start in range(0, len(numbers), AT_ONCE):
+        batch = mixes.batch(np.resize(numbers[start : start + AT_ONCE], AT_ONCE))
+        found.append(float(_loss(params, batch, config.model, config.loss, jax.random.key(start))[0]))
+    return {"score": -float(np.mean(found)), "filled_in": float(np.mean(found))}
+
+
 def load_mixer(*models: str | Path) -> Mixer:
     """The bundled regressors of these names, or folders written by `editjax export`, as one ensemble.
 
@@ -151,6 +167,8 @@ def load_mixer(*models: str | Path) -> Mixer:
     """
     from editjax.export import load_bundle
 
+    if not models:
+        raise UsageError("an ensemble of regressors has one member at least: name a model")
     members = []
     for bundle in map(load_bundle, models):
         if not isinstance(bundle.settings, MixerSettings):

@@ -1,5 +1,6 @@
 """What regressors of mixes learn from: the knobs that made a mix, how it sounds, labels; masked patches."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from editjax.console.knobs import NAMES, turned
 from editjax.console.loudness import loudness
+from editjax.errors import UsageError
 from editjax.models.layers import mean_where
 from editjax.models.mixer import MixerSettings, fill_in, n_patches, predict
 
@@ -28,6 +30,13 @@ class MixerLossSettings:
     heard: int = 4
     labels: float = 0.1
     masked: float = 0.0
+
+    def __post_init__(self):
+        weights = (self.knobs, self.spectral, self.loudness, self.labels)
+        if not all(0.0 <= weight < math.inf for weight in weights) or self.heard < 1:
+            raise UsageError("losses on mixes: give weights of at least 0, and `heard` of at least 1")
+        if not 0.0 <= self.masked < 1.0:
+            raise UsageError(f"masked {self.masked}: give a share from 0 to below 1")
 
 
 def mixer_loss(params, batch, settings: MixerSettings, weights: MixerLossSettings, key):

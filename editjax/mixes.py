@@ -34,7 +34,7 @@ from editjax.console.compared import heard
 from editjax.console.heard import PictureSettings
 from editjax.console.knobs import KNOBS, NAMES, turned
 from editjax.errors import DataError, UsageError
-from editjax.sounds import Excerpts, Sounds, SoundSettings, chosen, weights
+from editjax.sounds import LABELS, Excerpts, Sounds, SoundSettings, chosen, weights
 
 MIXES = Kind(
     "editjax.mixes",
@@ -87,6 +87,10 @@ class MixSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.folds and not 0 <= self.fold < self.folds):
             raise UsageError("mixes: give a batch size of at least 1, and a fold below the number of folds")
+        if unknown := {self.balance, self.label} - {"", *LABELS}:
+            raise UsageError(
+                f"mixes: no labels of the kind {min(unknown)!r}; choose from {', '.join(LABELS)}"
+            )
 
 
 class MixBatch(NamedTuple):

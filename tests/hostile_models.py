@@ -21,14 +21,18 @@ import numpy as np
 
 from editjax.bundle import CONFIG, TENSORS, digest_of, dumped, facts_of
 from editjax.config import to_json
+from editjax.console.heard import PictureSettings
 from editjax.export import write_bundle
 from editjax.files import sha256_of
 from editjax.mel import MelSettings
 from editjax.models.autoencoder import ScorerSettings
+from editjax.models.codec import CodecSettings
 from editjax.models.hifigan import HifiGanSettings
+from editjax.models.mixer import MixerSettings
 from editjax.models.pointer import PointerSettings, init
 from editjax.models.policy import PolicySettings
 from editjax.models.reconstruct import ReconstructSettings
+from editjax.models.window import WindowSettings
 from editjax.quantise import SCALE, quantised
 
 SETTINGS = PointerSettings(
@@ -111,6 +115,11 @@ def within(part: str, **changes: Any) -> Attack:
 def of_family(name: str, settings: Any, **changes: Any) -> Attack:
     """A model of another family, with some of its settings changed."""
     return says(family=name, model={**to_json(settings), **changes})
+
+
+def seeing(**changes: Any) -> Attack:
+    """A regressor of mixes whose pictures are made in other ways."""
+    return of_family("mixer", MixerSettings(), picture={**to_json(PictureSettings()), **changes})
 
 
 def text(content: str | bytes | Callable[[str], str | bytes]) -> Attack:
@@ -492,6 +501,86 @@ SETTINGS_OF_MODELS = {
         "block_dilations has 50000 entries",
     ),
     "a vocoder of channels without end": (of_family("hifigan", VOCODER, channels=TERA), "channels 1099"),
+    **{
+        f"a regressor with {name}": (of_family("mixer", MixerSettings(), **changes), said)
+        for name, changes, said in (
+            ("a width of a milliard", {"width": MANY}, "width 1000000000"),
+            ("a large width", {"width": 1 << 16}, "no layer is wider"),
+            ("a width below nothing", {"width": -8}, "width -8"),
+            ("no heads", {"heads": 0}, "heads 0"),
+            ("widths that double without end", {"kind": "enhanced", "n_layers": 64}, "doubled 31 times"),
+            ("layers below nothing", {"n_layers": -1}, "n_layers -1"),
+            ("patches of nothing", {"patch": [0, 0]}, "patch 0"),
+            ("patches of a level", {"patch": [1, 1]}, "16 to 16384 levels"),
+            ("patches of milliards", {"patch": [MANY, 16]}, "patch 1000000000"),
+            ("a patch of one side", {"patch": [16]}, "is not a tuple"),
+            ("a side that is a word", {"patch": ["16", 16]}, "'16' is not a int"),
+            ("a milliard of classes", {"classes": MANY}, "classes 1000000000"),
+            ("no share left", {"dropout": 1}, "dropout 1.0"),
+            ("an unknown kind", {"kind": ESCAPE}, "is not a Literal"),
+            ("eyes that are a number", {"blind": 1}, "1 is not a bool"),
+            ("no picture", {"picture": []}, "expected an object"),
+        )
+    },
+    "a picture of no bands": (seeing(n_mels=0), "pictures of 0 bands"),
+    "a picture of bands without end": (seeing(n_mels=10**30), "pictures of 1000000"),
+    "a picture of fewer bands than coefficients": (seeing(n_mels=16), "pictures of 16 bands"),
+    "a picture without an n_fft": (seeing(n_fft=0), "an n_fft of 0"),
+    "a picture of a milliard": (seeing(n_fft=MANY), "an n_fft of 1000000000"),
+    "a picture that stands still": (seeing(hop=0), "a hop of 0"),
+    "a picture that goes backwards": (seeing(hop=-2048), "a hop of -2048"),
+    "a picture of every sample": (seeing(hop=1), "a hop of 1"),
+    "a picture of no rate": (seeing(rate_hz=0), "pictures at 0 Hz"),
+    "a picture of all rates": (seeing(rate_hz=10**18), "pictures at 1000000"),
+    "a picture of nothing": (seeing(low_hz=20000.0), "pictures from 20000 to 20000 Hz"),
+    "a picture of a word": (seeing(hop="2048"), "'2048' is not a int"),
+    **{
+        f"a codec with {name}": (of_family("codec", CodecSettings(), **changes), said)
+        for name, changes, said in (
+            ("filters without end", {"n_filters": MANY}, "n_filters 1000000000"),
+            ("many filters", {"n_filters": 1 << 14}, "filters that `compress` divides"),
+            ("no filters", {"n_filters": 0}, "n_filters 0"),
+            ("no ratios", {"ratios": []}, "needs ratios"),
+            ("a ratio of nothing", {"ratios": [0, 5]}, "ratios 0"),
+            ("a ratio below nothing", {"ratios": [-8]}, "ratios -8"),
+            ("a ratio whose transform is gigabytes", {"ratios": [1 << 14]}, "at most 512"),
+            ("a wide and long stage", {"ratios": [512], "n_filters": 4096}, "at most 524288"),
+            ("ratios without end", {"ratios": [2] * 65}, "ratios has 65 entries"),
+            ("residual layers everywhere", {"residual_layers": 64, "dilation_base": 1}, "64 in all"),
+            ("dilations without end", {"residual_layers": 40}, "dilate too far"),
+            ("a milliard of layers", {"lstm_layers": MANY}, "lstm_layers 1000000000"),
+            ("no codes", {"codes": 1}, "say nothing"),
+            ("a milliard of codes", {"codes": MANY}, "codes 1000000000"),
+            ("no bandwidth", {"bandwidths_kbps": []}, "bandwidths"),
+            ("bandwidths that are words", {"bandwidths_kbps": ["6"]}, "'6' is not a float"),
+            ("a rate of nothing", {"sample_rate_hz": 0}, "no rate for frames"),
+            ("no dimension", {"dimension": 0}, "dimension 0"),
+        )
+    },
+    **{
+        f"an agent with {name}": (of_family("window", WindowSettings(), **changes), said)
+        for name, changes, said in (
+            ("a width of a milliard", {"width": MANY}, "width 1000000000"),
+            ("no heads", {"heads": 0}, "heads 0"),
+            ("no pairs", {"pairs": 0}, "pairs 0"),
+            ("hours", {"total_s": 65_535.0}, "too much at once"),
+            ("many ratios", {"ratios": 65_536}, "too much at once"),
+            ("starts at every frame", {"lag_s": 0.013}, "too much at once"),
+            ("a milliard of seconds", {"total_s": 1e9}, "total_s 1000000000.0"),
+            ("seconds below nothing", {"window_s": -16.0}, "window_s -16.0"),
+            ("no time between starts", {"lag_s": 1e-300}, "too few"),
+            ("no rate", {"frames_per_second": 0}, "frames_per_second 0.0"),
+            ("windows longer than all", {"window_s": 25}, "too few"),
+            ("ratios without end", {"most_ratio": 1e9}, "most_ratio 1000000000.0"),
+            ("layers without end", {"composer_layers": MANY}, "composer_layers 1000000000"),
+            ("no stride", {"stride": 0}, "stride 0"),
+            ("an odd head", {"width": 390, "heads": 6}, "must be even"),
+            ("attention that is a path", {"attention": "/etc/passwd"}, "attention '/etc/passwd'"),
+            ("numbers that are objects", {"dtype": "object"}, "dtype 'object'"),
+            ("a switch that is a word", {"compress": "yes"}, "'yes' is not a bool"),
+            ("time that is a word", {"total_s": "24"}, "'24' is not a float"),
+        )
+    },
 }
 
 

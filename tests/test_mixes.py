@@ -146,9 +146,9 @@ def test_batches_and_labels(folders):
 
 
 def test_what_is_wrong_is_said(folders, tmp_path):
-    with pytest.raises(UsageError, match="--rate 22050"):
-        picture_22 = replace(SMALL, rate_hz=22_050)
-        mixes.write(folders / "sounds", tmp_path, MakeSettings(count=1, picture=picture_22))
+    with pytest.raises(UsageError, match="--rate 48000"):
+        picture_48 = replace(SMALL, rate_hz=48_000)
+        mixes.write(folders / "sounds", tmp_path, MakeSettings(count=1, picture=picture_48))
     with pytest.raises(DataError, match="of the wanted split"):
         mixes.batches(folders / "mixes", MixSettings(split="nothing"))
     with pytest.raises(ValueError, match="no record"):

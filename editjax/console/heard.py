@@ -14,6 +14,8 @@ import numpy as np
 
 from editjax.console.dynamics import decibel
 from editjax.console.loudness import loudness
+from editjax.errors import UsageError, shown
+from editjax.mel import LARGEST, LARGEST_HZ
 
 FLOOR_DB, SPAN_DB = -100.0, 50.0
 """The least level, and the dB that one is in a picture."""
@@ -23,12 +25,16 @@ NEIGHBOURS = 8
 MEDIAN = 9
 """Frames and bands over which the median tells steady from sudden (Fitzgerald 2010)."""
 LAG_S = 0.1
+LEAST_HZ = 25_600
+"""Octaves of contrast reach up to half of it."""
+OVERLAP, FASTEST = 16, 400
+"""The most frames that hear the same sample, and frames a second."""
 FIGURES = 7 + 12 + 6 + 2 * CEPSTRA + OCTAVES + 2 + LAGS
 
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """Frames and bands of a picture; `rate_hz` is that of the sound."""
+    """Frames and bands of a picture; `rate_hz` is that of the sound. UsageError for what shows nothing."""
 
     rate_hz: int = 44_100
     n_fft: int = 4096
@@ -36,6 +42,25 @@ class PictureSettings:
     n_mels: int = 96
     low_hz: float = 20.0
     high_hz: float = 20_000.0
+
+    def __post_init__(self):
+        if not LEAST_HZ <= self.rate_hz <= LARGEST_HZ:
+            raise UsageError(f"pictures at {shown(self.rate_hz)} Hz: give {LEAST_HZ} to {LARGEST_HZ}")
+        if not 64 <= self.n_fft <= LARGEST or self.n_fft % 2:
+            raise UsageError(
+                f"pictures with an n_fft of {shown(self.n_fft)}: give an even one, 64 to {LARGEST}"
+            )
+        if not max(self.n_fft / OVERLAP, self.rate_hz / FASTEST) <= self.hop <= self.n_fft:
+            raise UsageError(
+                f"pictures with a hop of {shown(self.hop)}: give 1/{OVERLAP} of the n_fft to all of it, "
+                f"and at most {FASTEST} frames a second"
+            )
+        if not CEPSTRA <= self.n_mels <= self.n_fft // 2:
+            raise UsageError(f"pictures of {shown(self.n_mels)} bands: give {CEPSTRA} to half of the n_fft")
+        if not 0.0 <= self.low_hz < min(self.high_hz, self.rate_hz / 2):
+            raise UsageError(
+                f"pictures from {self.low_hz:g} to {self.high_hz:g} Hz: give some below half the rate"
+            )
 
     def frames_in(self, n_samples: int) -> int:
         """How many frames so many samples have."""

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editjax.config import refuse_sizes
-from editjax.errors import UsageError
+from editjax.config import MOST_LAYERS, refuse_sizes
+from editjax.errors import UsageError, shown
 from editjax.models.cosines import begun
 from editjax.models.layers import RUNNING
 from editjax.models.quantiser import init_quantiser
@@ -28,6 +28,8 @@ from editjax.models.quantiser import init_quantiser
 Past = tuple[jax.Array, ...]
 """What the layers, in their order, must know of what came before a block."""
 QUANTISER = "quantiser"
+LARGEST_RATIO, LARGEST_STAGE = 512, 1 << 19
+"""Of a stage, and times its channels: what a fresh codec's transforms are tables of."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,22 @@ class CodecSettings:
         )  # fmt: skip
         if not self.ratios or self.n_filters % self.compress or self.n_filters << len(self.ratios) > 1 << 14:
             raise UsageError(f"a codec needs ratios, and filters that `compress` divides, got {self}")
+        longest, wide = max(self.ratios), self.n_filters << len(self.ratios)
+        if longest > LARGEST_RATIO or longest * wide > LARGEST_STAGE:
+            raise UsageError(
+                f"ratios {shown(self.ratios)}: give at most {LARGEST_RATIO}, and at most {LARGEST_STAGE} "
+                f"with the {wide} channels of the widest stage"
+            )
         if self.codes < 2:
             raise UsageError(f"codebooks of {self.codes} codes say nothing: give two at least")
         if self.sample_rate_hz < self.hop or self.hop > 1 << 14:
             raise UsageError(f"{self.sample_rate_hz} Hz: no rate for frames of {self.hop} samples")
         if self.dilation_base ** max(0, self.residual_layers - 1) > 1 << 10:
             raise UsageError(f"{self.residual_layers} residual layers dilate too far")
+        if self.residual_layers * len(self.ratios) > MOST_LAYERS:
+            raise UsageError(
+                f"{self.residual_layers} residual layers a stage: give at most {MOST_LAYERS} in all"
+            )
         if (
             list(self.bandwidths_kbps) != sorted(self.bandwidths_kbps)
             or min(self.bandwidths_kbps, default=0) <= 0

@@ -34,6 +34,9 @@ GROUPS = {
 CHANGE_SCALE = 4.0
 FIGURES_WIDTH = 384
 POOLED_T, SCALES = 4, (1, 2, 4)
+SHRINKING = 8
+"""Frames of which the baseline's pools leave one."""
+LEAST_PATCH, LARGEST_PATCH, WIDEST = 16, 1 << 14, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class MixerSettings:
             raise ValueError(f"width {self.width}: give a multiple of 4 and of its {self.heads} heads")
         if self.picture.n_mels % self.patch[1]:
             raise ValueError(f"patches of {self.patch[1]} bands do not divide {self.picture.n_mels}")
+        if not LEAST_PATCH <= self.patch[0] * self.patch[1] <= LARGEST_PATCH:
+            raise ValueError(f"patches of {self.patch}: give {LEAST_PATCH} to {LARGEST_PATCH} levels each")
+        doubled = {"baseline": 2, "enhanced": (self.n_layers - 1) // 2, "ast": 0}[self.kind]
+        if self.width << doubled > WIDEST:
+            raise ValueError(f"width {self.width}, doubled {doubled} times: no layer is wider than {WIDEST}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: give a share from 0 to below 1")
 
@@ -144,6 +152,7 @@ class Baseline(nn.Module):
     @nn.compact
     def __call__(self, picture_BTFC, figures_BK, key=None):
         x = _channels(self.settings, picture_BTFC)
+        x = jnp.pad(x, ((0, 0), (0, max(0, SHRINKING - x.shape[1])), (0, 0), (0, 0)), mode="edge")
         for number in range(3):
             width = self.settings.width * 2**number
             x = nn.relu(Norm(name=f"norm_{number}")(nn.Conv(width, (3, 3), name=f"conv_{number}")(x)))
@@ -291,7 +300,8 @@ def _in_parts(x_BTFC, parts: int):
     """Means over so many parts of time, side by side: (B, parts · F · C)."""
     batch, n_frames = x_BTFC.shape[:2]
     edges = [round(k * n_frames / parts) for k in range(parts + 1)]
-    means = [x_BTFC[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(edges)]
+    # Of fewer frames than parts some are in several.
+    means = [x_BTFC[:, min(a, n_frames - 1) : max(b, a + 1)].mean(1) for a, b in pairwise(edges)]
     return jnp.concatenate([mean.reshape(batch, -1) for mean in means], -1)
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import scipy.fft
 
 from editjax.attention import KINDS
-from editjax.config import refuse_sizes
+from editjax.config import LARGEST_SIZE, refuse_sizes
 from editjax.models.layers import Norm
 from editjax.models.reconstruct import Layer
 from editjax.models.resample import compressed
@@ -36,6 +36,8 @@ SLOPE = 0.2
 QUIET = 0.1
 """How loud the untrained composer is."""
 SILENT = 1e-6
+LARGEST_GRID = 1 << 19
+"""Of ratios × coarse frames², which the selector's tables have."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class WindowSettings:
         if not 0 < self.lag_frames <= self.window_frames < self.frames:
             raise ValueError(
                 f"windows of {self.window_s} s of {self.total_s} s, {self.lag_s} s apart: too few"
+            )
+        if self.frames > LARGEST_SIZE or self.ratios * (self.frames // self.lag_frames) ** 2 > LARGEST_GRID:
+            raise ValueError(
+                f"{self.total_s} s compared every {self.lag_s} s at {self.ratios} ratios: too much at once"
             )
         if self.compress and self.window_frames * self.most_ratio > self.frames:
             raise ValueError(
