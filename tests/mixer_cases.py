@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editjax.console.heard import FIGURES, SHOWN, PictureSettings
+from editjax.console.compared import HEARD
+from editjax.console.heard import SHOWN, PictureSettings
 from editjax.console.knobs import NAMES
 from editjax.mixes import MixBatch
 from editjax.models import mixer
@@ -45,7 +46,7 @@ def batch(size: int = 3, frames: int = FRAMES, seed: int = 0, labels: object = N
     rng = np.random.default_rng(seed)
     return MixBatch(
         rng.uniform(0.0, 2.0, (size, frames, PICTURE.n_mels, 2 * SHOWN)).astype(np.float16),
-        rng.normal(size=(size, 2 * FIGURES)).astype(np.float32),
+        rng.normal(size=(size, HEARD)).astype(np.float32),
         rng.random((size, KNOBS)).astype(np.float32),
         np.full(size, -1, np.int32) if labels is None else np.array(labels, np.int32),
         np.arange(size, dtype=np.int32),

@@ -12,6 +12,7 @@ import soundfile
 from editjax import mixes, sounds
 from editjax.array_records import pack, unpack
 from editjax.cli import main
+from editjax.console.compared import HEARD
 from editjax.console.heard import FIGURES, PictureSettings, figures, picture
 from editjax.console.knobs import KNOBS, NAMES, strip_of, turned, values
 from editjax.errors import DataError, UsageError
@@ -138,7 +139,7 @@ def test_batches_and_labels(folders):
     stream = mixes.batches(folders / "mixes", settings)
     batch = next(stream)
     stream.close()
-    assert batch.picture_BTFC.shape == (4, 21, 96, 6) and batch.figures_BK.shape == (4, 2 * FIGURES)
+    assert batch.picture_BTFC.shape == (4, 21, 96, 6) and batch.figures_BK.shape == (4, HEARD)
     assert batch.knobs_BP.shape == (4, len(NAMES)) and batch.sound_BCS.shape == (4, 2, RATE_HZ)
     assert set(batch.label_B) == {0}  # all are music
     held = sounds.chosen(Mixes(folders / "mixes").entries, settings, held_out=True)

@@ -14,7 +14,7 @@ import pytest
 
 from editjax.array_records import pack, write_folder
 from editjax.config import load_config, override
-from editjax.console.heard import FIGURES
+from editjax.console.compared import HEARD
 from editjax.console.knobs import KNOBS
 from editjax.errors import DataError, UsageError
 from editjax.mixes import MIXES, MakeSettings, _lines
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
         for k in range(12):
             facts = {"id": str(k), "group": str(k % 6), "split": "train", "labels": {}}
             shown = rng.random((24, 96, 6)).astype(np.float16)
-            heard = rng.random(2 * FIGURES).astype(np.float32)
+            heard = rng.random(HEARD).astype(np.float32)
             yield pack(facts, picture=shown, figures=heard, knobs=rng.random(len(KNOBS)).astype(np.float32))
 
     def manifest_of(files, lines):
