@@ -9,10 +9,13 @@ import rpp
 import scipy.signal
 import soundfile
 
+from editjax import sounds
 from editjax.audio import ArrayReader
 from editjax.cli import main
 from editjax.console.desk import Strip
-from editjax.errors import DataError
+from editjax.errors import DataError, UsageError
+from editjax.genres import genre_reference
+from editjax.layouts import find
 from editjax.mixing import MixingSettings, blocks_of, decide, goal_of, listen, measure, plain, released
 from editjax.sheet import read, to_json
 
@@ -206,3 +209,19 @@ def test_what_cannot_be_mixed_is_said_in_one_line(folder, mixed, tmp_path, capsy
     )
     sheet = mixed.with_suffix(".mix.json")
     fails(65, "is a sheet of other stems", folder / "bass.wav", "-o", out, "--params", sheet)
+
+
+def test_a_genre_is_a_reference(tmp_path):
+    rng = np.random.default_rng(0)
+    bright_S, level = rng.standard_normal(44_100), (0.3, 0.003)
+    for genre, sound_S in (("dark", np.cumsum(bright_S) / 200.0), ("bright", bright_S / 10.0)):
+        (tmp_path / "genres" / genre).mkdir(parents=True)
+        for number in range(2):
+            path = tmp_path / "genres" / genre / f"{genre}.{number:05d}.wav"
+            soundfile.write(path, (level[number] * sound_S).astype(np.float32), 44_100, "FLOAT")
+    folder = tmp_path / "sounds"
+    sounds.write(folder, find(tmp_path / "genres", "gtzan"))
+    dark_F, bright_F = (goal_of(genre_reference(folder, genre))[0] for genre in ("dark", "bright"))
+    assert (bright_F[-3:] - dark_F[-3:]).min() > 15.0 and (bright_F[:3] - dark_F[:3]).max() < -10.0
+    with pytest.raises(UsageError, match="no recording is of the genre 'loud'; there are bright, dark"):
+        genre_reference(folder, "loud")

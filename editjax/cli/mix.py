@@ -35,6 +35,8 @@ class MixOptions(InputOptions):
     """A folder of stems, or the stems by name: of one sample rate, all from the beginning of the song."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="MIX.wav")]
     """The mix: WAV or FLAC, 24 bits."""
+    genre: Annotated[str | None, named("GENRE")] = None
+    """Come near to recordings of this genre; --reference is a folder of sound shards that knows genres."""
     reference: Annotated[Path | None, named("REF")] = None
     """A mix to come near to."""
     loudness: Annotated[float, arg(metavar="LUFS")] = -14.0
@@ -62,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError(f"{options.out}: mixes are written as .wav or .flac; choose one of these")
     if options.params and (options.reference or options.taste):
         raise UsageError("--params says all there is to say; leave --reference and --taste out")
+    if options.genre and not options.reference:
+        raise UsageError("--genre needs --reference, a folder of sound shards with genres")
     from editjax.audio import Reader
     from editjax.tracks import Mix
 
@@ -111,7 +115,7 @@ def _mixed(options: MixOptions, mix: "Mix", paths: list[Path], new: dict[str, Pa
     length_s = mix.frames / rate_hz
     sheets.write(sheet, new["sheet"], facts["mix"], overwrite=True)
     sheets.write_rpp(sheet, new["project"], paths, length_s, options.out, overwrite=True)
-    goal = ("reference" if reference else "released music", goal_F)
+    goal = (options.genre or ("reference" if reference else "released music"), goal_F)
     title = f"{options.out.name}: {len(names)} stems, {found['mix'].loudness_lufs:.1f} LUFS"
     draw_mix(new["picture"], sheet, mixing.centres_hz(), [*levels, goal], title, overwrite=True)
     return facts
@@ -130,6 +134,10 @@ def _reference(options: MixOptions) -> "Heard":
     from editjax.audio import Reader
 
     assert options.reference
+    if options.genre:
+        from editjax.genres import genre_reference
+
+        return genre_reference(options.reference, options.genre)
     with Reader(options.reference, options.limits(), options.allow_truncated) as reader:
         return _heard(reader, reader.info.sample_rate_hz)
 
