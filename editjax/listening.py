@@ -19,6 +19,7 @@ from editjax.console.dynamics import decibel, gain_of
 from editjax.console.stream import Meter
 from editjax.errors import DataError, shown
 from editjax.mixing import CEILING_DB, listen
+from editjax.sheet import object_of
 
 FORMAT, VOTES = "editjax.compare", "editjax.votes"
 VERSION = 1
@@ -26,7 +27,7 @@ TRIALS, VOTES_FILE, INDEX = "trials.json", "votes.json", "index.html"
 CHOICES = {"a": 1.0, "b": 0.0, "same": 0.5}
 """What is voted, and how much of a win for A it is."""
 HOP_S, SOUNDING_DB, FADE_S = 0.5, -15.0, 0.02
-MOST_TRIALS = 1000
+MOST_TRIALS, LARGEST_FEATURE = 1000, 1e6
 
 
 class Trial(NamedTuple):
@@ -125,7 +126,7 @@ def to_json(trials: Sequence[Trial], names: Sequence[str], seconds: float) -> di
 def read_trials(page: Path) -> tuple[str, list[np.ndarray]]:
     """A page's identity, and of each trial the features of A less those of B (K,). Raises DataError."""
     path = page / TRIALS
-    tree = taste.object_of(path, FORMAT, VERSION, "a page of mixes; editjax compare makes one")
+    tree = object_of(path, FORMAT, VERSION, "a page of mixes; editjax compare makes one")
     rows, name = tree.get("trials"), tree.get("page")
     if not isinstance(name, str) or not isinstance(rows, list) or not 0 < len(rows) <= MOST_TRIALS:
         raise DataError(f"{path}: page and trials are missing")
@@ -135,7 +136,7 @@ def read_trials(page: Path) -> tuple[str, list[np.ndarray]]:
         for one in pair:
             if not isinstance(one, dict) or set(one) != set(taste.NAMES):
                 raise DataError(f"{path}: trial {number} has not the features {', '.join(taste.NAMES)}")
-            if not all(taste.is_number(value) and abs(value) < 1e6 for value in one.values()):
+            if not all(taste.is_number(value, LARGEST_FEATURE) for value in one.values()):
                 raise DataError(f"{path}: trial {number} has features that are no numbers")
         a, b = pair
         apart.append(np.array([a[key] - b[key] for key in taste.NAMES], np.float64))
@@ -144,7 +145,7 @@ def read_trials(page: Path) -> tuple[str, list[np.ndarray]]:
 
 def read_votes(path: Path) -> tuple[str, dict[int, str]]:
     """The page that was voted on, and the choice by the number of the trial, from 1 on. Raises DataError."""
-    tree = taste.object_of(path, VOTES, VERSION, "votes that a page saved")
+    tree = object_of(path, VOTES, VERSION, "votes that a page saved")
     rows, page = tree.get("votes"), tree.get("page")
     if not isinstance(page, str) or not isinstance(rows, list) or len(rows) > MOST_TRIALS:
         raise DataError(f"{path}: page and votes are missing")

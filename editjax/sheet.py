@@ -7,7 +7,6 @@ Settings are those of `console.desk.Strip` and `Master`, in their units; what is
 """
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from editjax.bundle import parsed
 from editjax.console.desk import OFF_DB, Master, Strip
 from editjax.errors import DataError, shown
-from editjax.files import atomic_path, read_regular
+from editjax.files import atomic_path, open_regular
 from editjax.timeline import reaper_item, reaper_name
 
 FORMAT = "editjax.mix"
@@ -76,14 +75,7 @@ def write(sheet: Sheet, path: Path, measured: dict[str, float], overwrite: bool 
 
 def read(path: Path) -> Sheet:
     """A sheet. Raises NoInputError where there is none, DataError naming the setting that cannot be."""
-    try:
-        tree = parsed(read_regular(path.resolve(), LARGEST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise DataError(f"{path}: not a mix sheet (format is not {FORMAT!r})")
-    if tree.get("version") != VERSION:
-        raise DataError(f"{path}: version {shown(tree.get('version'))}, this editjax reads {VERSION}")
+    tree = object_of(path, FORMAT, VERSION, "a mix sheet; editjax mix writes one")
     stems, master = tree.get("stems"), tree.get("master", {})
     if not isinstance(stems, list) or not stems or not all(isinstance(stem, dict) for stem in stems):
         raise DataError(f"{path}: stems are missing; give one object for each")
@@ -97,6 +89,20 @@ def read(path: Path) -> Sheet:
     if type(rate) is not int or not _is_between(loudness, -70.0, 0.0):
         raise DataError(f"{path}: sample_rate_hz and loudness_lufs must be numbers that a mix can have")
     return Sheet(names, strips, _settings(Master(), master, f"{path}: master"), float(loudness), rate)
+
+
+def object_of(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
+    """The object in a JSON file of a format. Raises NoInputError without a file, DataError for any other."""
+    try:
+        with open_regular(path, LARGEST_BYTES) as file:
+            tree = parsed(file.read(LARGEST_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(tree, dict) or tree.get("format") != kind:
+        raise DataError(f"{path}: not {what} (format is not {kind!r})")
+    if tree.get("version") != version:
+        raise DataError(f"{path}: version {shown(tree.get('version'))}, this editjax reads {version}")
+    return tree
 
 
 def for_these(sheet: Sheet, names: list[str], rate_hz: int, path: Path) -> Sheet:
@@ -128,7 +134,7 @@ def bounds(name: str) -> tuple[float, float]:
 
 
 def _is_between(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+    return type(value) in (int, float) and low <= value <= high
 
 
 def write_rpp(

@@ -8,7 +8,6 @@ A feature's unit is about the least difference that is heard at once: 3 dB, a te
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from editjax.bundle import parsed
 from editjax.errors import DataError, shown
-from editjax.files import atomic_path, read_regular
+from editjax.files import atomic_path
+from editjax.sheet import object_of
 
 FORMAT = "editjax.taste"
 VERSION = 1
-LARGEST_BYTES = 1 << 20
 LARGEST_WEIGHT = 100.0
 OCTAVES, THIRDS = 9, 3
 """Levels of the bands of `mixing.centres_hz`, three and three; the last takes the highest with it."""
@@ -151,24 +149,11 @@ def read(path: Path) -> Taste:
     if not isinstance(weights, dict) or set(weights) != set(NAMES):
         raise DataError(f"{path}: weights of other features than {', '.join(NAMES)}; fit it again")
     for name, value in weights.items():
-        if not is_number(value) or abs(value) > LARGEST_WEIGHT:
+        if not is_number(value, LARGEST_WEIGHT):
             raise DataError(f"{path}: {name} weighs {shown(value)}; give a number within ±{LARGEST_WEIGHT:g}")
     return Taste(np.array([float(weights[name]) for name in NAMES]), {})
 
 
-def object_of(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
-    """The object in a JSON file of a format. DataError for any other."""
-    try:
-        tree = parsed(read_regular(path.resolve(), LARGEST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(tree, dict) or tree.get("format") != kind:
-        raise DataError(f"{path}: not {what} (format is not {kind!r})")
-    if tree.get("version") != version:
-        raise DataError(f"{path}: version {shown(tree.get('version'))}, this editjax reads {version}")
-    return tree
-
-
-def is_number(value: Any) -> bool:
-    """Whether what JSON holds is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+def is_number(value: Any, most: float) -> bool:
+    """Whether what JSON holds is a number within ± `most`."""
+    return type(value) in (int, float) and -most <= value <= most

@@ -172,6 +172,7 @@ def test_the_meter_of_the_plain_sum_is_the_sums():
         (lambda tree: tree.update(version=9), "version 9"),
         (lambda tree: tree.update(stems=[]), "stems are missing"),
         (lambda tree: tree["stems"][0].update(gain_db=1e9), "gain_db 1000000000.0: give a number from"),
+        (lambda tree: tree["stems"][0].update(gain_db=10**400), "gain_db 1000"),
         (lambda tree: tree["stems"][0].update(colour=1), "unknown setting 'colour'"),
         (lambda tree: tree["stems"][0].update(pan="left"), "pan 'left'"),
         (lambda tree: tree["stems"][1].update(file=tree["stems"][0]["file"]), "name of its own"),

@@ -344,6 +344,8 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder, copied, tmp_path, c
     )
     fails(65, "too short for excerpts of 10 s", *named, bright, "-o", out)
     fails(2, "--count", *named, bright, "-o", out, "--count", "0")
+    (tmp_path / "loop.mix.json").symlink_to(tmp_path / "loop.mix.json")
+    fails(66, "loop.mix.json: cannot read it", *named, tmp_path / "loop.mix.json", "-o", out)
     fails(66, "nothing.mix.json", *named, tmp_path / "nothing.mix.json", "-o", out)
     others = json.loads(bright.read_text())
     others["stems"][0]["file"] = "cello.wav"
@@ -390,7 +392,7 @@ def test_malformed_votes_are_refused_by_name(copied, tmp_path, capsys, change, s
     assert not (tmp_path / "taste.json").exists()
 
 
-@pytest.mark.parametrize("value", ["1e9", "NaN", '"1"', "null"])
+@pytest.mark.parametrize("value", ["1e9", "1" + "0" * 400, "NaN", '"1"', "null"])
 def test_pages_and_tastes_with_odd_numbers_are_refused(copied, tmp_path, value):
     odd = '"octave_9": ' + value
     text = (copied / "trials.json").read_text()
