@@ -21,15 +21,22 @@ from tiny_family import FAMILY, TinyBatches, TinyData, TinySettings, tiny_config
 from editjax.checkpoint import Checkpoints
 from editjax.cli import main
 from editjax.config import load_config
+from editjax.console.compared import HEARD
+from editjax.console.heard import SHOWN
+from editjax.console.knobs import NAMES
 from editjax.data import Batch
 from editjax.decode import decode, encode
 from editjax.errors import CannotCreateError, DataError, InputOutputError, TryAgainError, UsageError
+from editjax.export import load_bundle
 from editjax.family import family_of
 from editjax.feed import check_buckets
 from editjax.journal import read_journal
 from editjax.mel import STEM_FRAMES
 from editjax.mesh import MeshSettings, make_mesh, place_batch
+from editjax.mixes import MixBatch, MixSettings
 from editjax.models.style import Asked
+from editjax.ppo import Frozen
+from editjax.sounds import SoundBatch, SoundSettings
 from editjax.step import TrainConfig, TrainState, compiled_update, init_state, update
 from editjax.train import _locked, train, train_command
 from editjax.warm_start import begin_from
@@ -245,21 +252,48 @@ def test_what_goes_on_from_a_trained_model_does_not_begin_from_nothing(tmp_path,
 
 
 def shapes_of(path):
-    """A config, and the shapes of its parameters and of its smallest batch."""
+    """A config, and the shapes of its parameters and of its smallest batch, of two examples."""
     config = load_config(path)
-    settings, (frames, steps) = config.model, config.data.buckets[0]
-    params = jax.eval_shape(lambda: family_of(settings).init(settings, jax.random.key(0)))
-    layout = {"mel_BTF": (frames, settings.n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
+    params = jax.eval_shape(lambda: family_of(config.model).init(config.model, jax.random.key(0)))
+    match config.data:
+        case SoundSettings():
+            shapes = sounds_of(config.data, config.model.sample_rate_hz)
+        case MixSettings():
+            shapes = mixes_of(config.model)
+        case _:
+            shapes = recordings_of(config.model.n_mels, *config.data.buckets[0])
+    return config, params, shapes, jax.eval_shape(lambda: jax.random.key(0))
+
+
+def recordings_of(n_mels, frames, steps):
+    layout = {"mel_BTF": (frames, n_mels), "phase_BT3": (frames, 3), "pointers_BN": (steps,)}
     layout |= {"structure_BT": (frames,), "kind_BT": (frames,), "present_BI": (2,)}
-    layout |= {"stems_BIMF": (2, frames // STEM_FRAMES, settings.n_mels)}
-    layout |= {"edited_BTF": (frames, settings.n_mels), "label_BT": (frames,), "beat_BT": (frames,)}
+    layout |= {"stems_BIMF": (2, frames // STEM_FRAMES, n_mels)}
+    layout |= {"edited_BTF": (frames, n_mels), "label_BT": (frames,), "beat_BT": (frames,)}
     kinds = dict.fromkeys(("mel_BTF", "phase_BT3", "target_B", "stems_BIMF", "edited_BTF"), jnp.float32)
     kinds |= {"present_BI": jnp.bool_}
+    return Batch(*(array(kinds.get(name, jnp.int32), *layout.get(name, ())) for name in Batch._fields))
 
-    def array(name):
-        return jax.ShapeDtypeStruct((2, *layout.get(name, ())), kinds.get(name, jnp.int32))
 
-    return config, params, Batch(*map(array, Batch._fields)), jax.eval_shape(lambda: jax.random.key(0))
+def sounds_of(settings, rate_hz):
+    n_samples = round(settings.seconds * rate_hz)
+    return SoundBatch(array(jnp.float32, settings.channels, n_samples), array(jnp.int32))
+
+
+def mixes_of(settings):
+    frames = settings.patch[0] * settings.patches_time
+    return MixBatch(
+        array(jnp.float16, frames, settings.picture.n_mels, 2 * SHOWN),
+        array(jnp.float32, HEARD),
+        array(jnp.float32, len(NAMES)),
+        array(jnp.int32),
+        array(jnp.int32),
+        array(jnp.float16, 2, 0),
+    )
+
+
+def array(kind, *shape):
+    return jax.ShapeDtypeStruct((2, *shape), kind)
 
 
 def descends(path):
@@ -274,24 +308,16 @@ DESCENDING = [path for path in sorted(CONFIGS.glob("*.py")) if descends(path)]
 def test_every_config_that_descends_has_a_loss_and_a_gradient(path):
     """Traced with the shapes of its smallest batch, under strict promotion of types and ranks."""
     config, params, batch, key = shapes_of(path)
-    family = family_of(config.model, config.loss)
-    if family.learn:
-        state = jax.eval_shape(lambda params: init_state(config, family, key, params), params)
-
-        def once(state, batch, key, frozen):
-            return update(state, batch, key, config, family, frozen)
-
-        after, _ = jax.eval_shape(once, state, batch, key, params)
-        assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
-        return
+    family, besides = family_of(config.model, config.loss), {}
+    if family.frozen:
+        frozen = load_bundle(family.frozen(config))
+        besides = {"frozen": Frozen(frozen.settings, frozen.params)}
 
     def loss(params, batch, key):
-        return family_of(config.model).loss(params, batch, key, config.model, config.loss)
+        return family.loss(params, batch, key, config.model, config.loss, **besides)
 
     (value, _), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch, key)
-    assert value.dtype == jnp.float32 and jax.tree.map(lambda a: a.shape, gradient) == jax.tree.map(
-        lambda a: a.shape, params
-    )
+    assert value.dtype == jnp.float32 and jax.tree.map(np.shape, gradient) == jax.tree.map(np.shape, params)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("pointer*.py")), ids=lambda path: path.stem)
