@@ -74,6 +74,7 @@ def test_room_and_echoes_are_told_apart_far_below_the_sound():
 
 @pytest.mark.parametrize("squeeze", [0.25, 0.5, 0.75])
 def test_compression_is_found_by_trying_thresholds(squeeze):
+    # a mean over the thresholds that fit about as well, which leans to the middle of those that are tried
     assert figures(knobs(squeeze_db=squeeze))["squeeze"] == pytest.approx(24.0 * squeeze, abs=3.5)
 
 
